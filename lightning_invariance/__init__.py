@@ -1,0 +1,47 @@
+"""Measure, and bring about, genuine invariance to a group of transformations with PyTorch Lightning.
+
+Rooms, in the order that data goes through them: `actions` (groups acting on tensors), `evaluate_orbit`, saliency maps,
+`functional` (measures as functions), metrics (measures over many batches), callbacks (for a Trainer); `baselines` has
+networks that are invariant by construction, and `report` tables and figures.
+"""
+
+from lightning_invariance import functional as functional
+from lightning_invariance.actions import C4 as C4
+from lightning_invariance.actions import D4 as D4
+from lightning_invariance.actions import O3 as O3
+from lightning_invariance.actions import SO2 as SO2
+from lightning_invariance.actions import SO3 as SO3
+from lightning_invariance.actions import Action as Action
+from lightning_invariance.actions import AffineAction as AffineAction
+from lightning_invariance.actions import CyclicTranslations as CyclicTranslations
+from lightning_invariance.actions import FunctionAction as FunctionAction
+from lightning_invariance.actions import HorizontalFlip as HorizontalFlip
+from lightning_invariance.actions import LinearAction as LinearAction
+from lightning_invariance.actions import PermutationAction as PermutationAction
+from lightning_invariance.actions import ProductAction as ProductAction
+from lightning_invariance.actions import Rotations as Rotations
+from lightning_invariance.actions import Scalings as Scalings
+from lightning_invariance.actions import SetPermutations as SetPermutations
+from lightning_invariance.actions import TimeReversal as TimeReversal
+from lightning_invariance.actions import VerticalFlip as VerticalFlip
+from lightning_invariance.callbacks import InvarianceMonitor as InvarianceMonitor
+from lightning_invariance.callbacks import InvarianceRegularizer as InvarianceRegularizer
+from lightning_invariance.callbacks import MonitorRecord as MonitorRecord
+from lightning_invariance.callbacks import OrbitAugmentation as OrbitAugmentation
+from lightning_invariance.callbacks import WeightRamp as WeightRamp
+from lightning_invariance.evaluation import evaluate_invariance as evaluate_invariance
+from lightning_invariance.metrics import DistributionInvarianceError as DistributionInvarianceError
+from lightning_invariance.metrics import Estimate as Estimate
+from lightning_invariance.metrics import JensenShannonInvarianceError as JensenShannonInvarianceError
+from lightning_invariance.metrics import LogitInvarianceError as LogitInvarianceError
+from lightning_invariance.metrics import OrbitAccuracy as OrbitAccuracy
+from lightning_invariance.metrics import OrbitShare as OrbitShare
+from lightning_invariance.metrics import PredictionConsistency as PredictionConsistency
+from lightning_invariance.metrics import SaliencyInvarianceSimilarity as SaliencyInvarianceSimilarity
+from lightning_invariance.orbit import OrbitOutputs as OrbitOutputs
+from lightning_invariance.orbit import evaluate_orbit as evaluate_orbit
+from lightning_invariance.saliency import Gradient as Gradient
+from lightning_invariance.saliency import InputXGradient as InputXGradient
+from lightning_invariance.saliency import IntegratedGradients as IntegratedGradients
+from lightning_invariance.saliency import PaperSaliency as PaperSaliency
+from lightning_invariance.saliency import Saliency as Saliency

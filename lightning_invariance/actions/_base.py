@@ -1,0 +1,266 @@
+"""What every group action has in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_invariance._checks import check_count
+
+if TYPE_CHECKING:
+    from lightning_invariance.actions._product import ProductAction
+
+
+class Action(ABC):
+    r"""A group acting on the trailing dimensions of a batch.
+
+    An action lists its elements, and **index 0 is always the identity**. It is a small immutable value: equal
+    arguments make equal actions, it holds no parameters, and it can be copied, pickled and kept inside a module
+    without adding anything to that module's ``state_dict``.
+
+    Batches have the shape ``(B, ...)``; an action never touches the first dimension and keeps shape and dtype.
+
+    A subclass writes `__len__`, `check`, `_act_one`, `_invert_one` and `_arguments`.
+    """
+
+    #: Whether ``invert(act(x, g), g)`` gives ``x`` back bit for bit.
+    exact: bool = False
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """The number of elements, the identity included."""
+
+    @abstractmethod
+    def check(self, x: Tensor) -> None:
+        """Raises a `ValueError`, which says what would work, where the group cannot act on `x`."""
+
+    @abstractmethod
+    def _act_one(self, x: Tensor, element: int) -> Tensor:
+        """The whole batch under one element (not the identity)."""
+
+    @abstractmethod
+    def _invert_one(self, x: Tensor, element: int) -> Tensor:
+        """The whole batch under the inverse of one element (not the identity)."""
+
+    @abstractmethod
+    def _arguments(self) -> dict[str, object]:
+        """The constructor's arguments, hashable: they make the action's `repr` and its equality."""
+
+    # What a subclass may know better --------------------------------------------------------------------------------
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """A short name for each element, the identity's first; used in tables, figures and log keys."""
+        return ("identity", *(f"element{index}" for index in range(1, len(self))))
+
+    @property
+    def dims(self) -> tuple[int, ...] | None:
+        """The (negative) dimensions acted on, or None where they are not known."""
+        return None
+
+    @property
+    def cayley_table(self) -> Tensor | None:
+        r"""The group's multiplication table, or None where the listed elements are no group.
+
+        ``table[i, j]`` is the index of :math:`g_i g_j`: acting with ``j`` and then with ``i``. Shape ``(|G|, |G|)``,
+        int64.
+        """
+        return None
+
+    def _act_each(self, x: Tensor, index: Tensor) -> Tensor:
+        return self._grouped(x, index, self._act_one)
+
+    def _invert_each(self, x: Tensor, index: Tensor) -> Tensor:
+        return self._grouped(x, index, self._invert_one)
+
+    def _orbit(self, x: Tensor, elements: Sequence[int]) -> Tensor:
+        return torch.stack([x if element == 0 else self._act_one(x, element) for element in elements])
+
+    # What users call ------------------------------------------------------------------------------------------------
+
+    def act(self, x: Tensor, index: int | Tensor) -> Tensor:
+        r"""Acts with one element on the whole batch, or with one element a sample.
+
+        Args:
+            x: a batch, shape ``(B, ...)``.
+            index: an element's index, or a tensor of ``B`` indices, one a sample.
+
+        Returns:
+            :math:`g x`, of the same shape and dtype.
+
+        Raises:
+            ValueError: if the group cannot act on `x`, or `index` names no element or has the wrong shape.
+
+        Example:
+            >>> import torch
+            >>> from lightning_invariance import C4
+            >>> x = torch.arange(8.0).reshape(2, 2, 2)
+            >>> C4().act(x, 1)[0]
+            tensor([[1., 3.],
+                    [0., 2.]])
+            >>> C4().act(x, torch.tensor([0, 2]))[1]
+            tensor([[7., 6.],
+                    [5., 4.]])
+            >>> torch.equal(C4().invert(C4().act(x, 1), 1), x)
+            True
+        """
+        return self._apply(x, index, self._act_one, self._act_each)
+
+    def invert(self, x: Tensor, index: int | Tensor) -> Tensor:
+        r"""Acts with the inverse: :math:`g^{-1} x`. Arguments, result and errors are those of `act`."""
+        return self._apply(x, index, self._invert_one, self._invert_each)
+
+    def orbit(self, x: Tensor, elements: Sequence[int] | None = None) -> Tensor:
+        r"""The batch under every element, `x` itself first.
+
+        Args:
+            x: a batch, shape ``(B, ...)``.
+            elements: indices of the elements wanted, in this order; all of them by default.
+
+        Returns:
+            Shape ``(|G|, B, ...)``, or ``(len(elements), B, ...)``.
+
+        Raises:
+            ValueError: if the group cannot act on `x`, or an index names no element.
+
+        Example:
+            >>> import torch
+            >>> from lightning_invariance import C4
+            >>> x = torch.randn(5, 3, 8, 8)
+            >>> C4().orbit(x).shape, torch.equal(C4().orbit(x)[0], x)
+            (torch.Size([4, 5, 3, 8, 8]), True)
+        """
+        self.check(x)
+        chosen = range(len(self)) if elements is None else [self._check_element(element) for element in elements]
+        if not chosen:
+            raise ValueError("Expected `elements` to name at least one element but got none.")
+        return self._orbit(x, chosen)
+
+    def sample(
+        self, n: int, generator: torch.Generator | None = None, *, device: torch.device | str | None = None
+    ) -> Tensor:
+        """Draws `n` indices uniformly from all elements, the identity included.
+
+        Args:
+            n: how many.
+            generator: the random stream; torch's default one if None.
+            device: where the result lies. Drawing happens on the generator's own device, so that a seed
+                gives the same elements everywhere.
+
+        Returns:
+            int64 indices, shape ``(n,)``.
+        """
+        check_count("n", n, minimum=0)
+        drawn_on = "cpu" if generator is None else generator.device
+        return torch.randint(len(self), (n,), generator=generator, device=drawn_on).to(device or drawn_on)
+
+    def __mul__(self, other: Action) -> ProductAction:
+        """The product: `other` acts first, then this one."""
+        from lightning_invariance.actions._product import ProductAction
+
+        if not isinstance(other, Action):
+            return NotImplemented
+        return ProductAction(self, other)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self._arguments().items())
+        return f"{type(self).__name__}({arguments})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._arguments() == other._arguments()
+
+    def __hash__(self) -> int:
+        return hash((type(self), *self._arguments().items()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_placed"}
+
+    # Shared machinery -----------------------------------------------------------------------------------------------
+
+    def _apply(
+        self,
+        x: Tensor,
+        index: int | Tensor,
+        one: Callable[[Tensor, int], Tensor],
+        each: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        self.check(x)
+        if isinstance(index, Tensor) and index.ndim > 0:
+            return each(x, self._check_indices(index, x))
+        element = self._check_element(index)
+        return x if element == 0 else one(x, element)
+
+    def _keep(self, key: Hashable, build: Callable[[], Tensor]) -> Tensor:
+        """A constant tensor (an index table, matrices), built once for each size, device and precision."""
+        if torch.compiler.is_compiling():
+            return build()
+        placed: dict[Hashable, Tensor] = self.__dict__.setdefault("_placed", {})
+        if key not in placed:
+            # A tensor made under inference mode could not be saved for a later backward.
+            with torch.inference_mode(False):
+                placed[key] = build()
+        return placed[key]
+
+    def _check_element(self, index: int | Tensor) -> int:
+        element = int(index)
+        if not 0 <= element < len(self):
+            raise ValueError(f"Expected `index` to be between 0 and {len(self) - 1} for {self!r} but got {element}.")
+        return element
+
+    def _check_indices(self, index: Tensor, x: Tensor) -> Tensor:
+        if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+            raise ValueError(f"Expected `index` to hold integers but got {index.dtype}.")
+        if index.shape != x.shape[:1]:
+            raise ValueError(
+                f"Expected `index` to hold one element for each of the {len(x)} samples "
+                f"but got shape {tuple(index.shape)}."
+            )
+        # On an accelerator the check would wait for the device; there an index out of range fails in the gather.
+        if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
+            self._check_element(index.min())
+            self._check_element(index.max())
+        return index.to(x.device, torch.int64)
+
+    def _grouped(self, x: Tensor, index: Tensor, one: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """One element a sample, by gathering the samples that share an element."""
+        out = torch.empty_like(x)
+        sizes = torch.bincount(index, minlength=len(self)).tolist()
+        for element, members in enumerate(index.argsort().split(sizes)):
+            if len(members):
+                part = x[members]
+                out[members] = part if element == 0 else one(part, element)
+        return out
+
+
+def check_batch(action: Action, x: Tensor, trailing: int) -> None:
+    """Raises unless `x` is a tensor with a batch dimension and at least `trailing` more."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"Expected `x` to be a tensor for {action!r} but got {type(x).__name__}.")
+    if x.ndim < trailing + 1:
+        raise ValueError(
+            f"Expected `x` to have a batch dimension and at least {trailing} more for {action!r} "
+            f"but got shape {tuple(x.shape)}."
+        )
+
+
+def group_table(elements: Tensor, compose: Callable[[Tensor, Tensor], Tensor], atol: float) -> Tensor | None:
+    """The multiplication table of `elements` under `compose`, or None where a product is not listed.
+
+    Args:
+        elements: shape ``(|G|, ...)``.
+        compose: ``compose(elements, elements[j])[i]`` is element ``i`` after element ``j``.
+        atol: how far two equal elements may lie apart.
+    """
+    flat = elements.flatten(1).double()
+    columns = []
+    for element in elements:
+        distance = torch.cdist(compose(elements, element).flatten(1).double(), flat, p=torch.inf)
+        nearest = distance.min(dim=1)
+        if bool((nearest.values > atol).any()):
+            return None
+        columns.append(nearest.indices)
+    return torch.stack(columns, dim=1)

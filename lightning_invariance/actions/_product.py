@@ -1,0 +1,92 @@
+"""Two actions, one after the other."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lightning_invariance.actions._base import Action
+
+
+class ProductAction(Action):
+    r"""Every pair of elements of two actions: :math:`(g, h)\, x = g\,(h\, x)`; made with ``first * second``.
+
+    The second acts first. Element ``i * len(second) + j`` is the pair ``(i, j)``. Where the two act on different
+    dimensions they commute, and the pairs form the direct product of the groups; elsewhere they need not form a group
+    (rotations by 90° turn shifts along x into shifts along y), and `cayley_table` is None.
+
+    Example:
+        >>> import torch
+        >>> from lightning_invariance import C4, CyclicTranslations
+        >>> action = C4() * CyclicTranslations(3)
+        >>> len(action), action.labels[4]
+        (12, 'rot90*shift1of3')
+        >>> x = torch.randn(2, 1, 36, 36)
+        >>> torch.equal(action.invert(action.act(x, 7), 7), x)
+        True
+    """
+
+    def __init__(self, first: Action, second: Action) -> None:
+        self.first = first
+        self.second = second
+
+    @property
+    def exact(self) -> bool:  # type: ignore[override]
+        return self.first.exact and self.second.exact
+
+    def __len__(self) -> int:
+        return len(self.first) * len(self.second)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(
+            "*".join(part for part in (left, right) if part != "identity") or "identity"
+            for left in self.first.labels
+            for right in self.second.labels
+        )
+
+    @property
+    def dims(self) -> tuple[int, ...] | None:
+        if self.first.dims is None or self.second.dims is None:
+            return None
+        return tuple(sorted({*self.first.dims, *self.second.dims}))
+
+    @cached_property
+    def cayley_table(self) -> Tensor | None:
+        first, second = self.first.cayley_table, self.second.cayley_table
+        if first is None or second is None or self.first.dims is None or self.second.dims is None:
+            return None
+        if set(self.first.dims) & set(self.second.dims):
+            return None
+        pairs = first[:, None, :, None] * len(self.second) + second[None, :, None, :]
+        return pairs.reshape(len(self), len(self))
+
+    def check(self, x: Tensor) -> None:
+        self.second.check(x)
+        self.first.check(x)
+
+    def _act_one(self, x: Tensor, element: int) -> Tensor:
+        left, right = divmod(element, len(self.second))
+        return self.first.act(self.second.act(x, right), left)
+
+    def _invert_one(self, x: Tensor, element: int) -> Tensor:
+        left, right = divmod(element, len(self.second))
+        return self.second.invert(self.first.invert(x, left), right)
+
+    def _act_each(self, x: Tensor, index: Tensor) -> Tensor:
+        order = len(self.second)
+        moved = self.second.act(x, index % order)
+        return self.first.act(moved, torch.div(index, order, rounding_mode="floor"))
+
+    def _invert_each(self, x: Tensor, index: Tensor) -> Tensor:
+        order = len(self.second)
+        moved = self.first.invert(x, torch.div(index, order, rounding_mode="floor"))
+        return self.second.invert(moved, index % order)
+
+    def _arguments(self) -> dict[str, object]:
+        return {"first": self.first, "second": self.second}
+
+    def __repr__(self) -> str:
+        return f"{self.first!r} * {self.second!r}"

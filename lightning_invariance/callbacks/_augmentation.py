@@ -1,0 +1,67 @@
+"""Data augmentation over the group: the paper's DA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_invariance.actions import Action
+from lightning_invariance.callbacks._base import InjectingCallback, check_action, check_spec
+from lightning_invariance.callbacks._injection import Injector
+from lightning_invariance.callbacks._locate import locate_input
+from lightning_invariance.callbacks._random import generator_for
+
+
+class OrbitAugmentation(InjectingCallback):
+    r"""Moves every sample of a training batch by a random group element: :math:`x \mapsto g x, \; g \sim U(G)`.
+
+    The paper's data augmentation (DA), for a module that knows nothing of it. Elements are drawn from a stream of the
+    callback's own, which depends on the seed, the epoch, the batch and the process alone: torch's streams stay as they
+    are, and a run resumed in the middle of an epoch goes on as it would have. Validation and test batches are left
+    alone.
+
+    Args:
+        action: the group.
+        input: where the input lies in the batch: a position or a key; by default the first tensor of a sequence, or the
+            only floating-point one of a mapping.
+        seed: of the draws; torch's initial seed (what ``seed_everything`` set) if None.
+
+    Raises:
+        ValueError: if an argument is none of what is expected; in the first step, if the group cannot act on the
+            input, or the input cannot be found.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_invariance import C4, OrbitAugmentation
+        >>> trainer = Trainer(callbacks=[OrbitAugmentation(C4())], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(self, action: Action, *, input: int | str | None = None, seed: int | None = None) -> None:
+        check_action("OrbitAugmentation", action)
+        check_spec("OrbitAugmentation", "input", input)
+        super().__init__(_Augmenter(self))
+        self.action = action
+        self.input = input
+        self.seed = seed
+        self._stream: tuple[object, ...] = ()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        seed = torch.initial_seed() if self.seed is None else self.seed
+        self._stream = ("augmentation", seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+
+
+class _Augmenter(Injector):
+    steps = ("training_step",)
+
+    def __init__(self, callback: OrbitAugmentation) -> None:
+        self._callback = callback
+
+    def before_step(self, module: LightningModule, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        callback = self._callback
+        batch = locate_input(args[:1], {}, callback.input, "OrbitAugmentation", "the batch")
+        x = batch.x
+        generator = generator_for(*callback._stream)
+        (moved,), _ = batch.with_input(callback.action.act(x, callback.action.sample(len(x), generator)))
+        return (moved, *args[1:])

@@ -1,0 +1,80 @@
+"""What the callbacks share: their injector's life in the trainer's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from lightning_invariance.actions import Action
+from lightning_invariance.callbacks._injection import Injector, NetworkCall, eject, inject, is_compiled
+from lightning_invariance.callbacks._locate import Arguments, InputSpec, locate_input, logits_of
+
+
+def check_action(owner: str, action: object) -> None:
+    """Raises unless `action` is an `Action` with an element besides the identity."""
+    if not isinstance(action, Action):
+        raise ValueError(f"{owner}: expected `action` to be an Action, such as C4(), but got {action!r}.")
+    if len(action) < 2:
+        raise ValueError(f"{owner}: expected `action` to have an element besides the identity but got {action!r}.")
+
+
+def check_spec(owner: str, name: str, spec: object) -> None:
+    """Raises unless `spec` names a place: a position, a key or None."""
+    if spec is not None and (not isinstance(spec, (int, str)) or isinstance(spec, bool)):
+        raise ValueError(f"{owner}: expected `{name}` to be a position, a key or None but got {spec!r}.")
+
+
+class InjectingCallback(Callback):
+    """A callback that takes part in a module's steps from ``setup`` to ``teardown``, or until an exception."""
+
+    _stages: tuple[str, ...] = ("fit",)
+
+    def __init__(self, injector: Injector) -> None:
+        self._injector = injector
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Not in `on_fit_start`, which comes after the learning-rate finder and the batch-size scaler have run.
+        if stage in self._stages:
+            inject(pl_module, self._injector)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        eject(pl_module, self._injector)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # After an exception `teardown` is not called.
+        eject(pl_module, self._injector)
+
+
+def arguments_and_logits(
+    owner: str, module: LightningModule, network: str | None, spec: InputSpec, batch: Any, call: NetworkCall | None
+) -> tuple[Arguments, Tensor | None]:
+    """The network's arguments and its logits, from its own call in the step.
+
+    Inside a compiled step no call can be seen: there the input is taken from the batch, and the logits are None.
+
+    Args:
+        owner: the callback, for messages.
+        module: the user's module.
+        network: the name of the submodule that was watched; None for the module itself.
+        spec: where the tensor is that the group acts on.
+        batch: the step's batch.
+        call: the network's call, or None where there was none.
+
+    Raises:
+        ValueError: if there was no call, or it has no such tensor or no logits.
+    """
+    if call is not None:
+        return locate_input(call.args, call.kwargs, spec, owner, "the network's arguments"), logits_of(
+            call.output, owner
+        )
+    if is_compiled(module):
+        located = locate_input((batch,), {}, spec, owner, "the batch")
+        return Arguments((located.x,), {}, ("args", 0)), None
+    children = [name for name, _ in module.named_children()]
+    looked_for = "its own forward" if network is None else f"its submodule {network!r}"
+    raise ValueError(
+        f"{owner}: expected the step of {type(module).__name__} to call {looked_for}, whose input and logits are "
+        f"needed, but saw no such call: name the submodule that the step calls with `network=` (such as {children})."
+    )

@@ -1,0 +1,242 @@
+"""Puts a callback's work into the steps of a module that it did not write, and takes it out again.
+
+Lightning looks a step up on the module when it runs it, inside autocast and inside the wrapper of the strategy. An
+instance attribute that shadows the method therefore runs where the user's own code does: gradient accumulation,
+clipping, scaling and distributed reduction treat a term that it adds as part of the user's loss.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from lightning_invariance._isolation import RandomState
+
+
+@dataclass(frozen=True)
+class NetworkCall:
+    """The first call of a network in a step.
+
+    Attributes:
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        output: what it returned.
+        random_state: torch's random streams just before.
+        drew_random_numbers: whether the call moved them (dropout).
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    random_state: RandomState
+    drew_random_numbers: bool
+
+
+class Injector:
+    """What a callback does in a module's steps. A subclass overrides what it needs; by default nothing happens.
+
+    Attributes:
+        steps: the names of the module's methods that it takes part in.
+    """
+
+    steps: tuple[str, ...] = ()
+
+    def watched(self, module: LightningModule) -> nn.Module | None:
+        """The network whose first call in the step is to be recorded, if any."""
+        return None
+
+    def before_step(self, module: LightningModule, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """The step's arguments, the batch first."""
+        return args
+
+    def after_step(self, module: LightningModule, args: tuple[Any, ...], output: Any, call: NetworkCall | None) -> Any:
+        """The step's output."""
+        return output
+
+    def before_backward(self, module: LightningModule, loss: Tensor, call: NetworkCall | None) -> Tensor:
+        """The loss of a call of ``manual_backward`` inside the step."""
+        return loss
+
+
+class _Dispatcher:
+    """One for each module: shadows its steps and passes them through the injectors, in the order of the callbacks.
+
+    Callbacks are not torn down in the reverse of their order, so two wrappers around each other would leave one of
+    them behind. A single wrapper with a list of injectors is taken off when the list is empty.
+    """
+
+    def __init__(self) -> None:
+        self.injectors: list[Injector] = []
+        self.calls: dict[Injector, list[NetworkCall]] = {}
+        self.running = False
+
+    def names(self, module: LightningModule) -> set[str]:
+        """The methods that the injectors take part in."""
+        names = {step for injector in self.injectors for step in injector.steps}
+        if "training_step" in names and not module.automatic_optimization:
+            names.add("manual_backward")
+        return names
+
+    def wrap(self, module: LightningModule, name: str) -> None:
+        """Shadows one of the module's methods."""
+        original = getattr(module, name)
+        run = self._run_backward if name == "manual_backward" else self._run_step
+
+        # A plain function: SWA and EMA deep-copy modules, and copying a bound method would copy the callback with it.
+        # `wraps` keeps the signature, which Lightning inspects.
+        @functools.wraps(original)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return run(module, name, original, args, kwargs)
+
+        if name == "manual_backward":
+            wrapper = torch.compiler.disable(wrapper)
+        wrapper._shadow = _Shadow(self, name in module.__dict__, original)  # type: ignore[attr-defined]
+        module.__dict__[name] = wrapper
+
+    def _run_step(
+        self,
+        module: LightningModule,
+        name: str,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if self.running:  # a step that another step calls: `validation_step` often is `training_step` with another name
+            return original(*args, **kwargs)
+        injectors = [injector for injector in self.injectors if name in injector.steps]
+        self.running = True
+        try:
+            for injector in injectors:
+                args = injector.before_step(module, args)
+            with ExitStack() as stack:
+                for injector in injectors:
+                    network = injector.watched(module)
+                    if network is not None:
+                        self.calls[injector] = stack.enter_context(_first_call(network))
+                output = original(*args, **kwargs)
+            for injector in injectors:
+                output = injector.after_step(module, args, output, self._call_of(injector))
+            return output
+        finally:
+            self.running = False
+            self.calls.clear()
+
+    def _run_backward(
+        self,
+        module: LightningModule,
+        name: str,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if "loss" in kwargs:
+            args, kwargs = (kwargs["loss"], *args), {key: value for key, value in kwargs.items() if key != "loss"}
+        loss, *rest = args
+        for injector in self.injectors:
+            if "training_step" in injector.steps:
+                loss = injector.before_backward(module, loss, self._call_of(injector))
+        return original(loss, *rest, **kwargs)
+
+    def _call_of(self, injector: Injector) -> NetworkCall | None:
+        calls = self.calls.get(injector)
+        return calls[0] if calls else None
+
+
+@dataclass(frozen=True)
+class _Shadow:
+    """What a wrapper shadows: enough to put it back."""
+
+    dispatcher: _Dispatcher
+    was_instance_attribute: bool
+    original: Callable[..., Any]
+
+
+_STEPS = ("training_step", "validation_step", "test_step", "manual_backward")
+
+
+def inject(module: LightningModule, injector: Injector) -> None:
+    """Lets an injector take part in the module's steps; a second time changes nothing."""
+    dispatcher = _find(module) or _Dispatcher()
+    if injector not in dispatcher.injectors:
+        dispatcher.injectors.append(injector)
+    for name in sorted(dispatcher.names(module)):
+        if _shadow(module, name) is None:
+            dispatcher.wrap(module, name)
+
+
+def eject(module: LightningModule, injector: Injector) -> None:
+    """Takes an injector out of the module's steps, and the wrappers that nobody needs any more; safe to call twice."""
+    dispatcher = _find(module)
+    if dispatcher is None:
+        return
+    if injector in dispatcher.injectors:
+        dispatcher.injectors.remove(injector)
+    for name in set(_STEPS) - dispatcher.names(module):
+        shadow = _shadow(module, name)
+        if shadow is None:
+            continue
+        if shadow.was_instance_attribute:
+            module.__dict__[name] = shadow.original
+        else:
+            del module.__dict__[name]
+
+
+def _find(module: LightningModule) -> _Dispatcher | None:
+    shadows = (_shadow(module, name) for name in _STEPS)
+    return next((shadow.dispatcher for shadow in shadows if shadow is not None), None)
+
+
+def _shadow(module: LightningModule, name: str) -> _Shadow | None:
+    shadow: _Shadow | None = getattr(module.__dict__.get(name), "_shadow", None)
+    return shadow
+
+
+@contextmanager
+def _first_call(network: nn.Module) -> Iterator[list[NetworkCall]]:
+    """Records the first call of `network` inside the block."""
+    # Not a hook: steps often call `self.forward(x)`, which hooks do not see, and a hook added to a network that has
+    # been compiled in place does not fire.
+    compiled = network.__dict__.get("_compiled_call_impl") is not None
+    name = "_compiled_call_impl" if compiled else "forward"
+    was_instance_attribute = name in network.__dict__
+    original = getattr(network, name)
+    calls: list[NetworkCall] = []
+    running = False
+
+    @functools.wraps(original)
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        nonlocal running
+        if calls or running:
+            return original(*args, **kwargs)
+        running = True
+        device = _device(args, kwargs)
+        before = RandomState(device)
+        output = original(*args, **kwargs)
+        calls.append(NetworkCall(args, kwargs, output, before, before != RandomState(device)))
+        return output
+
+    network.__dict__[name] = recorded
+    try:
+        yield calls
+    finally:
+        if was_instance_attribute:
+            network.__dict__[name] = original
+        else:
+            network.__dict__.pop(name, None)
+
+
+def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
+    tensors = (leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+    return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+
+def is_compiled(module: LightningModule) -> bool:
+    """Whether the module's steps run compiled, where its calls cannot be seen."""
+    return getattr(module, "_compiler_ctx", None) is not None

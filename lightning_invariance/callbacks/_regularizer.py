@@ -1,0 +1,306 @@
+"""The invariance error, added to the loss: the paper's IR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_invariance._checks import check_choice, check_count
+from lightning_invariance._isolation import RandomState, is_batch_coupled, preserved_buffers, preserved_random_state
+from lightning_invariance.actions import Action
+from lightning_invariance.callbacks._base import InjectingCallback, arguments_and_logits, check_action, check_spec
+from lightning_invariance.callbacks._injection import Injector, NetworkCall, is_compiled
+from lightning_invariance.callbacks._locate import Arguments, logits_of, resolve_network
+from lightning_invariance.callbacks._random import generator_for
+from lightning_invariance.callbacks._schedule import WeightSchedule
+from lightning_invariance.functional._distribution_invariance_error import distribution_invariance_values
+from lightning_invariance.functional._jensen_shannon_invariance_error import jensen_shannon_values
+from lightning_invariance.functional._logit_invariance_error import logit_invariance_values
+from lightning_invariance.functional._orbit_values import check_activation
+from lightning_invariance.orbit import evaluate_orbit
+
+_NAME = "InvarianceRegularizer"
+
+PenaltyName = Literal["logit", "normalized_logit", "distribution", "jensen_shannon"]
+Penalty = Callable[[Tensor, Tensor], Tensor]
+
+
+def _logit(logits: Tensor, orbit_logits: Tensor) -> Tensor:
+    return logit_invariance_values(logits, orbit_logits, None).per_sample.mean()
+
+
+def _normalized_logit(logits: Tensor, orbit_logits: Tensor) -> Tensor:
+    return logit_invariance_values(logits, orbit_logits, "logits").per_sample.mean()
+
+
+def _distribution(logits: Tensor, orbit_logits: Tensor) -> Tensor:
+    check_activation(logits, "softmax")
+    return distribution_invariance_values(logits, orbit_logits, "softmax").per_sample.mean()
+
+
+def _jensen_shannon(logits: Tensor, orbit_logits: Tensor) -> Tensor:
+    check_activation(logits, "softmax")
+    return jensen_shannon_values(logits, orbit_logits, "softmax").per_sample.mean()
+
+
+_PENALTIES: dict[str, Penalty] = {
+    "logit": _logit,
+    "normalized_logit": _normalized_logit,
+    "distribution": _distribution,
+    "jensen_shannon": _jensen_shannon,
+}
+
+
+class InvarianceRegularizer(InjectingCallback):
+    r"""Adds the invariance error to the training loss of a module that knows nothing of it.
+
+    .. math::
+        \min_\theta \; L(D) + \nu \, I_f(D, G)
+
+    Equation 4 of "On genuine invariance learning without weight-tying" (Moskalev et al., 2023), with :math:`I_f` the
+    mean over the batch and over the elements but the identity. Gradients flow through :math:`f(x)` and :math:`f(gx)`
+    both (the paper leaves it open). :math:`f(x)` is taken from the step's own call of the network, so a step costs one
+    more forward and backward for each element.
+
+    The term is part of the user's loss: gradient accumulation, clipping, mixed precision and distributed training
+    treat it as they treat the rest. With manual optimisation it is added to the loss of the first ``manual_backward``
+    that follows the network's call. The extra forwards leave no trace: running statistics and random streams stay as
+    the step alone would leave them, and dropout masks are the same for all elements. A weight of 0 skips the term.
+
+    Logs the epoch's means as ``train/invariance_penalty`` and ``train/invariance_weight``.
+
+    Args:
+        action: the group.
+        weight: :math:`\nu`, a number of at least 0, or a schedule: a function from the number of optimiser steps taken
+            so far to the weight, such as `WeightRamp`.
+        penalty: :math:`I_f`: ``"logit"`` (equation 2), ``"normalized_logit"`` (section 4.4), ``"distribution"``
+            (equation 1), ``"jensen_shannon"``, or a function from ``logits`` ``(B, ...)`` and ``orbit_logits``
+            ``(G, B, ...)`` to a scalar.
+        elements: how many elements, drawn anew for each batch without repetition from all but the identity, to use in a
+            step; all of them if None. The mean over the drawn ones is an unbiased estimate of the mean over all, except
+            for ``"jensen_shannon"``, which therefore takes all.
+        network: the name of the submodule whose output are the logits; the module's own forward by default.
+        input: where the network's arguments hold the tensor that the group acts on: a position, a keyword or a key; by
+            default the first tensor, or the only floating-point one of a mapping.
+        max_batch: the most samples in one extra forward.
+        seed: of the draws of elements; torch's initial seed (what ``seed_everything`` set) if None.
+
+    Raises:
+        ValueError: if an argument is none of what is expected; in the first step, if the group cannot act on the
+            input, or network, input or logits cannot be found.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_invariance import C4, InvarianceRegularizer, WeightRamp
+        >>> regularizer = InvarianceRegularizer(C4(), weight=WeightRamp(0.0, 1.0, steps=1000))
+        >>> trainer = Trainer(callbacks=[regularizer], logger=False, enable_checkpointing=False)
+    """
+
+    def __init__(
+        self,
+        action: Action,
+        weight: float | WeightSchedule = 1.0,
+        penalty: PenaltyName | Penalty = "logit",
+        elements: int | None = None,
+        network: str | None = None,
+        *,
+        input: int | str | None = None,
+        max_batch: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        check_action(_NAME, action)
+        check_spec(_NAME, "input", input)
+        if not callable(weight):
+            _check_weight(weight)
+        if not callable(penalty):
+            check_choice("penalty", penalty, tuple(_PENALTIES))
+        if elements is not None:
+            check_count("elements", elements)
+            if elements >= len(action):
+                raise ValueError(
+                    f"Expected `elements` to be at most {len(action) - 1}, the elements of {action!r} without the "
+                    f"identity, but got {elements}."
+                )
+            if penalty == "jensen_shannon":
+                raise ValueError(
+                    "Expected `elements` to be None with penalty='jensen_shannon', which part of an orbit does not "
+                    f"estimate, but got {elements}."
+                )
+        if max_batch is not None:
+            check_count("max_batch", max_batch)
+        super().__init__(_PenaltyAdder(self))
+        self.action = action
+        self.weight = weight
+        self.penalty = penalty
+        self.elements = elements
+        self.network = network
+        self.input = input
+        self.max_batch = max_batch
+        self.seed = seed
+        self._trainer: Trainer | None = None
+        self._batch_idx = 0
+        self._logged: dict[str, Tensor | float] = {}
+        self._samples = 1
+        self._warned = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        resolve_network(pl_module, self.network, _NAME)  # a wrong name fails before any work is done
+        self._trainer = trainer
+        super().setup(trainer, pl_module, stage)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._trainer = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._trainer = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._batch_idx = batch_idx
+        self._logged = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._logged and not trainer.barebones:
+            several = trainer.world_size > 1
+            pl_module.log_dict(self._logged, on_step=False, on_epoch=True, batch_size=self._samples, sync_dist=several)
+
+    # The term ---------------------------------------------------------------------------------------------------------
+
+    def _present_weight(self) -> float:
+        if not callable(self.weight):
+            return self.weight
+        assert self._trainer is not None
+        return _check_weight(float(self.weight(self._trainer.global_step)))
+
+    def _warn_no_backward(self) -> None:
+        if not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"{_NAME}: with manual optimisation the term is added in `self.manual_backward(loss)`, but the "
+                "training step did not call it after the network's forward: nothing was added."
+            )
+
+    def _drawn_elements(self) -> list[int]:
+        others = len(self.action) - 1
+        if self.elements is None:
+            return list(range(1, others + 1))
+        assert self._trainer is not None
+        seed = torch.initial_seed() if self.seed is None else self.seed
+        generator = generator_for(
+            "elements", seed, self._trainer.current_epoch, self._batch_idx, self._trainer.global_rank
+        )
+        return [1 + int(index) for index in torch.randperm(others, generator=generator)[: self.elements]]
+
+    def _term(self, module: LightningModule, args: tuple[Any, ...], call: NetworkCall | None) -> Tensor | None:
+        """The weighted penalty, or None where there is none to add."""
+        assert self._trainer is not None
+        if self._trainer.fit_loop._skip_backward:  # weight averaging runs a last epoch that trains nothing
+            return None
+        weight = self._present_weight()
+        self._logged = {"train/invariance_weight": weight}
+        if weight == 0:
+            return None
+        logits, orbit_logits = self._outputs(module, args, call)
+        penalty_of = self.penalty if callable(self.penalty) else _PENALTIES[self.penalty]
+        penalty = penalty_of(logits, orbit_logits)
+        if not isinstance(penalty, Tensor) or penalty.ndim != 0:
+            got = f"shape {tuple(penalty.shape)}" if isinstance(penalty, Tensor) else type(penalty).__name__
+            raise ValueError(f"{_NAME}: expected `penalty` to give a scalar tensor but got {got}.")
+        self._logged["train/invariance_penalty"] = penalty.detach()
+        self._samples = len(logits)
+        return weight * penalty
+
+    def _outputs(
+        self, module: LightningModule, args: tuple[Any, ...], call: NetworkCall | None
+    ) -> tuple[Tensor, Tensor]:
+        """f(x) ``(B, ...)`` and f(gx) ``(G, B, ...)``."""
+        batch = args[0] if args else None
+        arguments, base_logits = arguments_and_logits(_NAME, module, self.network, self.input, batch, call)
+        network = resolve_network(module, self.network, _NAME)
+        return _run_orbit(network, arguments, self.action, self._drawn_elements(), base_logits, call, self.max_batch)
+
+
+def _run_orbit(
+    network: nn.Module,
+    arguments: Arguments,
+    action: Action,
+    elements: list[int],
+    base_logits: Tensor | None,
+    call: NetworkCall | None,
+    max_batch: int | None,
+) -> tuple[Tensor, Tensor]:
+    def run(x: Tensor) -> Tensor:
+        args, kwargs = arguments.with_input(x)
+        return logits_of(network(*args, **kwargs), _NAME)
+
+    x = arguments.x
+    # Stacked elements would share batch statistics, and draw other dropout masks than x did.
+    apart = call is None or call.drew_random_numbers or is_batch_coupled(network) or arguments.has_other_tensors
+    with preserved_buffers(network), preserved_random_state(x.device):
+        if not apart:
+            outputs = evaluate_orbit(run, x, action, base_logits=base_logits, elements=elements, max_batch=max_batch)
+            return outputs.logits, outputs.orbit_logits
+        start = call.random_state if call is not None else RandomState(x.device)
+        moved = []
+        if base_logits is None:
+            start.restore()
+            base_logits = run(x)
+        for element in elements:
+            start.restore()
+            outputs = evaluate_orbit(run, x, action, base_logits=base_logits, elements=[element])
+            moved.append(outputs.orbit_logits)
+        return base_logits, torch.cat(moved)
+
+
+class _PenaltyAdder(Injector):
+    steps = ("training_step",)
+
+    def __init__(self, callback: InvarianceRegularizer) -> None:
+        self._callback = callback
+        self._added = False
+
+    def watched(self, module: LightningModule) -> nn.Module | None:
+        if is_compiled(module):
+            return None
+        return resolve_network(module, self._callback.network, _NAME)
+
+    def before_step(self, module: LightningModule, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        self._added = False
+        return args
+
+    def before_backward(self, module: LightningModule, loss: Tensor, call: NetworkCall | None) -> Tensor:
+        if self._added or call is None:
+            return loss
+        self._added = True
+        term = self._callback._term(module, (), call)
+        return loss if term is None else loss + term
+
+    def after_step(self, module: LightningModule, args: tuple[Any, ...], output: Any, call: NetworkCall | None) -> Any:
+        if not module.automatic_optimization:
+            if not self._added:
+                self._callback._warn_no_backward()
+            return output
+        if output is None:  # the step asks for the batch to be skipped
+            return None
+        term = self._callback._term(module, args, call)
+        if term is None:
+            return output
+        if isinstance(output, Tensor):
+            return output + term
+        changed = dict(output)
+        changed["loss"] = output["loss"] + term
+        return changed
+
+
+def _check_weight(weight: Any) -> float:
+    if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 <= weight < float("inf"):
+        raise ValueError(f"{_NAME}: expected `weight` to be a finite number of at least 0 but got {weight!r}.")
+    return float(weight)

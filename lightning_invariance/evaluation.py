@@ -1,0 +1,198 @@
+"""Measures a network's invariance batch by batch; `evaluate_invariance` does it without a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from lightning_invariance._checks import check_count
+from lightning_invariance._isolation import evaluation_mode, preserved_buffers, preserved_random_state
+from lightning_invariance.actions import Action
+from lightning_invariance.metrics._base import Estimate
+from lightning_invariance.metrics._collection import MeasureCollection, Measures
+from lightning_invariance.orbit import Network, OrbitOutputs, evaluate_orbit
+from lightning_invariance.saliency import PaperSaliency, SaliencyLike, as_saliency
+
+
+class InvarianceEvaluator:
+    """Runs a network over the orbit of each batch and feeds the measures.
+
+    Args:
+        action: the group.
+        measures: as for `MeasureCollection`.
+        saliency: how saliency maps are computed, for the measures that need them; None leaves those out.
+        saliency_samples: how many samples, from the first, get saliency maps.
+        max_batch: the most samples in one forward.
+
+    Raises:
+        ValueError: if an argument is none of what is expected.
+    """
+
+    def __init__(
+        self,
+        action: Action,
+        measures: Measures | None = None,
+        saliency: SaliencyLike | None = None,
+        saliency_samples: int = 256,
+        max_batch: int | None = None,
+    ) -> None:
+        if not isinstance(action, Action):
+            raise ValueError(f"Expected `action` to be an Action, such as C4(), but got {action!r}.")
+        if len(action) < 2:
+            raise ValueError(f"Expected `action` to have an element besides the identity but got {action!r}.")
+        check_count("saliency_samples", saliency_samples, minimum=0)
+        if max_batch is not None:
+            check_count("max_batch", max_batch)
+        self.action = action
+        self.measures = MeasureCollection(measures)
+        self.saliency = None if saliency is None else as_saliency(saliency)
+        self.saliency_samples = saliency_samples
+        self.max_batch = max_batch
+        self.samples = 0
+        need_maps = self.measures.needing("saliency")
+        if self.saliency is None and need_maps and not self.measures.restricted:
+            raise ValueError(f"Expected `saliency` to say how to compute the maps for {list(need_maps)} but got None.")
+        self._wants_maps = self.saliency is not None and bool(need_maps)
+        self._explainable: bool | None = None  # whether the network gives one logit a class; known after a batch
+
+    def update(
+        self,
+        network: Network,
+        x: Tensor,
+        *,
+        base_logits: Tensor | None = None,
+        target: Tensor | None = None,
+        positions: range | None = None,
+        module: nn.Module | None = None,
+    ) -> None:
+        """Adds a batch. Random streams, buffers and gradients stay as they were; modes are the caller's.
+
+        Args:
+            network: from inputs to logits.
+            x: the batch, shape ``(B, ...)``.
+            base_logits: the network's logits of `x` where they are known.
+            target: the labels, shape ``(B,)``, where there are some.
+            positions: the samples' positions in the data set; they go on from the last batch by default.
+            module: the module behind `network`, whose buffers are kept from changing.
+        """
+        positions = range(self.samples, self.samples + len(x)) if positions is None else positions
+        self.samples += len(x)
+        with_maps = sum(position < self.saliency_samples for position in positions) if self._wants_maps else 0
+        # `Trainer.validate` makes inference tensors, which no gradient can pass. Out here copies are ordinary tensors,
+        # those of the buffers (a filter cached by `.eval()`, say) included.
+        with torch.inference_mode(False), torch.no_grad(), preserved_random_state(x.device):
+            x = _ordinary(x)
+            target = None if target is None else _ordinary(target)
+            base_logits = None if base_logits is None else _ordinary(base_logits)
+            with preserved_buffers(module if module is not None else nn.Module()):
+                self._measure(network, x, base_logits, target, with_maps)
+
+    def _measure(
+        self, network: Network, x: Tensor, base_logits: Tensor | None, target: Tensor | None, with_maps: int
+    ) -> None:
+        if with_maps == len(x) and self._explainable:
+            outputs = self._evaluate(network, x, base_logits, target)
+            self.measures.update(replace(outputs, saliency=None, orbit_saliency=None), target)
+            self.measures.update(outputs, target)
+            return
+        outputs = evaluate_orbit(network, x, self.action, base_logits=base_logits, max_batch=self.max_batch)
+        self.measures.update(outputs, target)
+        self._explainable = outputs.logits.ndim == 2 and x.is_floating_point()
+        if with_maps and (self._explainable or not self.measures.restricted):
+            first = slice(with_maps)
+            labels = None if target is None else target[first]
+            self.measures.update(self._evaluate(network, x[first], outputs.logits[first], labels), labels)
+
+    def _evaluate(self, network: Network, x: Tensor, base_logits: Tensor | None, target: Tensor | None) -> OrbitOutputs:
+        return evaluate_orbit(
+            network,
+            x,
+            self.action,
+            base_logits=base_logits,
+            saliency=self.saliency,
+            target=target,
+            max_batch=self.max_batch,
+        )
+
+    def compute(self, wanted: Tensor | None = None) -> dict[str, Estimate]:
+        """The measures with their standard errors; see `MeasureCollection.compute`."""
+        return self.measures.compute(wanted)
+
+    def reset(self) -> None:
+        """Forgets everything seen."""
+        self.measures.reset()
+        self.samples = 0
+
+
+def _ordinary(value: Tensor) -> Tensor:
+    return value.clone() if value.is_inference() else value
+
+
+def evaluate_invariance(
+    network: nn.Module | Callable[[Tensor], Tensor],
+    batches: Iterable[Any],
+    action: Action,
+    *,
+    measures: Measures | None = None,
+    saliency: SaliencyLike | None = None,
+    saliency_samples: int = 256,
+    max_batch: int | None = None,
+    progress: bool = True,
+) -> dict[str, Estimate]:
+    r"""Measures a network's invariance on a data set, without a Trainer.
+
+    The network is put in eval mode for the time; modes, buffers, random streams and gradients are as before afterwards.
+
+    Args:
+        network: from a batch of inputs to logits ``(B, C)``, or any output for the logit error alone.
+        batches: batches of inputs ``x`` or of pairs ``(x, target)``, a `torch.utils.data.DataLoader` for instance.
+            They are moved to the device of the network's parameters.
+        action: the group.
+        measures: names of measures (``"logit_invariance_error"``, ...), or torchmetrics metrics under names of your
+            own; all that the outputs and labels allow if None.
+        saliency: how to compute saliency maps; `PaperSaliency` if None.
+        saliency_samples: how many samples, from the first, get saliency maps; they are the costly part.
+        max_batch: the most samples in one forward.
+        progress: whether to show a progress bar.
+
+    Returns:
+        An `Estimate` (value and standard error over samples) for each measure.
+
+    Raises:
+        ValueError: if the group cannot act on a batch, there is no batch, or an argument is none of what is expected.
+
+    Example:
+        >>> import torch
+        >>> from lightning_invariance import C4, evaluate_invariance
+        >>> network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 10))
+        >>> batches = torch.randn(40, 3, 8, 8).split(16)
+        >>> results = evaluate_invariance(network, batches, C4(), progress=False)
+        >>> bool(results["logit_invariance_error"].value < 1e-10)  # a mean over pixels does not know the pose
+        True
+    """
+    evaluator = InvarianceEvaluator(action, measures, saliency or PaperSaliency(), saliency_samples, max_batch)
+    module = network if isinstance(network, nn.Module) else nn.Module()
+    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
+    with evaluation_mode(module):
+        for batch in tqdm(batches, desc="Invariance", unit="batch", disable=not progress):
+            x, target = _input_and_target(batch, device)
+            evaluator.update(network, x, target=target, module=module)
+    if not evaluator.samples:
+        raise ValueError("Expected `batches` to hold at least one sample but got none.")
+    return evaluator.compute()
+
+
+def _input_and_target(batch: Any, device: torch.device | None) -> tuple[Tensor, Tensor | None]:
+    x, target = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
+    if isinstance(x, (tuple, list)) and len(x) == 1:
+        (x,) = x
+    if not isinstance(x, Tensor) or not (target is None or isinstance(target, Tensor)):
+        raise ValueError(
+            f"Expected `batches` to give tensors x or pairs (x, target) of tensors but got {type(batch).__name__}."
+        )
+    return x.to(device), None if target is None else target.to(device)

@@ -1,0 +1,124 @@
+"""What the measures share: checks of their inputs, and the reductions over samples and elements."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_invariance._checks import check_choice, check_finite
+
+Reduction = Literal["mean", "element", "none"]
+Activation = Literal["softmax", "sigmoid"]
+
+REDUCTIONS: tuple[Reduction, ...] = ("mean", "element", "none")
+ACTIVATIONS: tuple[Activation, ...] = ("softmax", "sigmoid")
+
+
+class OrbitValues(NamedTuple):
+    """A measure of one batch, before any mean over samples. NaN where it is undefined.
+
+    Attributes:
+        per_sample: one value a sample, the elements already averaged, shape ``(B,)``.
+        per_element: one value for each element but the identity and each sample, shape ``(G, B)``.
+    """
+
+    per_sample: Tensor
+    per_element: Tensor
+
+
+def mean_over_elements(pairs: Tensor) -> OrbitValues:
+    """The values of a measure defined on pairs (x, g), shape ``(G, B)``: the mean over g comes first."""
+    return OrbitValues(pairs.mean(dim=0), pairs)
+
+
+def reduce_values(values: OrbitValues, reduction: Reduction, measure: str) -> Tensor:
+    """Reduces over samples: undefined ones are left out with a warning, and if none is left the result is NaN."""
+    if reduction == "none":
+        warn_undefined(measure, int(values.per_sample.isnan().sum()), len(values.per_sample))
+        return values.per_sample
+    defined = ~values.per_sample.isnan()
+    kept = int(defined.sum())
+    warn_undefined(measure, len(defined) - kept, len(defined))
+    columns = values.per_sample[:, None] if reduction == "mean" else values.per_element.T
+    total = torch.where(defined[:, None], columns, 0.0).double().sum(dim=0)
+    mean = (total / kept if kept else total.fill_(torch.nan)).to(columns.dtype)
+    return mean[0] if reduction == "mean" else mean
+
+
+def warn_undefined(measure: str, undefined: int, samples: int) -> None:
+    """Warns that samples have no value, or that there was no sample at all."""
+    if samples == 0:
+        warnings.warn(f"{measure} of no samples is undefined: NaN is returned.", UserWarning, stacklevel=4)
+    elif undefined:
+        warnings.warn(
+            f"{measure} is undefined for {undefined} of {samples} samples (a norm is 0): means leave them out.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def check_orbit(base: Tensor, orbit: Tensor, name: str = "logits") -> None:
+    """Raises unless `base` is ``(B, ...)`` and `orbit` is ``(G, B, ...)``, both floating point."""
+    for argument, value in ((name, base), (f"orbit_{name}", orbit)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"Expected `{argument}` to be a floating-point tensor but got {got}.")
+    if base.ndim < 2:
+        raise ValueError(f"Expected `{name}` to have the shape (B, ...) but got {tuple(base.shape)}.")
+    if orbit.ndim != base.ndim + 1 or orbit.shape[1:] != base.shape or len(orbit) == 0:
+        expected = ", ".join(["G", *(str(size) for size in base.shape)])
+        raise ValueError(
+            f"Expected `orbit_{name}` to have the shape ({expected}), one row for each element but the identity, "
+            f"but got {tuple(orbit.shape)}."
+        )
+
+
+def check_classes(logits: Tensor, minimum: int, remedy: str = "") -> None:
+    """Raises unless `logits` is ``(B, C)`` with at least `minimum` classes."""
+    if logits.ndim != 2 or logits.shape[1] < minimum:
+        raise ValueError(
+            f"Expected `logits` to have the shape (B, C) with C of at least {minimum} "
+            f"but got {tuple(logits.shape)}{remedy}."
+        )
+
+
+def check_activation(logits: Tensor, activation: Activation) -> None:
+    """Raises where the activation gives no distribution: softmax of a single logit is 1 whatever the network does."""
+    check_choice("activation", activation, ACTIVATIONS)
+    if activation == "softmax":
+        check_classes(logits, 2, " (a single logit is a probability under activation='sigmoid')")
+    else:
+        check_classes(logits, 1)
+
+
+def check_values_finite(base: Tensor, orbit: Tensor, name: str = "logits") -> None:
+    """Raises where either holds NaN or infinity."""
+    check_finite(name, base)
+    check_finite(f"orbit_{name}", orbit)
+
+
+def finite_samples(base: Tensor, orbit: Tensor) -> Tensor:
+    """Which samples are finite over their whole orbit, shape ``(B,)``, without waiting for the device."""
+    finite: Tensor = base.flatten(1).isfinite().all(dim=1) & orbit.flatten(2).isfinite().all(dim=2).all(dim=0)
+    return finite
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision raised to float32: a difference of two nearly equal bfloat16 numbers says nothing."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def log_probabilities(logits: Tensor, activation: Activation) -> Tensor:
+    """Log-probabilities of every outcome, shape ``(..., C)`` for softmax and ``(..., 2 C)`` for sigmoid.
+
+    With sigmoid each of the C labels is a distribution of its own over yes and no; sums over the last dimension
+    then add the labels up.
+    """
+    logits = at_least_float32(logits)
+    if activation == "softmax":
+        return logits.log_softmax(dim=-1)
+    return torch.cat([F.logsigmoid(logits), F.logsigmoid(-logits)], dim=-1)

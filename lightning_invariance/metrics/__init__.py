@@ -1,0 +1,16 @@
+"""The measures as `torchmetrics.Metric` classes."""
+
+from lightning_invariance.metrics._base import Estimate as Estimate
+from lightning_invariance.metrics._distribution_invariance_error import (
+    DistributionInvarianceError as DistributionInvarianceError,
+)
+from lightning_invariance.metrics._jensen_shannon_invariance_error import (
+    JensenShannonInvarianceError as JensenShannonInvarianceError,
+)
+from lightning_invariance.metrics._logit_invariance_error import LogitInvarianceError as LogitInvarianceError
+from lightning_invariance.metrics._orbit_accuracy import OrbitAccuracy as OrbitAccuracy
+from lightning_invariance.metrics._orbit_share import OrbitShare as OrbitShare
+from lightning_invariance.metrics._prediction_consistency import PredictionConsistency as PredictionConsistency
+from lightning_invariance.metrics._saliency_invariance_similarity import (
+    SaliencyInvarianceSimilarity as SaliencyInvarianceSimilarity,
+)

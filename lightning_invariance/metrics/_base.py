@@ -1,0 +1,180 @@
+"""What the metrics share: sums over samples in double precision, states that survive empty ranks, standard errors."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
+
+from lightning_invariance._checks import check_choice
+from lightning_invariance.functional._orbit_values import REDUCTIONS, OrbitValues, Reduction
+
+NanStrategy = Literal["error", "warn", "ignore"]
+
+
+class Estimate(NamedTuple):
+    """A measure and how well the samples pin it down.
+
+    Attributes:
+        value: the measure.
+        standard_error: the standard deviation of `value` over draws of the samples (not over pairs of a sample and
+            an element, which are no independent draws). NaN with fewer than two samples.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+
+
+def gather_states(state: Tensor, group: Any | None = None) -> list[Tensor]:
+    """Gathers a state from all processes; sums of one that has seen no sample yet get the shape of the others."""
+    gathered: list[Tensor] = gather_all_tensors(state, group)
+    # Values kept sample by sample have one dimension, sums have more.
+    return gathered if state.ndim == 1 else list(torch.broadcast_tensors(*gathered))
+
+
+class InvarianceMetric(Metric):
+    """A torchmetrics `Metric` over orbits.
+
+    States are sums and counts, float64, named after the class and its options, so that a `MetricCollection` never
+    takes two measures for one. Samples with NaN or infinite input are counted without waiting for the device and dealt
+    with in `compute`.
+    """
+
+    is_differentiable: bool = False
+    full_state_update: bool = False
+    _measure: str
+    """The measure's name in messages."""
+
+    def __init__(self, *, reduction: Reduction, nan_strategy: NanStrategy, variant: str = "", **kwargs: Any) -> None:
+        check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("nan_strategy", nan_strategy, ("error", "warn", "ignore"))
+        kwargs.setdefault("dist_sync_fn", gather_states)
+        super().__init__(**kwargs)
+        self.reduction: Reduction = reduction
+        self.nan_strategy: NanStrategy = nan_strategy
+        snake = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+        self._state_prefix = "_".join(part for part in (snake, variant, reduction) if part)
+
+    def compute(self) -> Tensor:
+        """The measure over everything seen since the last reset.
+
+        Returns:
+            A scalar, ``(G,)`` with ``reduction="element"``, or one value a sample with ``reduction="none"``. NaN,
+            with a warning, where it is undefined.
+
+        Raises:
+            RuntimeError: if a sample was not finite and ``nan_strategy="error"``.
+        """
+        return self._estimate().value
+
+    def compute_with_error(self) -> Estimate:
+        """The measure and its standard error over samples; across processes, like `compute`, where there are several.
+
+        Returns:
+            An `Estimate`, both parts of the shape that `compute` gives.
+
+        Raises:
+            RuntimeError: if a sample was not finite and ``nan_strategy="error"``.
+            ValueError: with ``reduction="none"``, which estimates nothing.
+        """
+        if self.reduction == "none":
+            raise ValueError("Expected `reduction` to be 'mean' or 'element' for a standard error but got 'none'.")
+        with self.sync_context(
+            dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync, should_unsync=self._should_unsync
+        ):
+            return self._estimate()
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: _AX_TYPE | None = None) -> _PLOT_OUT_TYPE:
+        """Plots one value or several.
+
+        Args:
+            val: what `compute` or `forward` gave, or a sequence of those; the present value if None.
+            ax: the axes to draw on.
+
+        Returns:
+            The figure and its axes.
+
+        Raises:
+            ModuleNotFoundError: if matplotlib is not installed.
+        """
+        return self._plot(val, ax)
+
+    @abstractmethod
+    def _estimate(self) -> Estimate:
+        """The value and its standard error from the states."""
+
+    def _report(self, samples: Tensor, undefined: Tensor, nonfinite: Tensor) -> None:
+        """Deals with samples that were left out of the sums."""
+        bad, lacking, total = int(nonfinite), int(undefined), int(samples + undefined + nonfinite)
+        if bad and self.nan_strategy == "error":
+            raise RuntimeError(f"{self._measure}: {bad} of {total} samples held NaN or infinite values.")
+        if bad and self.nan_strategy == "warn":
+            warnings.warn(
+                f"{self._measure}: {bad} of {total} samples held NaN or infinite values and are left out.",
+                UserWarning,
+                stacklevel=2,
+            )
+        if lacking:
+            warnings.warn(
+                f"{self._measure} is undefined for {lacking} of {total} samples (a norm is 0): they are left out.",
+                UserWarning,
+                stacklevel=2,
+            )
+        if total == bad + lacking:
+            warnings.warn(f"{self._measure} of no samples is undefined: NaN.", UserWarning, stacklevel=2)
+
+
+class SampleMeanMetric(InvarianceMetric):
+    """A measure that is a mean over samples.
+
+    One state: the rows are the sums of the values and of their squares, and the numbers of samples kept, undefined and
+    not finite; one column, or one for each element. Starting from a single column of zeros, which broadcasts, a
+    process that has seen nothing can be added to others. With ``reduction="none"`` the values themselves are kept
+    besides.
+    """
+
+    def __init__(self, *, reduction: Reduction, nan_strategy: NanStrategy, variant: str = "", **kwargs: Any) -> None:
+        super().__init__(reduction=reduction, nan_strategy=nan_strategy, variant=variant, **kwargs)
+        self._sums = f"{self._state_prefix}_sums"
+        self._values = f"{self._state_prefix}_values"
+        self.add_state(self._sums, torch.zeros(5, 1, dtype=torch.float64), dist_reduce_fx="sum")
+        if reduction == "none":
+            self.add_state(self._values, [], dist_reduce_fx="cat")
+
+    def _add(self, values: OrbitValues, finite: Tensor) -> None:
+        """Adds a batch's values; `finite` says whose input was finite, shape ``(B,)``."""
+        defined = ~values.per_sample.isnan()
+        kept = (finite & defined)[:, None]
+        columns = values.per_element.T if self.reduction == "element" else values.per_sample[:, None]
+        summands = torch.where(kept, columns.double(), 0.0)
+        counts = torch.stack([kept[:, 0].sum(), (finite & ~defined).sum(), (~finite).sum()])
+        sums = torch.stack([summands.sum(dim=0), summands.square().sum(dim=0)])
+        batch = torch.cat([sums, counts.double()[:, None].expand(3, sums.shape[1])])
+        # Not in place: a state that was reset in inference mode could not be written outside of it.
+        setattr(self, self._sums, getattr(self, self._sums) + batch)
+        if self.reduction == "none":
+            getattr(self, self._values).append(torch.where(finite, values.per_sample, torch.nan).to(self.dtype))
+
+    def _estimate(self) -> Estimate:
+        sums: Tensor = getattr(self, self._sums)
+        total, squares, samples = sums[0], sums[1], sums[2]
+        self._report(sums[2, 0], sums[3, 0], sums[4, 0])
+        if self.reduction == "none":
+            kept: Tensor | list[Tensor] = getattr(self, self._values)
+            values = torch.cat([*kept]) if isinstance(kept, list) and kept else kept
+            if isinstance(values, list):
+                values = torch.zeros(0, device=sums.device)
+            return Estimate(values, torch.full_like(values, torch.nan))
+        mean = total / samples  # 0 / 0 is NaN: undefined without samples
+        variance = (squares - samples * mean.square()).clamp_min(0.0) / (samples - 1)
+        error = (variance / samples).sqrt().masked_fill(samples < 2, torch.nan)
+        result = Estimate(mean.float(), error.float())
+        return result if self.reduction == "element" else Estimate(result.value[0], result.standard_error[0])

@@ -1,0 +1,158 @@
+"""Runs a network over the orbit of a batch: the only place that does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_invariance._checks import check_count
+from lightning_invariance.actions import Action
+from lightning_invariance.saliency import Saliency, SaliencyLike, as_saliency, predicted_class
+
+Network = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class OrbitOutputs:
+    r"""A network's outputs over the orbit of a batch of ``B`` samples. The identity is left out of the orbit's part.
+
+    Attributes:
+        logits: :math:`f(x)`, shape ``(B, ...)``.
+        orbit_logits: :math:`f(gx)` for every element but the identity, shape ``(|G| - 1, B, ...)``.
+        saliency: :math:`m(x)`, shape ``(B, ...)``, or None where none was asked for.
+        orbit_saliency: :math:`g^{-1} m(gx)`, brought back to the pose of `x`, shape ``(|G| - 1, B, ...)``, or None.
+    """
+
+    logits: Tensor
+    orbit_logits: Tensor
+    saliency: Tensor | None = None
+    orbit_saliency: Tensor | None = None
+
+
+def evaluate_orbit(
+    network: Network,
+    x: Tensor,
+    action: Action,
+    *,
+    base_logits: Tensor | None = None,
+    saliency: SaliencyLike | None = None,
+    target: Tensor | None = None,
+    elements: Sequence[int] | None = None,
+    max_batch: int | None = None,
+) -> OrbitOutputs:
+    r"""Runs a network over the orbit of a batch.
+
+    The elements are stacked into as few forwards as `max_batch` allows; the result does not depend on it for a network
+    that treats samples alone (with batch normalisation in train mode none does). Gradients flow as in any forward: wrap
+    the call in ``torch.no_grad()`` to measure. Modes and random streams are the caller's.
+
+    Args:
+        network: from a batch ``(B, ...)`` to its logits ``(B, ...)``.
+        x: the batch, shape ``(B, ...)``.
+        action: the group.
+        base_logits: :math:`f(x)` where it is known, so that it is not computed again.
+        saliency: how to compute saliency maps, if they are wanted: a `Saliency`, a captum attribution (an instance,
+            or its class), or a function ``(network, x, target) -> maps``.
+        target: the class whose prediction the maps explain, ``(B,)`` integers, the same over the whole orbit; the class
+            predicted on `x` if None.
+        elements: which elements to run, by index; all but the identity by default.
+        max_batch: the most samples in one forward.
+
+    Returns:
+        The outputs over the orbit.
+
+    Raises:
+        ValueError: if the group cannot act on `x`, `elements` is empty or holds the identity, `base_logits` or
+            `target` do not match the batch, or the network gives no tensor of one row a sample.
+
+    Example:
+        >>> import torch
+        >>> from lightning_invariance import C4, evaluate_orbit
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> outputs = evaluate_orbit(network, torch.randn(5, 1, 8, 8), C4())
+        >>> outputs.logits.shape, outputs.orbit_logits.shape
+        (torch.Size([5, 10]), torch.Size([3, 5, 10]))
+    """
+    action.check(x)
+    chosen = list(range(1, len(action))) if elements is None else [int(element) for element in elements]
+    if not chosen or not all(1 <= element < len(action) for element in chosen):
+        raise ValueError(
+            f"Expected `elements` to name at least one element from 1 to {len(action) - 1} of {action!r} "
+            f"(0 is the identity) but got {chosen}."
+        )
+    if max_batch is not None:
+        check_count("max_batch", max_batch)
+    if base_logits is not None and len(base_logits) != len(x):
+        raise ValueError(f"Expected `base_logits` to have {len(x)} rows, one a sample, but got {len(base_logits)}.")
+    if target is not None and (target.shape != x.shape[:1] or target.is_floating_point()):
+        raise ValueError(
+            f"Expected `target` to hold {len(x)} integers, one a sample, "
+            f"but got shape {tuple(target.shape)} of {target.dtype}."
+        )
+
+    if saliency is None:
+        logits, orbit_logits = _logits(network, x, action, chosen, base_logits, max_batch)
+        return OrbitOutputs(logits, orbit_logits)
+    return _logits_and_saliency(network, x, action, chosen, base_logits, as_saliency(saliency), target, max_batch)
+
+
+def _logits(
+    network: Network, x: Tensor, action: Action, elements: list[int], base_logits: Tensor | None, max_batch: int | None
+) -> tuple[Tensor, Tensor]:
+    if base_logits is not None:
+        stacked = action.orbit(x, elements)
+        rows = _forward(network, stacked.flatten(0, 1), max_batch)
+        return base_logits, rows.unflatten(0, stacked.shape[:2])
+    stacked = action.orbit(x, [0, *elements])
+    rows = _forward(network, stacked.flatten(0, 1), max_batch).unflatten(0, stacked.shape[:2])
+    return rows[0], rows[1:]
+
+
+def _logits_and_saliency(
+    network: Network,
+    x: Tensor,
+    action: Action,
+    elements: list[int],
+    base_logits: Tensor | None,
+    saliency: Saliency,
+    target: Tensor | None,
+    max_batch: int | None,
+) -> OrbitOutputs:
+    """One pass gives the logits and the maps; the target is fixed on x before the orbit is run."""
+    if target is None and base_logits is not None:
+        target = predicted_class(base_logits)
+    if target is None:
+        # The class predicted on x is only known once x has been run.
+        logits, maps = saliency(network, x, None, max_batch)
+        target = predicted_class(logits)
+        stacked = action.orbit(x, elements)
+        orbit_logits, orbit_maps = saliency(network, stacked.flatten(0, 1), target.repeat(len(elements)), max_batch)
+    else:
+        stacked = action.orbit(x, [0, *elements])
+        rows, row_maps = saliency(network, stacked.flatten(0, 1), target.repeat(len(elements) + 1), max_batch)
+        logits, orbit_logits = rows[: len(x)], rows[len(x) :]
+        maps, orbit_maps = row_maps[: len(x)], row_maps[len(x) :]
+    posed = orbit_maps.unflatten(0, (len(elements), len(x)))
+    realigned = torch.stack([action.invert(each, element) for element, each in zip(elements, posed, strict=True)])
+    return OrbitOutputs(
+        logits if base_logits is None else base_logits,
+        orbit_logits.unflatten(0, (len(elements), len(x))),
+        maps,
+        realigned,
+    )
+
+
+def _forward(network: Network, x: Tensor, max_batch: int | None) -> Tensor:
+    chunks = x.split(max_batch) if max_batch is not None and len(x) > max_batch else (x,)
+    rows = [network(chunk) for chunk in chunks]
+    for chunk, row in zip(chunks, rows, strict=True):
+        if not isinstance(row, Tensor) or row.ndim == 0 or len(row) != len(chunk):
+            got = f"shape {tuple(row.shape)}" if isinstance(row, Tensor) else type(row).__name__
+            raise ValueError(
+                f"Expected `network` to give a tensor of {len(chunk)} rows, one a sample, but got {got}: "
+                "pass the part of your network that gives the logits."
+            )
+    return torch.cat(rows) if len(rows) > 1 else rows[0]

@@ -1,0 +1,317 @@
+"""Saliency maps: which parts of the input a network's prediction rests on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_invariance._checks import check_count
+
+Network = Callable[[Tensor], Tensor]
+
+
+class Saliency(ABC):
+    """A way to compute saliency maps.
+
+    Calling it gives the logits too, since most ways run the network on `x` anyway. Signed maps follow captum's
+    conventions. No parameter receives a gradient, and the maps carry none.
+    """
+
+    @abstractmethod
+    def __call__(
+        self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Computes logits and maps.
+
+        Args:
+            network: from a batch to its logits ``(B, C)``.
+            x: the batch, shape ``(B, ...)``, floating point.
+            target: the class that each map explains, shape ``(B,)``; the predicted one if None.
+            max_batch: the most samples in one forward.
+
+        Returns:
+            The logits ``(B, C)`` and the maps, of the shape of `x` unless a class says otherwise; both detached.
+
+        Raises:
+            ValueError: if `x` is not floating point, or the network's output has not the shape ``(B, C)``.
+        """
+
+
+class Attribution(Protocol):
+    """What captum's attributions look like."""
+
+    attribute: Callable[..., Any]
+
+
+SaliencyLike = Saliency | Attribution | Callable[..., Any]
+
+
+class Gradient(Saliency):
+    r"""The gradient of the target's logit with respect to the input: :math:`m(x) = \partial f_t(x) / \partial x`.
+
+    Signed, unlike captum's ``Saliency``, which takes absolute values.
+
+    Example:
+        >>> import torch
+        >>> from lightning_invariance import Gradient
+        >>> network = torch.nn.Linear(2, 2, bias=False)
+        >>> network.weight.data = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
+        >>> logits, maps = Gradient()(network, torch.ones(1, 2), torch.tensor([1]))
+        >>> maps
+        tensor([[ 3., -4.]])
+    """
+
+    def __call__(
+        self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return _chunked(self._one_chunk, network, x, target, max_batch)
+
+    def _one_chunk(self, network: Network, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+        return _logits_and_gradient(network, x, target)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class InputXGradient(Gradient):
+    r"""Input times gradient: :math:`m(x) = x \odot \partial f_t(x) / \partial x`. Signed, as captum's.
+
+    Example:
+        >>> import torch
+        >>> from lightning_invariance import InputXGradient
+        >>> network = torch.nn.Linear(2, 2, bias=False)
+        >>> network.weight.data = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
+        >>> InputXGradient()(network, torch.full((1, 2), 2.0), torch.tensor([1]))[1]
+        tensor([[ 6., -8.]])
+    """
+
+    def _one_chunk(self, network: Network, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+        logits, gradient = _logits_and_gradient(network, x, target)
+        return logits, x.detach() * gradient
+
+
+class IntegratedGradients(Saliency):
+    r"""Integrated gradients (Sundararajan et al., 2017), signed, as captum's.
+
+    .. math::
+        m(x) = (x - x_0) \odot \int_0^1 \frac{\partial f_t(x_0 + \alpha (x - x_0))}{\partial x} \, d\alpha,
+
+    the integral by Gauss-Legendre quadrature.
+
+    Args:
+        steps: the number of points of the quadrature.
+        baseline: :math:`x_0`, the same value everywhere. On normalised images 0 is the mean grey, on others black.
+
+    Raises:
+        ValueError: if `steps` is no integer of at least 1.
+
+    Example:
+        The maps sum to the difference between the logits at `x` and at the baseline:
+
+        >>> import torch
+        >>> from lightning_invariance import IntegratedGradients
+        >>> network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Softplus()).double()
+        >>> x, target = torch.randn(2, 4, dtype=torch.float64), torch.tensor([0, 2])
+        >>> logits, maps = IntegratedGradients(steps=32)(network, x, target)
+        >>> gained = (logits - network(torch.zeros_like(x))).gather(1, target[:, None])[:, 0]
+        >>> torch.allclose(maps.sum(dim=1), gained)
+        True
+    """
+
+    def __init__(self, steps: int = 32, baseline: float = 0.0) -> None:
+        check_count("steps", steps)
+        self.steps = steps
+        self.baseline = float(baseline)
+
+    def __call__(
+        self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        _check_floating(x)
+        x = _ordinary(x)
+        with torch.no_grad():
+            logits = torch.cat([_checked_logits(network(part), part) for part in x.split(max_batch or max(len(x), 1))])
+        target = predicted_class(logits) if target is None else target
+        nodes, weights = _gauss_legendre(self.steps)
+        total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+        # As many points of the path in one forward as the limit allows: without one, a batch at a time, so that the
+        # memory needed does not grow with the number of steps.
+        together = max(1, (max_batch or len(x)) // max(len(x), 1))
+        for first in range(0, self.steps, together):
+            alphas = nodes[first : first + together].to(x.device, total.dtype)
+            scale = alphas.reshape(-1, *(1,) * x.ndim)
+            path = (self.baseline + scale * (x - self.baseline)).to(x.dtype)
+            _, gradient = _chunked(
+                _logits_and_gradient, network, path.flatten(0, 1), target.repeat(len(alphas)), max_batch
+            )
+            shares = weights[first : first + together].to(x.device, total.dtype).reshape(scale.shape)
+            total += (shares * gradient.unflatten(0, path.shape[:2])).sum(dim=0)
+        return logits, ((x - self.baseline) * total).to(x.dtype)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(steps={self.steps}, baseline={self.baseline})"
+
+
+class PaperSaliency(IntegratedGradients):
+    r"""The maps of "On genuine invariance learning without weight-tying" (Moskalev et al., 2023, section 4.1).
+
+    1. Absolute integrated gradients of the target's logit.
+    2. Values under 0.9 of the map's maximum (over the whole sample) are set to 0.
+    3. A Gaussian filter of 3×3, σ = 1, zero-padded, on each channel.
+
+    The paper names neither baseline nor number of steps; a zero baseline and 32 steps are chosen here.
+
+    Args:
+        steps: the number of points of the quadrature.
+        baseline: the value that the path starts from.
+
+    Raises:
+        ValueError: if `steps` is no integer of at least 1, or (when called) the input is no image ``(B, ..., H, W)``.
+
+    Example:
+        >>> import torch
+        >>> from lightning_invariance import PaperSaliency
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> logits, maps = PaperSaliency()(network, torch.randn(2, 1, 8, 8))
+        >>> maps.shape, bool((maps >= 0).all())
+        (torch.Size([2, 1, 8, 8]), True)
+    """
+
+    def __call__(
+        self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if x.ndim < 3:
+            raise ValueError(f"Expected `x` to be images (B, ..., H, W) for {self!r} but got shape {tuple(x.shape)}.")
+        logits, maps = super().__call__(network, x, target, max_batch)
+        return logits, _smooth(_keep_peaks(maps.abs(), fraction=0.9))
+
+
+class _Attribution(Saliency):
+    """A captum attribution, or a plain function ``(network, x, target) -> maps``."""
+
+    def __init__(self, attribution: Any) -> None:
+        self._attribution = attribution
+
+    def __call__(
+        self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return _chunked(self._one_chunk, network, x, target, max_batch)
+
+    def _one_chunk(self, network: Network, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = _ordinary(x)
+        with torch.no_grad():
+            logits = _checked_logits(network(x), x)
+        target = predicted_class(logits) if target is None else target
+        with torch.enable_grad():
+            leaf = x.clone().requires_grad_()
+            if isinstance(self._attribution, type):
+                maps = self._attribution(network).attribute(leaf, target=target)
+            elif hasattr(self._attribution, "attribute"):
+                maps = self._attribution.attribute(leaf, target=target)
+            else:
+                maps = self._attribution(network, leaf, target)
+        if not isinstance(maps, Tensor) or len(maps) != len(x):
+            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
+            raise ValueError(f"Expected `saliency` to give {len(x)} maps, one a sample, but got {got}.")
+        return logits, maps.detach()
+
+
+def as_saliency(saliency: SaliencyLike) -> Saliency:
+    """A `Saliency` from whatever computes maps.
+
+    Args:
+        saliency: a `Saliency`; a captum attribution, as an instance (bound to its own network) or as its class; or
+            a function ``(network, x, target) -> maps``.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    if isinstance(saliency, type) and issubclass(saliency, Saliency):
+        return saliency()
+    if isinstance(saliency, Saliency):
+        return saliency
+    if isinstance(saliency, type) and not hasattr(saliency, "attribute"):
+        raise ValueError(f"Expected `saliency` to have a method `attribute` but got the class {saliency.__name__}.")
+    if not callable(saliency) and not hasattr(saliency, "attribute"):
+        raise ValueError(
+            "Expected `saliency` to be a Saliency, a captum attribution or a function (network, x, target) "
+            f"but got {type(saliency).__name__}."
+        )
+    return _Attribution(saliency)
+
+
+def predicted_class(logits: Tensor) -> Tensor:
+    """The class of the largest logit, shape ``(B,)``."""
+    return logits.detach().argmax(dim=1)
+
+
+def _logits_and_gradient(network: Network, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The logits, and the gradient of each sample's target logit, from one forward and one backward."""
+    _check_floating(x)
+    # `Trainer.validate` runs in inference mode, where no graph is recorded, and its tensors cannot enter one.
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        logits = _checked_logits(network(leaf), leaf)
+        chosen = predicted_class(logits) if target is None else target
+        (gradient,) = torch.autograd.grad(logits.gather(1, chosen[:, None].to(logits.device)).sum(), leaf)
+    return logits.detach(), gradient
+
+
+def _chunked(
+    one_chunk: Callable[[Network, Tensor, Tensor | None], tuple[Tensor, Tensor]],
+    network: Network,
+    x: Tensor,
+    target: Tensor | None,
+    max_batch: int | None,
+) -> tuple[Tensor, Tensor]:
+    if max_batch is None or len(x) <= max_batch:
+        return one_chunk(network, x, target)
+    targets = [None] * len(x) if target is None else target.split(max_batch)
+    parts = [one_chunk(network, part, chosen) for part, chosen in zip(x.split(max_batch), targets, strict=False)]
+    return torch.cat([logits for logits, _ in parts]), torch.cat([maps for _, maps in parts])
+
+
+def _ordinary(x: Tensor) -> Tensor:
+    """`x` outside inference mode and outside any graph."""
+    with torch.inference_mode(False):
+        return x.detach().clone() if x.is_inference() else x.detach()
+
+
+def _check_floating(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"Expected `x` to be floating point, to have a gradient, but got {x.dtype}.")
+
+
+def _checked_logits(logits: Tensor, x: Tensor) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"Expected `network` to give logits of shape ({len(x)}, classes) for saliency but got {got}.")
+    return logits
+
+
+def _gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1], float64, from the eigenvalues of the Jacobi matrix (Golub and Welsch, 1969)."""
+    k = torch.arange(1, points, dtype=torch.float64)
+    off_diagonal = k / (4 * k**2 - 1).sqrt()
+    nodes, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))
+    return (nodes + 1) / 2, vectors[0] ** 2
+
+
+def _keep_peaks(maps: Tensor, fraction: float) -> Tensor:
+    """Values under a fraction of the sample's maximum, set to 0."""
+    peak = maps.flatten(1).amax(dim=1).reshape(-1, *(1,) * (maps.ndim - 1))
+    return torch.where(maps >= fraction * peak, maps, 0.0)
+
+
+def _smooth(maps: Tensor) -> Tensor:
+    """A 3×3 Gaussian filter of σ = 1 on the last two dimensions."""
+    side = torch.exp(-torch.tensor([1.0, 0.0, 1.0], device=maps.device, dtype=maps.dtype) / 2)
+    kernel = torch.outer(side, side)
+    planes = maps.reshape(-1, 1, *maps.shape[-2:])
+    # Autocast would filter in half precision.
+    with torch.autocast(maps.device.type, enabled=False):
+        return F.conv2d(planes, (kernel / kernel.sum())[None, None], padding=1).reshape(maps.shape)

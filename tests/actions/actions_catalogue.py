@@ -1,0 +1,139 @@
+"""Every action of the room, each with the shape of a small batch that it acts on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import permutations, product
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_invariance.actions import (
+    C4,
+    D4,
+    O3,
+    SO2,
+    SO3,
+    Action,
+    AffineAction,
+    CyclicTranslations,
+    FunctionAction,
+    HorizontalFlip,
+    LinearAction,
+    PermutationAction,
+    Rotations,
+    Scalings,
+    SetPermutations,
+    TimeReversal,
+    VerticalFlip,
+)
+
+
+class Case(NamedTuple):
+    make: Callable[[], Action]
+    shape: tuple[int, ...]
+
+
+def signed_permutations(size: int) -> Tensor:
+    """The symmetries of a cube, the identity first: shape ``(2**size * size!, size, size)``."""
+    return torch.stack(
+        [
+            torch.diag(torch.tensor(signs)) @ torch.eye(size)[list(order)]
+            for order, signs in product(permutations(range(size)), product((1.0, -1.0), repeat=size))
+        ]
+    )
+
+
+def halves_swapped() -> PermutationAction:
+    return PermutationAction(torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7], [4, 5, 6, 7, 0, 1, 2, 3]]))
+
+
+def three_cycle_alone() -> PermutationAction:
+    """The identity and one permutation that is not its own inverse: not a group."""
+    return PermutationAction(torch.tensor([[[0, 1], [2, 3]], [[1, 2], [0, 3]]]))
+
+
+def sheared() -> AffineAction:
+    return AffineAction(torch.tensor([[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], [[1.0, 0.3, 0.25], [-0.2, 0.9, -0.1]]]))
+
+
+def mixed_colours() -> LinearAction:
+    """Invertible, but not orthogonal."""
+    mixing = torch.tensor([[1.0, 0.5, 0.0], [0.0, 2.0, -0.5], [0.25, 0.0, 1.0]])
+    return LinearAction(torch.stack([torch.eye(3), mixing, mixing @ mixing]), dim=-3)
+
+
+def negated_or_doubled(exact: bool = True) -> FunctionAction:
+    return FunctionAction([(torch.neg, torch.neg), (_double, _halve)], labels=["negated", "doubled"], exact=exact)
+
+
+def _double(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+def _halve(x: Tensor) -> Tensor:
+    return x / 2
+
+
+IMAGES = (3, 2, 6, 6)
+PERMUTATIONS: dict[str, Case] = {
+    "C4": Case(C4, IMAGES),
+    "D4": Case(D4, IMAGES),
+    "HorizontalFlip": Case(HorizontalFlip, (3, 2, 4, 5)),
+    "VerticalFlip": Case(VerticalFlip, (3, 2, 4, 5)),
+    "TimeReversal": Case(TimeReversal, (3, 2, 7)),
+    "CyclicTranslations": Case(lambda: CyclicTranslations(3), (3, 2, 4, 6)),
+    "CyclicTranslations-dim-2": Case(lambda: CyclicTranslations(4, dim=-2), (3, 2, 8, 5)),
+    "SetPermutations": Case(lambda: SetPermutations(4), (3, 7, 2)),
+    "PermutationAction": Case(halves_swapped, (3, 2, 8)),
+    "PermutationAction-no-group": Case(three_cycle_alone, (3, 5, 2, 2)),
+}
+AFFINE: dict[str, Case] = {
+    "Rotations": Case(lambda: Rotations(8), (3, 2, 6, 5)),
+    "Rotations-border": Case(lambda: Rotations(3, padding="border"), IMAGES),
+    "Rotations-bicubic": Case(lambda: Rotations(5, interpolation="bicubic", padding="reflection"), IMAGES),
+    "SO2": Case(lambda: SO2(4), IMAGES),
+    "Scalings": Case(lambda: Scalings([0.5, 1.5]), IMAGES),
+    "AffineAction": Case(sheared, (3, 2, 5, 6)),
+}
+LINEAR: dict[str, Case] = {
+    "LinearAction": Case(lambda: LinearAction(signed_permutations(2)), (3, 4, 2)),
+    "LinearAction-dim-3": Case(mixed_colours, (3, 3, 4, 5)),
+    "SO3": Case(lambda: SO3(4), (3, 5, 3)),
+    "O3": Case(lambda: O3(4, dim=-2), (3, 3, 5)),
+}
+FUNCTIONS: dict[str, Case] = {"FunctionAction": Case(negated_or_doubled, (3, 4))}
+PRODUCTS: dict[str, Case] = {
+    "C4*CyclicTranslations": Case(lambda: C4() * CyclicTranslations(3), IMAGES),
+    "HorizontalFlip*VerticalFlip": Case(lambda: HorizontalFlip() * VerticalFlip(), (3, 2, 4, 5)),
+    "D4*LinearAction": Case(lambda: D4() * mixed_colours(), (3, 3, 4, 4)),
+    "Rotations*HorizontalFlip": Case(lambda: Rotations(3) * HorizontalFlip(), IMAGES),
+    "SO3*SetPermutations": Case(lambda: SO3(2) * SetPermutations(2), (3, 5, 3)),
+}
+EVERY: dict[str, Case] = {**PERMUTATIONS, **AFFINE, **LINEAR, **FUNCTIONS, **PRODUCTS}
+
+
+def each(*tables: dict[str, Case], without: Sequence[str] = ()) -> pytest.MarkDecorator:
+    """Parametrizes a test with ``case`` over whole tables."""
+    params: list[Any] = [
+        pytest.param(case, id=name) for table in tables for name, case in table.items() if name not in without
+    ]
+    return pytest.mark.parametrize("case", params)
+
+
+def batch_for(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """A random batch; distinct integers for the integer types."""
+    generator = torch.Generator().manual_seed(seed)
+    if dtype.is_floating_point or dtype.is_complex:
+        return torch.randn(case.shape, generator=generator, dtype=torch.float64).to(dtype)
+    size = torch.Size(case.shape).numel()
+    return torch.randperm(size, generator=generator).reshape(case.shape).to(dtype)
+
+
+def indices_for(action: Action, x: Tensor) -> Tensor:
+    """One element a sample: the identity, the last element, and others."""
+    index = torch.arange(len(x)) * 2 + len(action) - 1
+    index[: min(1, len(x))] = 0
+    return index % len(action)

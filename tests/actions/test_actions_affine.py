@@ -1,0 +1,280 @@
+"""Interpolating actions against pixel coordinates written out in numpy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_invariance.actions import C4, SO2, AffineAction, Rotations, Scalings
+
+Floats = npt.NDArray[np.float64]
+
+
+def centred(height: int, width: int) -> tuple[Floats, Floats]:
+    """The pixels' coordinates from the image's centre: to the right, and down."""
+    rows, columns = np.meshgrid(np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2, indexing="ij")
+    return columns, rows
+
+
+def reflected(place: Floats, size: int) -> Floats:
+    """Folded back at the outer edges of the first and the last pixel."""
+    folded = np.mod(place + 0.5, 2 * size)
+    return np.clip(np.minimum(folded, 2 * size - folded) - 0.5, 0, size - 1)
+
+
+def look_up(image: Floats, right: Floats, down: Floats, padding: str = "zeros") -> Floats:
+    """Bilinear interpolation of one image at coordinates from its centre."""
+    height, width = image.shape
+    column, row = right + (width - 1) / 2, down + (height - 1) / 2
+    if padding == "border":
+        column, row = np.clip(column, 0, width - 1), np.clip(row, 0, height - 1)
+    if padding == "reflection":
+        column, row = reflected(column, width), reflected(row, height)
+    out = np.zeros_like(column)
+    left, top = np.floor(column).astype(int), np.floor(row).astype(int)
+    for r, c in ((top, left), (top, left + 1), (top + 1, left), (top + 1, left + 1)):
+        weight = (1 - np.abs(row - r)) * (1 - np.abs(column - c))
+        inside = (r >= 0) & (r < height) & (c >= 0) & (c < width)
+        out += np.where(inside, weight * image[np.clip(r, 0, height - 1), np.clip(c, 0, width - 1)], 0.0)
+    return out
+
+
+def turned(image: Floats, degrees: float, padding: str = "zeros") -> Floats:
+    """Counter-clockwise on the screen: the value at a pixel comes from the place turned clockwise."""
+    right, down = centred(*image.shape)
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    up = -down
+    return look_up(image, cos * right + sin * up, -(cos * up - sin * right), padding)
+
+
+def mapped(image: Floats, matrix: Floats) -> Floats:
+    """The image moved by p -> A p + t, with t in halves of the width and the height."""
+    height, width = image.shape
+    right, down = centred(height, width)
+    back = np.linalg.inv(matrix[:, :2])
+    right, down = right - matrix[0, 2] * width / 2, down - matrix[1, 2] * height / 2
+    return look_up(image, back[0, 0] * right + back[0, 1] * down, back[1, 0] * right + back[1, 1] * down)
+
+
+def images(height: int, width: int, *leading: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(*(leading or (3,)), height, width, generator=generator, dtype=torch.float64)
+
+
+def one_by_one(x: Tensor, move: Callable[[Floats], Floats]) -> Tensor:
+    return torch.from_numpy(np.stack([move(image) for image in x.numpy()]))
+
+
+def close(got: Tensor, expected: Tensor, atol: float = 1e-9) -> None:
+    torch.testing.assert_close(got, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_rotations_by_90_degrees_are_numpys(size: int) -> None:
+    x = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    for element in range(4):
+        expected = torch.from_numpy(np.rot90(x.numpy(), element, (-2, -1)).copy())
+        close(Rotations(4).act(x, element), expected, atol=1e-5)
+        close(Rotations(4).act(x, element), C4().act(x, element), atol=1e-5)
+        close(Rotations(4).invert(x, element), C4().invert(x, element), atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(5, 8), (7, 4)])
+def test_half_a_turn_of_an_image_that_is_not_square(height: int, width: int) -> None:
+    x = images(height, width).float()
+    close(Rotations(2).act(x, 1), x.flip(-2, -1), atol=1e-5)
+    close(Rotations(4).act(x, 2), x.flip(-2, -1), atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (6, 11), (9, 5)])
+def test_rotations_in_pixel_units(height: int, width: int, padding: str) -> None:
+    x = images(height, width)
+    action = Rotations(8, padding=padding)  # type: ignore[arg-type]
+    for element in range(1, 8):
+        close(action.act(x, element), one_by_one(x, lambda image, e=element: turned(image, 45 * e, padding)))
+        close(action.invert(x, element), one_by_one(x, lambda image, e=element: turned(image, -45 * e, padding)))
+
+
+def test_45_degrees_turn_a_line_into_a_diagonal() -> None:
+    """On an image twice as wide as it is high, too."""
+    x = torch.zeros(1, 11, 21, dtype=torch.float64)
+    x[:, 5, 5:16] = 1  # through the centre, along the row
+    moved = Rotations(8).act(x, 1)[0]
+    brightest = moved.max(dim=1)
+    # Counter-clockwise: up to the right, one column for one row.
+    assert [int(column) for column in brightest.indices[2:9]] == [13, 12, 11, 10, 9, 8, 7]
+    assert bool((brightest.values[2:9] > 0.5).all())
+
+
+def test_rotations_go_by_whole_images_and_channels() -> None:
+    x = images(6, 7, 2, 3, 2)
+    moved = Rotations(6).act(x, 1)
+    expected = one_by_one(x.reshape(-1, 6, 7), lambda image: turned(image, 60)).reshape(x.shape)
+    close(moved, expected)
+
+
+def test_one_rotation_a_sample() -> None:
+    x = images(6, 9, 4)
+    index = torch.tensor([3, 0, 1, 4])
+    moved = Rotations(5).act(x, index)
+    back = Rotations(5).invert(x, index)
+    for sample, element in enumerate(index.tolist()):
+        close(moved[sample], torch.from_numpy(turned(x[sample].numpy(), 72 * element)))
+        close(back[sample], torch.from_numpy(turned(x[sample].numpy(), -72 * element)))
+
+
+def test_orbit_of_rotations() -> None:
+    x = images(5, 7)
+    orbit = Rotations(3).orbit(x)
+    for element in range(3):
+        close(orbit[element], one_by_one(x, lambda image, e=element: turned(image, 120 * e)))
+
+
+def test_nearest_takes_whole_pixels() -> None:
+    x = images(7, 8)
+    right, down = centred(7, 8)
+    cos, sin = math.cos(math.radians(30)), math.sin(math.radians(30))
+    column = np.rint(cos * right - sin * down + 3.5).astype(int)
+    row = np.rint(cos * down + sin * right + 3).astype(int)
+    inside = (row >= 0) & (row < 7) & (column >= 0) & (column < 8)
+    moved = Rotations(12, interpolation="nearest").act(x, 1)
+    expected = np.where(inside, x.numpy()[:, np.clip(row, 0, 6), np.clip(column, 0, 7)], 0)
+    assert torch.equal(moved, torch.from_numpy(expected))
+
+
+def wave(right: Floats, down: Floats) -> Floats:
+    return np.sin(0.25 * right + 0.4) * np.cos(0.2 * down - 0.1) + 0.05 * right
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("degrees", [18.0, 54.0, 234.0])
+def test_rotations_of_a_smooth_function(interpolation: str, degrees: float) -> None:
+    right, down = centred(24, 30)
+    x = torch.from_numpy(wave(right, down))[None]
+    action = Rotations(20, interpolation=interpolation)  # type: ignore[arg-type]
+    moved = action.act(x, round(degrees / 18))
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    expected = torch.from_numpy(wave(cos * right - sin * down, sin * right + cos * down))[None]
+    inside = torch.from_numpy(np.hypot(right, down) < 9)
+    close(moved[:, inside], expected[:, inside], atol=0.03)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("factor", [0.7, 1.5, 3.0])
+def test_scalings_of_a_smooth_function(interpolation: str, factor: float) -> None:
+    right, down = centred(24, 30)
+    x = torch.from_numpy(wave(right, down))[None]
+    action = Scalings([factor], interpolation=interpolation)  # type: ignore[arg-type]
+    inside = torch.from_numpy(np.hypot(right, down) < 7)
+    enlarged = torch.from_numpy(wave(right / factor, down / factor))[None]
+    close(action.act(x, 1)[:, inside], enlarged[:, inside], atol=0.03)
+    # The way back reads further out by the same factor.
+    within = torch.from_numpy(np.hypot(right, down) < 10 / factor)
+    shrunk = torch.from_numpy(wave(right * factor, down * factor))[None]
+    close(action.invert(x, 1)[:, within], shrunk[:, within], atol=0.03)
+
+
+def test_scalings_of_a_plane_are_exact_inside() -> None:
+    right, down = centred(10, 14)
+    x = torch.from_numpy(2 * right - 3 * down + 1)[None]
+    close(Scalings([2.0]).act(x, 1), torch.from_numpy(right - 1.5 * down + 1)[None])
+
+
+def test_shrinking_leaves_zeros_outside() -> None:
+    moved = Scalings([0.5]).act(torch.ones(1, 8, 12), 1)[0]
+    expected = torch.zeros(8, 12)
+    expected[2:6, 3:9] = 1
+    close(moved, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("right", [-3, 0, 2])
+@pytest.mark.parametrize("down", [-1, 0, 4])
+def test_translations_are_shifts(right: int, down: int) -> None:
+    height, width = 6, 10
+    x = images(height, width)
+    matrix = torch.tensor([[1, 0, 2 * right / width], [0, 1, 2 * down / height]], dtype=torch.float64)
+    identity = torch.eye(2, 3, dtype=torch.float64)
+    action = AffineAction(torch.stack([identity, matrix]))
+
+    def shift(image: Floats, right: int, down: int) -> Floats:
+        wide = np.pad(image, ((height, height), (width, width)))
+        return wide[height - down : 2 * height - down, width - right : 2 * width - right]
+
+    close(action.act(x, 1), one_by_one(x, lambda image: shift(image, right, down)))
+    close(action.invert(x, 1), one_by_one(x, lambda image: shift(image, -right, -down)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(7, 7), (5, 9)])
+def test_any_affine_map(height: int, width: int) -> None:
+    matrix = np.array([[1.1, 0.4, 0.2], [-0.3, 0.8, -0.35]])
+    action = AffineAction(torch.stack([torch.eye(2, 3, dtype=torch.float64), torch.from_numpy(matrix)]))
+    x = images(height, width)
+    close(action.act(x, 1), one_by_one(x, lambda image: mapped(image, matrix)))
+    # In pixels the inverse is p -> A^-1 (p - t).
+    back = np.linalg.inv(matrix[:, :2])
+    halves = np.array([width / 2, height / 2])
+    shift = -back @ (matrix[:, 2] * halves) / halves
+    inverse = np.concatenate([back, shift[:, None]], axis=1)
+    close(action.invert(x, 1), one_by_one(x, lambda image: mapped(image, inverse)))
+
+
+def test_a_mirror_as_an_affine_map() -> None:
+    mirror = torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[-1.0, 0, 0], [0, 1, 0]]])
+    x = images(5, 8).float()
+    close(AffineAction(mirror).act(x, 1), x.flip(-1), atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["border", "reflection"])
+def test_padding_keeps_a_constant_image(padding: str) -> None:
+    action = Rotations(8, padding=padding)  # type: ignore[arg-type]
+    x = torch.full((2, 1, 6, 9), 0.75)
+    close(action.orbit(x), x.expand(8, 2, 1, 6, 9), atol=1e-6)
+
+
+def test_zeros_padding_darkens_the_corners() -> None:
+    moved = Rotations(8).act(torch.ones(1, 9, 9), 1)[0]
+    assert float(moved[0, 0]) == 0
+    assert float(moved[4, 4]) == pytest.approx(1)
+
+
+def test_so2_turns_by_its_angles() -> None:
+    action = SO2(6, seed=1)
+    x = images(7, 7)
+    assert action.degrees[0] == 0
+    assert all(0 <= angle < 360 for angle in action.degrees)
+    for element, angle in enumerate(action.degrees):
+        close(action.act(x, element), one_by_one(x, lambda image, a=angle: turned(image, a)))
+
+
+def test_so2_draws_by_its_seed() -> None:
+    assert SO2(5, seed=3).degrees == SO2(5, seed=3).degrees
+    assert len({*SO2(5, seed=3).degrees[1:], *SO2(5, seed=4).degrees[1:]}) == 10
+
+
+def test_drawing_leaves_the_random_stream_alone() -> None:
+    before = torch.get_rng_state()
+    SO2(5, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_round_trip_loses_little_of_a_smooth_image() -> None:
+    right, down = centred(32, 32)
+    x = torch.from_numpy(np.exp(-((right - 3) ** 2 + (down + 2) ** 2) / 40))[None]
+    for element in range(6):
+        close(Rotations(6).invert(Rotations(6).act(x, element), element), x, atol=0.03)
+
+
+def test_the_matrices_are_copied() -> None:
+    matrices = torch.eye(2, 3, dtype=torch.float64).repeat(2, 1, 1)
+    matrices[1] *= 2
+    action = AffineAction(matrices)
+    matrices.zero_()
+    x = images(6, 6)
+    close(action.act(x, 1), Scalings([2.0]).act(x, 1))
