@@ -46,14 +46,14 @@ class AffineAction(Action):
     def __init__(
         self, matrices: Tensor, *, interpolation: Interpolation = "bilinear", padding: Padding = "zeros"
     ) -> None:
-        if not isinstance(matrices, Tensor) or matrices.ndim != 3 or matrices.shape[1:] != (2, 3):
+        if not isinstance(matrices, Tensor) or matrices.ndim != 3 or not len(matrices) or matrices.shape[1:] != (2, 3):
             raise ValueError("Expected `matrices` to be a tensor of shape (|G|, 2, 3).")
         check_choice("interpolation", interpolation, ("bilinear", "bicubic", "nearest"))
         check_choice("padding", padding, ("zeros", "border", "reflection"))
-        bottom = torch.tensor([[[0.0, 0.0, 1.0]]], dtype=torch.float64).expand(len(matrices), 1, 3)
+        bottom = torch.tensor([[[0.0, 0.0, 1.0]]], dtype=torch.float64, device="cpu").expand(len(matrices), 1, 3)
         # Kept in double precision: rounded to half precision, a rotation would be one no more.
         self._matrices = torch.cat([matrices.detach().to("cpu", torch.float64), bottom], dim=1)
-        if not torch.equal(self._matrices[0], torch.eye(3, dtype=torch.float64)):
+        if not torch.equal(self._matrices[0], torch.eye(3, dtype=torch.float64, device="cpu")):
             raise ValueError("Expected `matrices[0]` to be the identity.")
         if not bool((torch.linalg.det(self._matrices).abs() > 1e-12).all()):
             raise ValueError("Expected every matrix in `matrices` to be invertible.")
@@ -69,7 +69,7 @@ class AffineAction(Action):
 
     @cached_property
     def cayley_table(self) -> Tensor | None:
-        return group_table(self._matrices, lambda left, right: left @ right, atol=1e-9)
+        return group_table(self._matrices, lambda left, right: left @ right, atol=1e-6)
 
     def check(self, x: Tensor) -> None:
         check_batch(self, x, 2)
@@ -113,7 +113,7 @@ class AffineAction(Action):
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
 
         def build() -> Tensor:
-            scale = torch.tensor([width, height, 1.0], dtype=torch.float64)
+            scale = torch.tensor([width, height, 1.0], dtype=torch.float64, device="cpu")
             matrices = self._matrices.clone()
             matrices[:, :2, :2] *= scale[:2] / scale[:2, None]
             matrices = torch.linalg.inv(matrices) if inverse else matrices
@@ -123,10 +123,14 @@ class AffineAction(Action):
 
     def _sample(self, x: Tensor, thetas: Tensor) -> Tensor:
         """The whole batch at each of n matrices, shape (n, B, ...): the batch's images are channels of one image."""
+        if not x.numel():
+            return x.expand(len(thetas), *x.shape)
         planes = x.reshape(1, -1, *x.shape[-2:]).expand(len(thetas), -1, -1, -1)
         return self._interpolate(planes, thetas).reshape(len(thetas), *x.shape)
 
     def _sample_each(self, x: Tensor, index: Tensor, thetas: Tensor) -> Tensor:
+        if not x.numel():
+            return x
         moved = self._interpolate(x.reshape(len(x), -1, *x.shape[-2:]), thetas[index]).reshape(x.shape)
         return torch.where((index == 0).reshape(-1, *(1,) * (x.ndim - 1)), x, moved)
 
@@ -152,7 +156,7 @@ class _PlanarRotations(AffineAction):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return ("identity", *(f"rot{angle:.4g}" for angle in self.degrees[1:]))
+        return ("identity", *(f"rot{angle:.7g}" for angle in self.degrees[1:]))
 
 
 class Rotations(_PlanarRotations):
@@ -177,7 +181,9 @@ class Rotations(_PlanarRotations):
     def __init__(self, order: int, *, interpolation: Interpolation = "bilinear", padding: Padding = "zeros") -> None:
         check_count("order", order)
         self.order = order
-        super().__init__(torch.arange(order, dtype=torch.float64) * (360.0 / order), interpolation, padding)
+        super().__init__(
+            torch.arange(order, dtype=torch.float64, device="cpu") * (360.0 / order), interpolation, padding
+        )
 
     def _arguments(self) -> dict[str, object]:
         return {"order": self.order, "interpolation": self.interpolation, "padding": self.padding}
@@ -207,7 +213,8 @@ class SO2(_PlanarRotations):
         check_count("samples", samples)
         self.samples = samples
         self.seed = seed
-        drawn = 360.0 * torch.rand(samples, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        generator = torch.Generator().manual_seed(seed)
+        drawn = 360.0 * torch.rand(samples, generator=generator, dtype=torch.float64, device="cpu")
         super().__init__(torch.cat([drawn.new_zeros(1), drawn]), interpolation, padding)
 
     def _arguments(self) -> dict[str, object]:
@@ -238,8 +245,8 @@ class Scalings(AffineAction):
         self.factors = tuple(float(factor) for factor in factors)
         if not self.factors or not all(0.0 < factor < float("inf") for factor in self.factors):
             raise ValueError(f"Expected `factors` to be positive numbers, at least one, but got {factors!r}.")
-        scales = torch.tensor([1.0, *self.factors], dtype=torch.float64)
-        matrices = torch.zeros(len(scales), 2, 3, dtype=torch.float64)
+        scales = torch.tensor([1.0, *self.factors], dtype=torch.float64, device="cpu")
+        matrices = scales.new_zeros(len(scales), 2, 3)
         matrices[:, 0, 0] = matrices[:, 1, 1] = scales
         super().__init__(matrices, interpolation=interpolation, padding=padding)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -177,7 +178,12 @@ class Action(ABC):
         return hash((type(self), *self._arguments().items()))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_placed"}
+        # What can be built again does not travel.
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name != "_placed" and not isinstance(getattr(type(self), name, None), cached_property)
+        }
 
     # Shared machinery -----------------------------------------------------------------------------------------------
 
@@ -205,15 +211,24 @@ class Action(ABC):
                 placed[key] = build()
         return placed[key]
 
-    def _check_element(self, index: int | Tensor) -> int:
+    def _check_element(self, index: Any) -> int:
+        if isinstance(index, Tensor):
+            self._check_integers(index)
+        elif not isinstance(index, int) and not hasattr(index, "__index__"):
+            raise ValueError(
+                f"Expected `index` to be an integer or a tensor of one integer a sample but got {index!r}."
+            )
         element = int(index)
         if not 0 <= element < len(self):
             raise ValueError(f"Expected `index` to be between 0 and {len(self) - 1} for {self!r} but got {element}.")
         return element
 
-    def _check_indices(self, index: Tensor, x: Tensor) -> Tensor:
+    def _check_integers(self, index: Tensor) -> None:
         if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
             raise ValueError(f"Expected `index` to hold integers but got {index.dtype}.")
+
+    def _check_indices(self, index: Tensor, x: Tensor) -> Tensor:
+        self._check_integers(index)
         if index.shape != x.shape[:1]:
             raise ValueError(
                 f"Expected `index` to hold one element for each of the {len(x)} samples "
@@ -256,6 +271,8 @@ def group_table(elements: Tensor, compose: Callable[[Tensor, Tensor], Tensor], a
         atol: how far two equal elements may lie apart.
     """
     flat = elements.flatten(1).double()
+    if bool((torch.cdist(flat, flat, p=torch.inf) <= atol).sum() > len(flat)):
+        return None  # an element is listed twice
     columns = []
     for element in elements:
         distance = torch.cdist(compose(elements, element).flatten(1).double(), flat, p=torch.inf)

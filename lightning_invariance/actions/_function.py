@@ -36,7 +36,7 @@ class FunctionAction(Action):
     def __init__(
         self, pairs: Sequence[tuple[Transform, Transform]], *, labels: Sequence[str] | None = None, exact: bool = False
     ) -> None:
-        pairs = tuple(tuple(pair) for pair in pairs)  # type: ignore[misc]
+        pairs = tuple(tuple(pair) if isinstance(pair, Sequence) else (pair,) for pair in pairs)  # type: ignore[misc]
         if not pairs or not all(len(pair) == 2 and callable(pair[0]) and callable(pair[1]) for pair in pairs):
             raise ValueError("Expected `pairs` to hold pairs of functions (act, invert), at least one.")
         if labels is not None and len(labels) != len(pairs):

@@ -36,7 +36,9 @@ class _PlanarSymmetries(PermutationAction):
         height, width = sizes
         # Twice the coordinates, from the centre, so that the centre of an even image is an integer too.
         rows, columns = torch.meshgrid(
-            2 * torch.arange(height) - (height - 1), 2 * torch.arange(width) - (width - 1), indexing="ij"
+            2 * torch.arange(height, device="cpu") - (height - 1),
+            2 * torch.arange(width, device="cpu") - (width - 1),
+            indexing="ij",
         )
         tables = []
         for element in range(len(self)):
@@ -63,7 +65,7 @@ class _PlanarSymmetries(PermutationAction):
             )
 
     def _permute(self, x: Tensor, element: int) -> Tensor:
-        flips, turns = divmod(element, 4)
+        flips, turns = element // 4, element % 4
         return torch.rot90(x.flip(-1) if flips else x, turns, (-2, -1))
 
     def _arguments(self) -> dict[str, object]:
@@ -127,8 +129,8 @@ class _Reversal(PermutationAction):
         return (self._dim,)
 
     def index_table(self, sizes: tuple[int, ...]) -> Tensor:
-        index = torch.arange(prod(sizes)).reshape(sizes)
-        backwards = torch.arange(sizes[self._dim] - 1, -1, -1)
+        index = torch.arange(prod(sizes), device="cpu").reshape(sizes)
+        backwards = torch.arange(sizes[self._dim] - 1, -1, -1, device="cpu")
         return torch.stack([index, index.index_select(self._dim, backwards)]).flatten(1)
 
     @property
@@ -223,10 +225,10 @@ class CyclicTranslations(PermutationAction):
         return (self.dim,)
 
     def index_table(self, sizes: tuple[int, ...]) -> Tensor:
-        index = torch.arange(prod(sizes)).reshape(sizes)
+        index = torch.arange(prod(sizes), device="cpu").reshape(sizes)
         size = sizes[self.dim]
         shifted = [
-            index.index_select(self.dim, (torch.arange(size) - size // self.order * step) % size)
+            index.index_select(self.dim, (torch.arange(size, device="cpu") - size // self.order * step) % size)
             for step in range(self.order)
         ]
         return torch.stack(shifted).flatten(1)
@@ -250,6 +252,13 @@ class CyclicTranslations(PermutationAction):
 
     def _arguments(self) -> dict[str, object]:
         return {"order": self.order, "dim": self.dim}
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph holds no generator
+def _drawn_orders(size: int, samples: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randperm(size, generator=generator, device="cpu") for _ in range(samples)]
+    return torch.stack([torch.arange(size, device="cpu"), *drawn])
 
 
 class SetPermutations(PermutationAction):
@@ -296,16 +305,13 @@ class SetPermutations(PermutationAction):
     def _orders(self, x: Tensor | int, device: torch.device | str = "cpu") -> Tensor:
         size = x if isinstance(x, int) else x.shape[-2]
 
-        def draw() -> Tensor:
-            generator = torch.Generator().manual_seed(self.seed)
-            drawn = [torch.randperm(size, generator=generator) for _ in range(self.samples)]
-            return torch.stack([torch.arange(size), *drawn]).to(device)
-
-        return self._keep(("orders", size, str(device)), draw)
+        return self._keep(
+            ("orders", size, str(device)), lambda: _drawn_orders(size, self.samples, self.seed).to(device)
+        )
 
     def index_table(self, sizes: tuple[int, ...]) -> Tensor:
         length, features = sizes
-        return (self._orders(length)[:, :, None] * features + torch.arange(features)).flatten(1)
+        return (self._orders(length)[:, :, None] * features + torch.arange(features, device="cpu")).flatten(1)
 
     @property
     def _faithful_sizes(self) -> tuple[int, ...]:
@@ -315,10 +321,12 @@ class SetPermutations(PermutationAction):
         pass
 
     def _permute(self, x: Tensor, element: int) -> Tensor:
-        return x.index_select(-2, self._orders(x, x.device)[element])
+        orders = self._orders(x, x.device)  # on a line of its own: here a compiled graph breaks
+        return x.index_select(-2, orders[element])
 
     def _invert_one(self, x: Tensor, element: int) -> Tensor:
-        return x.index_select(-2, self._orders(x, x.device)[element].argsort())
+        orders = self._orders(x, x.device)
+        return x.index_select(-2, orders[element].argsort())
 
     def _arguments(self) -> dict[str, object]:
         return {"samples": self.samples, "seed": self.seed}

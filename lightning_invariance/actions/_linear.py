@@ -39,18 +39,25 @@ class LinearAction(Action):
     """
 
     def __init__(self, matrices: Tensor, dim: int = -1) -> None:
-        if not isinstance(matrices, Tensor) or matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
+        if (
+            not isinstance(matrices, Tensor)
+            or matrices.ndim != 3
+            or not len(matrices)
+            or matrices.shape[1] != matrices.shape[2]
+        ):
             raise ValueError("Expected `matrices` to be a tensor of shape (|G|, n, n).")
         if not isinstance(dim, int) or dim >= 0:
             raise ValueError(f"Expected `dim` to be negative (counted from the end) but got {dim!r}.")
         # Kept in double precision: rounded to half precision, a rotation would be one no more.
-        self._matrices = matrices.detach().to("cpu", torch.float64)
+        with torch.inference_mode(False):  # a tensor made under inference mode could not be saved for a later backward
+            self._matrices = matrices.detach().to("cpu", torch.float64, copy=True)
         self._size = int(matrices.shape[1])
-        if not torch.equal(self._matrices[0], torch.eye(self._size, dtype=torch.float64)):
+        if not torch.equal(self._matrices[0], torch.eye(self._size, dtype=torch.float64, device="cpu")):
             raise ValueError("Expected `matrices[0]` to be the identity.")
         if not bool((torch.linalg.det(self._matrices).abs() > 1e-12).all()):
             raise ValueError("Expected every matrix in `matrices` to be invertible.")
-        self._inverses = torch.linalg.inv(self._matrices)
+        with torch.inference_mode(False):
+            self._inverses = torch.linalg.inv(self._matrices)
         self.dim = dim
 
     def __len__(self) -> int:
@@ -114,7 +121,7 @@ class LinearAction(Action):
         return out.to(x.dtype)
 
     def _multiply_each(self, x: Tensor, index: Tensor, matrices: Tensor) -> Tensor:
-        vectors = self._vectors(x, matrices.dtype).reshape(len(x), -1, self._size)
+        vectors = self._vectors(x, matrices.dtype).reshape(len(x), x.numel() // max(1, len(x) * self._size), self._size)
         with torch.autocast(x.device.type, enabled=False):
             moved = torch.einsum("bij,bkj->bki", matrices[index], vectors)
         out = moved.reshape(x.movedim(self.dim, -1).shape).movedim(-1, self.dim).to(x.dtype)
@@ -127,7 +134,7 @@ class LinearAction(Action):
 def _haar_orthogonal(samples: int, seed: int) -> Tensor:
     """Orthogonal 3×3 matrices, uniform (Haar), float64."""
     generator = torch.Generator().manual_seed(seed)
-    q, r = torch.linalg.qr(torch.randn(samples, 3, 3, generator=generator, dtype=torch.float64))
+    q, r = torch.linalg.qr(torch.randn(samples, 3, 3, generator=generator, dtype=torch.float64, device="cpu"))
     # Without the signs of R's diagonal the distribution is not uniform (Mezzadri, 2007).
     orthogonal: Tensor = q * torch.diagonal(r, dim1=1, dim2=2).sign()[:, None, :]
     return orthogonal
@@ -140,7 +147,7 @@ class _SpatialSamples(LinearAction):
         check_count("samples", samples)
         self.samples = samples
         self.seed = seed
-        identity = torch.eye(3, dtype=torch.float64)[None]
+        identity = torch.eye(3, dtype=torch.float64, device="cpu")[None]
         super().__init__(torch.cat([identity, self._draw()]), dim)
 
     def _draw(self) -> Tensor:

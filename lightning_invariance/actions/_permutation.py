@@ -39,10 +39,16 @@ class PermutationAction(Action):
     exact = True
 
     def __init__(self, table: Tensor) -> None:
-        if not isinstance(table, Tensor) or table.dtype not in (torch.int64, torch.int32) or table.ndim < 2:
+        if (
+            not isinstance(table, Tensor)
+            or table.dtype not in (torch.int64, torch.int32)
+            or table.ndim < 2
+            or not len(table)
+        ):
             raise ValueError("Expected `table` to be an integer tensor of shape (|G|, n1, ..., nk).")
-        flat = table.detach().to("cpu", torch.int64).flatten(1)
-        entries = torch.arange(flat.shape[1])
+        with torch.inference_mode(False):  # a tensor made under inference mode could not be saved for a later backward
+            flat = table.detach().to("cpu", torch.int64, copy=True).flatten(1)
+        entries = torch.arange(flat.shape[1], device="cpu")
         if not torch.equal(flat.sort(dim=1).values, entries.expand_as(flat)):
             raise ValueError(f"Expected every row of `table` to be a permutation of 0 to {flat.shape[1] - 1}.")
         if not torch.equal(flat[0], entries):
@@ -88,7 +94,7 @@ class PermutationAction(Action):
     def dims(self) -> tuple[int, ...]:
         return tuple(range(-self._trailing, 0))
 
-    @cached_property
+    @property
     def _trailing(self) -> int:
         return len(self._faithful_sizes)
 
@@ -116,7 +122,8 @@ class PermutationAction(Action):
         return self._permute(x, element)
 
     def _invert_one(self, x: Tensor, element: int) -> Tensor:
-        if self._inverse is not None:
+        # The multiplication table cannot be built inside a compiled graph.
+        if not torch.compiler.is_compiling() and self._inverse is not None:
             return self._permute(x, int(self._inverse[element]))
         rows = self._rows(x)[element].argsort()
         return x.flatten(-self._trailing).index_select(-1, rows).reshape(x.shape)

@@ -41,11 +41,11 @@ class ProductAction(Action):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return tuple(
-            "*".join(part for part in (left, right) if part != "identity") or "identity"
-            for left in self.first.labels
-            for right in self.second.labels
-        )
+        pairs = [(left, right) for left in self.first.labels for right in self.second.labels]
+        short = tuple("*".join(part for part in pair if part != "identity") or "identity" for pair in pairs)
+        if len(set(short)) == len(short):
+            return short
+        return ("identity", *(f"{left}*{right}" for left, right in pairs[1:]))
 
     @property
     def dims(self) -> tuple[int, ...] | None:
@@ -68,11 +68,11 @@ class ProductAction(Action):
         self.first.check(x)
 
     def _act_one(self, x: Tensor, element: int) -> Tensor:
-        left, right = divmod(element, len(self.second))
+        left, right = element // len(self.second), element % len(self.second)
         return self.first.act(self.second.act(x, right), left)
 
     def _invert_one(self, x: Tensor, element: int) -> Tensor:
-        left, right = divmod(element, len(self.second))
+        left, right = element // len(self.second), element % len(self.second)
         return self.second.invert(self.first.invert(x, left), right)
 
     def _act_each(self, x: Tensor, index: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def table_of(name: str) -> tuple[int, list[list[int]]]:
     return len(action), table.tolist()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(name=st.sampled_from(sorted(GROUPS)), data=st.data())
 def test_associative_and_closed(name: str, data: st.DataObject) -> None:
     order, table = table_of(name)
@@ -119,7 +119,7 @@ def test_acting_twice_is_acting_with_the_product(case: Case) -> None:
     table = action.cayley_table
     assert table is not None
     orbit = action.orbit(x).flatten(1)
-    step = max(1, len(action) // 12)
+    step = max(1, len(action) // 8)
     for i in range(0, len(action), step):
         for j in range(0, len(action), step):
             twice = action.act(action.act(x, j), i).flatten()

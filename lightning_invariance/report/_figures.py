@@ -1,0 +1,126 @@
+"""Results as figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lightning_invariance._isolation import evaluation_mode
+from lightning_invariance._requirements import require
+from lightning_invariance.actions import Action
+from lightning_invariance.orbit import evaluate_orbit
+from lightning_invariance.saliency import PaperSaliency, SaliencyLike
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def plot_curves(
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    x: Sequence[float],
+    xlabel: str,
+    *,
+    log: Sequence[str] = (),
+) -> Figure:
+    """Curves of several measures for several models: over the epochs, or over a drift.
+
+    Args:
+        panels: for each measure, each model's values, one for each entry of `x`.
+        x: the common abscissa.
+        xlabel: what it is.
+        log: the measures whose axis is logarithmic.
+
+    Returns:
+        The figure, a panel for each measure, not shown on any screen.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
+        ValueError: if there is no panel, or a curve has another length than `x`.
+
+    Example:
+        >>> from lightning_invariance.report import plot_curves
+        >>> figure = plot_curves({"SI": {"DA": [0.2, 0.3], "IR": [0.5, 0.9]}}, x=[1, 2], xlabel="epoch")
+        >>> len(figure.axes)
+        1
+    """
+    if not panels:
+        raise ValueError("Expected `panels` to hold at least one measure but got none.")
+    for measure, curves in panels.items():
+        for model, values in curves.items():
+            if len(values) != len(x):
+                raise ValueError(f"Expected {measure} of {model} to have {len(x)} values but got {len(values)}.")
+    figure = _figure(4.2 * len(panels), 3.2)
+    for axes, (measure, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for model, values in curves.items():
+            axes.plot(x, values, label=model, marker="o", markersize=3)
+        axes.set(xlabel=xlabel, title=measure, yscale="log" if measure in log else "linear")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend()
+    return figure
+
+
+def plot_saliency_orbit(
+    networks: Mapping[str, nn.Module | Callable[[Tensor], Tensor]],
+    x: Tensor,
+    action: Action,
+    *,
+    saliency: SaliencyLike | None = None,
+    target: int | None = None,
+) -> Figure:
+    r"""Saliency maps of one image over its orbit, brought back to a common pose (the paper's figures 1 and 3).
+
+    A network that is genuinely invariant looks at the same places in each pose: all maps of its row are the same.
+
+    Args:
+        networks: the models, a row for each.
+        x: one image, shape ``(C, H, W)``.
+        action: the group, a column for each element.
+        saliency: how to compute the maps; `PaperSaliency` if None.
+        target: the class explained; the one predicted on `x` if None.
+
+    Returns:
+        The figure, not shown on any screen.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
+        ValueError: if `x` is no single image, or the group cannot act on it.
+
+    Example:
+        >>> import torch
+        >>> from lightning_invariance import C4
+        >>> from lightning_invariance.report import plot_saliency_orbit
+        >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> len(plot_saliency_orbit({"untrained": network}, torch.randn(1, 8, 8), C4()).axes)
+        4
+    """
+    if x.ndim != 3:
+        raise ValueError(f"Expected `x` to be one image (C, H, W) but got shape {tuple(x.shape)}.")
+    figure = _figure(1.6 * len(action), 1.8 * len(networks))
+    grid = figure.subplots(len(networks), len(action), squeeze=False)
+    image = x.detach().float().mean(dim=0).cpu()
+    label = None if target is None else torch.tensor([target], device=x.device)
+    for axes, element in zip(grid[0], action.labels, strict=True):
+        axes.set_title(element)
+    for row, (name, network) in zip(grid, networks.items(), strict=True):
+        with evaluation_mode(network if isinstance(network, nn.Module) else nn.Module()):
+            outputs = evaluate_orbit(network, x[None], action, saliency=saliency or PaperSaliency(), target=label)
+        assert outputs.saliency is not None
+        assert outputs.orbit_saliency is not None
+        maps = torch.cat([outputs.saliency[None], outputs.orbit_saliency])[:, 0].abs().sum(dim=1).cpu()
+        for axes, each in zip(row, maps, strict=True):
+            axes.imshow(image, cmap="gray")
+            axes.imshow(each, cmap="inferno", alpha=0.6)
+            axes.set(xticks=[], yticks=[])
+        row[0].set_ylabel(name)
+    return figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    # Not pyplot: it keeps every figure alive and may want a screen.
+    figure: Figure = require("matplotlib.figure", "Drawing figures").Figure(
+        figsize=(width, height), layout="constrained", dpi=120
+    )
+    return figure
