@@ -1,13 +1,15 @@
 """Is a network invariant to rotations, or did it memorise the orbits that it saw?
 
-Trains three networks on scikit-learn's handwritten digits (without the 9, which is a 6 upside down), all on randomly rotated images:
+Trains three networks on scikit-learn's handwritten digits (without the 9, which is a 6 upside down), all on images
+rotated at random:
 
 - DA: a plain multilayer perceptron; data augmentation is all it gets.
 - IR: the same, with the logit invariance error added to its loss.
 - WT: weight-tied in its first layer, invariant by construction.
 
-Then it measures them on upright test images, and again while the images drift towards patches of photographs. The table and the
-figures land in a folder. The LightningModule below is an ordinary one: everything about invariance is in the callbacks.
+Then it measures them on upright test images, and again while the images drift towards patches of photographs. The
+table and the figures land in a folder. The LightningModule below is an ordinary one: everything about invariance is in
+the callbacks.
 
     python examples/digits.py --out demo_results
 """
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import lightning as L
@@ -116,7 +119,7 @@ def perceptron() -> nn.Sequential:
     """The paper's network: five hidden layers of 128."""
     widths = [SIDE * SIDE, 128, 128, 128, 128, 128]
     layers: list[nn.Module] = [nn.Flatten()]
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], CLASSES))
 
@@ -145,17 +148,17 @@ def main() -> None:
     """Trains, measures, prints the table, draws the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo_results"), help="folder for the table and the figures")
-    parser.add_argument("--epochs", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=200)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     # The networks are small: a second thread would mostly wait for the first.
     torch.set_num_threads(1)
     data = load_data()
-    steps = arguments.epochs * 8
+    ramp = WeightRamp(0.01, 100.0, steps=4 * arguments.epochs, shape="exponential")  # half of the training
     models = {
         "DA": (perceptron, []),
-        "IR": (perceptron, [InvarianceRegularizer(C4(), WeightRamp(0.01, 10.0, steps, "exponential"))]),
+        "IR": (perceptron, [InvarianceRegularizer(C4(), ramp)]),
         "WT": (lambda: TiedFirstLayerMLP(C4(), (1, SIDE, SIDE), CLASSES), []),
     }
     networks: dict[str, nn.Module] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -293,12 +294,14 @@ def _checked_logits(logits: Tensor, x: Tensor) -> Tensor:
     return logits
 
 
+@lru_cache(maxsize=8)
 def _gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1], float64, from the eigenvalues of the Jacobi matrix (Golub and Welsch, 1969)."""
-    k = torch.arange(1, points, dtype=torch.float64)
-    off_diagonal = k / (4 * k**2 - 1).sqrt()
-    nodes, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))
-    return (nodes + 1) / 2, vectors[0] ** 2
+    with torch.inference_mode(False):  # they are kept, and outlive the mode that they were first wanted in
+        k = torch.arange(1, points, dtype=torch.float64, device="cpu")
+        off_diagonal = k / (4 * k**2 - 1).sqrt()
+        nodes, vectors = torch.linalg.eigh(torch.diag(off_diagonal, 1) + torch.diag(off_diagonal, -1))
+        return (nodes + 1) / 2, vectors[0] ** 2
 
 
 def _keep_peaks(maps: Tensor, fraction: float) -> Tensor:

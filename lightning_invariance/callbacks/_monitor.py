@@ -226,7 +226,8 @@ class InvarianceMonitor(InjectingCallback):
         for dataloader_idx, evaluator in enumerate(self._evaluators):
             # Every process must take part in computing a measure that any of them has seen.
             updated = evaluator.measures.updated().to(trainer.strategy.root_device)
-            measured = evaluator.compute(trainer.strategy.reduce(updated, reduce_op="sum"))
+            computed = evaluator.compute(trainer.strategy.reduce(updated, reduce_op="sum"))
+            measured = {name: Estimate(*(part.cpu() for part in estimate)) for name, estimate in computed.items()}
             if not trainer.sanity_checking:
                 self.history.append(MonitorRecord(stage, trainer.current_epoch, dataloader_idx, measured))
             if not trainer.barebones:

@@ -118,7 +118,8 @@ class MeasureCollection:
                 continue
             if self.restricted and not classes and name not in _ANY_OUTPUT:
                 continue
-            metric.to(outputs.logits.device)
+            if metric.device != outputs.logits.device:
+                metric.to(outputs.logits.device)
             metric.update(**{argument: given[argument] for argument in wanted})
             self._updated.add(name)
 

@@ -31,7 +31,7 @@ def plot_curves(
         panels: for each measure, each model's values, one for each entry of `x`.
         x: the common abscissa.
         xlabel: what it is.
-        log: the measures whose axis is logarithmic.
+        log: the measures whose axis is logarithmic (and linear from the smallest positive value down to 0).
 
     Returns:
         The figure, a panel for each measure, not shown on any screen.
@@ -56,7 +56,11 @@ def plot_curves(
     for axes, (measure, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for model, values in curves.items():
             axes.plot(x, values, label=model, marker="o", markersize=3)
-        axes.set(xlabel=xlabel, title=measure, yscale="log" if measure in log else "linear")
+        axes.set(xlabel=xlabel, title=measure)
+        positive = [value for values in curves.values() for value in values if value > 0]
+        if measure in log and positive:
+            # Linear below the smallest value, so that an exact 0 has a place.
+            axes.set_yscale("symlog", linthresh=min(positive))
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     return figure

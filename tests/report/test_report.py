@@ -1,0 +1,72 @@
+"""Tables and figures show what they were given."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_invariance import C4, Estimate, Gradient
+from lightning_invariance.baselines import OrbitPooled
+from lightning_invariance.report import markdown_table, plot_curves, plot_saliency_orbit
+
+
+def test_table_has_a_row_a_model_and_a_dash_for_what_is_missing():
+    unknown = Estimate(torch.tensor(0.25), torch.tensor(torch.nan))
+    table = markdown_table({"a|b": {"LI": unknown}, "c": {"DI": 1234.5}}, corner="model")
+    assert table.splitlines() == [
+        "| model | LI | DI |",
+        "|---|---|---|",
+        "| a\\|b | 0.25 | – |",
+        "| c | – | 1.23e+03 |",
+    ]
+
+
+def test_table_without_rows_is_an_error():
+    with pytest.raises(ValueError, match="at least one model"):
+        markdown_table({})
+
+
+def test_curves_are_those_given(tmp_path):
+    figure = plot_curves(
+        {"LI": {"DA": [3.0, 2.0], "IR": [1.0, 0.1]}, "SI": {"DA": [0.1, 0.2]}}, [1, 2], "epoch", log=["LI"]
+    )
+    left, right = figure.axes
+    assert [line.get_ydata().tolist() for line in left.lines] == [[3.0, 2.0], [1.0, 0.1]]
+    assert (left.get_yscale(), right.get_yscale(), right.get_title()) == ("symlog", "linear", "SI")
+    figure.savefig(tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_curves_of_another_length_are_an_error():
+    with pytest.raises(ValueError, match="SI of DA to have 2 values but got 1"):
+        plot_curves({"SI": {"DA": [1.0]}}, [1, 2], "epoch")
+    with pytest.raises(ValueError, match="at least one measure"):
+        plot_curves({}, [1, 2], "epoch")
+
+
+def test_saliency_of_an_invariant_network_is_the_same_in_each_pose():
+    inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 3))
+    networks = {"tied": OrbitPooled(inner, C4()), "plain": inner}
+    inner.train()
+    figure = plot_saliency_orbit(networks, torch.randn(1, 8, 8), C4(), saliency=Gradient(), target=1)
+    maps = [axes.images[1].get_array() for axes in figure.axes]
+    assert len(maps) == 8
+    assert max(abs(each - maps[0]).max() for each in maps[1:4]) < 1e-5
+    assert max(abs(each - maps[4]).max() for each in maps[5:]) > 1e-3
+    assert [axes.get_title() for axes in figure.axes[:4]] == list(C4().labels)
+    assert inner.training
+
+
+def test_saliency_of_a_batch_is_an_error():
+    with pytest.raises(ValueError, match="one image"):
+        plot_saliency_orbit({"net": nn.Flatten()}, torch.randn(2, 1, 8, 8), C4())
+
+
+def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch):
+    def missing(name, *args, **kwargs):
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr("lightning_invariance._requirements.import_module", missing)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-invariance\[demo\]'"):
+        plot_curves({"SI": {"DA": [1.0]}}, [1], "epoch")
