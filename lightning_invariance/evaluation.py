@@ -16,7 +16,7 @@ from lightning_invariance.actions import Action
 from lightning_invariance.metrics._base import Estimate
 from lightning_invariance.metrics._collection import MeasureCollection, Measures
 from lightning_invariance.orbit import Network, OrbitOutputs, evaluate_orbit
-from lightning_invariance.saliency import PaperSaliency, SaliencyLike, as_saliency
+from lightning_invariance.saliency import PaperSaliency, SaliencyLike, as_saliency, predicted_class
 
 
 class InvarianceEvaluator:
@@ -62,7 +62,7 @@ class InvarianceEvaluator:
 
     def update(
         self,
-        network: Network,
+        network_for: Callable[[int], Network],
         x: Tensor,
         *,
         base_logits: Tensor | None = None,
@@ -73,15 +73,22 @@ class InvarianceEvaluator:
         """Adds a batch. Random streams, buffers and gradients stay as they were; modes are the caller's.
 
         Args:
-            network: from inputs to logits.
+            network_for: gives the network, from inputs to logits, for the first n samples of the batch: one that takes
+                more than `x` needs the rest of those samples.
             x: the batch, shape ``(B, ...)``.
             base_logits: the network's logits of `x` where they are known.
             target: the labels, shape ``(B,)``, where there are some.
             positions: the samples' positions in the data set; they go on from the last batch by default.
-            module: the module behind `network`, whose buffers are kept from changing.
+            module: the module behind the network, whose buffers are kept from changing.
         """
         positions = range(self.samples, self.samples + len(x)) if positions is None else positions
         self.samples += len(x)
+        if (
+            self.measures.restricted
+            and target is not None
+            and (target.shape != x.shape[:1] or target.is_floating_point())
+        ):
+            target = None  # no labels: a regression's targets, say
         with_maps = sum(position < self.saliency_samples for position in positions) if self._wants_maps else 0
         # `Trainer.validate` makes inference tensors, which no gradient can pass. Out here copies are ordinary tensors,
         # those of the buffers (a filter cached by `.eval()`, say) included.
@@ -90,25 +97,38 @@ class InvarianceEvaluator:
             target = None if target is None else _ordinary(target)
             base_logits = None if base_logits is None else _ordinary(base_logits)
             with preserved_buffers(module if module is not None else nn.Module()):
-                self._measure(network, x, base_logits, target, with_maps)
+                self._measure(network_for, x, base_logits, target, with_maps)
 
     def _measure(
-        self, network: Network, x: Tensor, base_logits: Tensor | None, target: Tensor | None, with_maps: int
+        self,
+        network_for: Callable[[int], Network],
+        x: Tensor,
+        base_logits: Tensor | None,
+        target: Tensor | None,
+        with_maps: int,
     ) -> None:
-        if with_maps == len(x) and self._explainable:
+        network = network_for(len(x))
+        # With maps for all samples one pass is enough, once it is known that there can be maps and what the logits are.
+        if with_maps == len(x) and self._explainable and (base_logits is not None or target is None):
             outputs = self._evaluate(network, x, base_logits, target)
             self.measures.update(replace(outputs, saliency=None, orbit_saliency=None), target)
             self.measures.update(outputs, target)
             return
         outputs = evaluate_orbit(network, x, self.action, base_logits=base_logits, max_batch=self.max_batch)
         self.measures.update(outputs, target)
-        self._explainable = outputs.logits.ndim == 2 and x.is_floating_point()
+        mappable = x.ndim >= 3 or not isinstance(self.saliency, PaperSaliency)  # its filter needs images
+        self._explainable = outputs.logits.ndim == 2 and x.is_floating_point() and mappable
         if with_maps and (self._explainable or not self.measures.restricted):
             first = slice(with_maps)
             labels = None if target is None else target[first]
-            self.measures.update(self._evaluate(network, x[first], outputs.logits[first], labels), labels)
+            maps = self._evaluate(network_for(with_maps), x[first], outputs.logits[first], labels)
+            self.measures.update(maps, labels)
 
     def _evaluate(self, network: Network, x: Tensor, base_logits: Tensor | None, target: Tensor | None) -> OrbitOutputs:
+        if target is not None and base_logits is not None:
+            # A label that names no output (to be ignored, or 1 beside a single logit) explains nothing.
+            named = (target >= 0) & (target < base_logits.shape[1])
+            target = torch.where(named, target, predicted_class(base_logits))
         return evaluate_orbit(
             network,
             x,
@@ -178,10 +198,11 @@ def evaluate_invariance(
     evaluator = InvarianceEvaluator(action, measures, saliency or PaperSaliency(), saliency_samples, max_batch)
     module = network if isinstance(network, nn.Module) else nn.Module()
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
-    with evaluation_mode(module):
+    # The random streams here too: a DataLoader draws from torch's when it is run through.
+    with evaluation_mode(module), preserved_random_state(device or torch.device("cpu")):
         for batch in tqdm(batches, desc="Invariance", unit="batch", disable=not progress):
             x, target = _input_and_target(batch, device)
-            evaluator.update(network, x, target=target, module=module)
+            evaluator.update(lambda samples: network, x, target=target, module=module)
     if not evaluator.samples:
         raise ValueError("Expected `batches` to hold at least one sample but got none.")
     return evaluator.compute()

@@ -46,8 +46,9 @@ def evaluate_orbit(
     r"""Runs a network over the orbit of a batch.
 
     The elements are stacked into as few forwards as `max_batch` allows; the result does not depend on it for a network
-    that treats samples alone (with batch normalisation in train mode none does). Gradients flow as in any forward: wrap
-    the call in ``torch.no_grad()`` to measure. Modes and random streams are the caller's.
+    that treats samples alone (with batch normalisation in train mode none does). Without saliency, gradients flow as in
+    any forward: wrap the call in ``torch.no_grad()`` to measure; with it, all outputs are detached. Modes and random
+    streams are the caller's.
 
     Args:
         network: from a batch ``(B, ...)`` to its logits ``(B, ...)``.

@@ -203,7 +203,10 @@ class _Attribution(Saliency):
         return _chunked(self._one_chunk, network, x, target, max_batch)
 
     def _one_chunk(self, network: Network, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = _ordinary(x)
+        with torch.inference_mode(False):
+            return self._one_ordinary_chunk(network, _ordinary(x), None if target is None else _ordinary(target))
+
+    def _one_ordinary_chunk(self, network: Network, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             logits = _checked_logits(network(x), x)
         target = predicted_class(logits) if target is None else target
@@ -257,7 +260,7 @@ def _logits_and_gradient(network: Network, x: Tensor, target: Tensor | None) -> 
     with torch.inference_mode(False), torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         logits = _checked_logits(network(leaf), leaf)
-        chosen = predicted_class(logits) if target is None else target
+        chosen = predicted_class(logits) if target is None else _ordinary(target)
         (gradient,) = torch.autograd.grad(logits.gather(1, chosen[:, None].to(logits.device)).sum(), leaf)
     return logits.detach(), gradient
 

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_invariance.actions import Action
-from lightning_invariance.callbacks._base import InjectingCallback, check_action, check_spec
+from lightning_invariance.callbacks._base import InjectingCallback, check_action, check_spec, place_among_peers
 from lightning_invariance.callbacks._injection import Injector
 from lightning_invariance.callbacks._locate import locate_input
 from lightning_invariance.callbacks._random import generator_for
@@ -49,7 +49,9 @@ class OrbitAugmentation(InjectingCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         seed = torch.initial_seed() if self.seed is None else self.seed
-        self._stream = ("augmentation", seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        # Two augmentations that drew the same numbers would not draw from the product of their groups.
+        place = place_among_peers(trainer, self)
+        self._stream = ("augmentation", place, seed, trainer.current_epoch, batch_idx, trainer.global_rank)
 
 
 class _Augmenter(Injector):

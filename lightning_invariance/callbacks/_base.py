@@ -26,6 +26,20 @@ def check_spec(owner: str, name: str, spec: object) -> None:
         raise ValueError(f"{owner}: expected `{name}` to be a position, a key or None but got {spec!r}.")
 
 
+def place_among_peers(trainer: Trainer, callback: Callback) -> int:
+    """How many callbacks of the same class come before this one."""
+    return [each for each in trainer.callbacks if type(each) is type(callback)].index(callback)  # type: ignore[attr-defined]
+
+
+def suffix_among_peers(trainer: Trainer, callback: Callback) -> str:
+    """What to put behind logged names: nothing for the first callback of its class, ``/1`` for the second and so on.
+
+    Lightning takes the mean of what is logged under one name.
+    """
+    place = place_among_peers(trainer, callback)
+    return f"/{place}" if place else ""
+
+
 class InjectingCallback(Callback):
     """A callback that takes part in a module's steps from ``setup`` to ``teardown``, or until an exception."""
 

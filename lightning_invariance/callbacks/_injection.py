@@ -108,7 +108,8 @@ class _Dispatcher:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        if self.running:  # a step that another step calls: `validation_step` often is `training_step` with another name
+        # A step that another step calls: `validation_step` often is `training_step` with another name.
+        if self.running or not _is_due(module, name):
             return original(*args, **kwargs)
         injectors = [injector for injector in self.injectors if name in injector.steps]
         self.running = True
@@ -186,6 +187,14 @@ def eject(module: LightningModule, injector: Injector) -> None:
             module.__dict__[name] = shadow.original
         else:
             del module.__dict__[name]
+
+
+def _is_due(module: LightningModule, step: str) -> bool:
+    """Whether the trainer is in the stage that runs this step."""
+    trainer = module.trainer
+    if step == "training_step":
+        return trainer.training
+    return trainer.testing if step == "test_step" else trainer.validating or trainer.sanity_checking
 
 
 def _find(module: LightningModule) -> _Dispatcher | None:

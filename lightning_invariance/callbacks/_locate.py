@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,15 +28,19 @@ class Arguments:
         assert isinstance(value, Tensor)
         return value
 
+    def first(self, samples: int) -> Arguments:
+        """The arguments of the first few samples alone, as ordinary tensors where they are inference tensors."""
+        args, kwargs = _cut_rows((self.args, self.kwargs), len(self.x), samples)
+        return Arguments(args, kwargs, self.path)
+
     def with_input(self, x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with another tensor in its place.
 
-        Where `x` holds the samples n times over, or only the first few, the other tensors of one row a sample are
-        repeated or cut likewise.
+        Where `x` holds the samples n times over, the other tensors of one row a sample are repeated likewise.
         """
         samples = len(self.x)
         if len(x) != samples:
-            args, kwargs = _match_rows((self.args, self.kwargs), samples, len(x))
+            args, kwargs = _repeat_rows((self.args, self.kwargs), samples, len(x) // samples)
         else:
             args, kwargs = self.args, self.kwargs
         replaced = _replace({"args": args, "kwargs": kwargs}, self.path, x)
@@ -211,16 +215,34 @@ def _tensors(value: Any) -> list[Tensor]:
     return []
 
 
-def _match_rows(value: Any, samples: int, rows: int) -> Any:
+def _repeat_rows(value: Any, samples: int, times: int) -> Any:
+    def repeat(tensor: Tensor) -> Tensor:
+        return tensor.repeat(times, *(1,) * (tensor.ndim - 1)) if _has_rows(tensor, samples) else tensor
+
+    return _map_tensors(repeat, value)
+
+
+def _cut_rows(value: Any, samples: int, kept: int) -> Any:
+    def cut(tensor: Tensor) -> Tensor:
+        part = tensor[:kept] if _has_rows(tensor, samples) else tensor
+        # Outside of inference mode no gradient can pass an inference tensor, nor a view of one.
+        return part.clone() if part.is_inference() else part
+
+    return _map_tensors(cut, value)
+
+
+def _has_rows(tensor: Tensor, samples: int) -> bool:
+    return tensor.ndim > 0 and len(tensor) == samples
+
+
+def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     if isinstance(value, Tensor):
-        if value.ndim == 0 or len(value) != samples:
-            return value
-        return value[:rows] if rows < samples else value.repeat(rows // samples, *(1,) * (value.ndim - 1))
+        return function(value)
     if isinstance(value, Mapping):
-        items = {key: _match_rows(item, samples, rows) for key, item in value.items()}
+        items = {key: _map_tensors(function, item) for key, item in value.items()}
         return items if type(value) is dict else _like(value, items)
     if isinstance(value, (list, tuple)):
-        return _like(value, [_match_rows(item, samples, rows) for item in value])
+        return _like(value, [_map_tensors(function, item) for item in value])
     return value
 
 

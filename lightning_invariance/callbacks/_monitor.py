@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -12,7 +14,13 @@ from torch.utils.data import DistributedSampler
 
 from lightning_invariance._checks import check_count
 from lightning_invariance.actions import Action
-from lightning_invariance.callbacks._base import InjectingCallback, arguments_and_logits, check_action, check_spec
+from lightning_invariance.callbacks._base import (
+    InjectingCallback,
+    arguments_and_logits,
+    check_action,
+    check_spec,
+    suffix_among_peers,
+)
 from lightning_invariance.callbacks._injection import Injector, NetworkCall, is_compiled
 from lightning_invariance.callbacks._locate import locate_target, logits_of, resolve_network
 from lightning_invariance.evaluation import InvarianceEvaluator
@@ -196,11 +204,17 @@ class InvarianceMonitor(InjectingCallback):
                 f"but got {self.max_batch}."
             )
 
-        def run(x: Tensor) -> Tensor:
-            args, kwargs = arguments.with_input(x)
-            # Hooks run outside autocast: the network gets the precision that it has in its own step.
-            with trainer.precision_plugin.val_step_context():
-                return logits_of(network(*args, **kwargs), _NAME)
+        def network_for(samples: int) -> Callable[[Tensor], Tensor]:
+            with torch.inference_mode(False):
+                narrowed = arguments.first(samples)
+
+            def run(x: Tensor) -> Tensor:
+                args, kwargs = narrowed.with_input(x)
+                # Hooks run outside autocast: the network gets the precision that it has in its own step.
+                with trainer.precision_plugin.val_step_context():
+                    return logits_of(network(*args, **kwargs), _NAME)
+
+            return run
 
         x = arguments.x
         target = locate_target(batch, self.target, len(x), _NAME)
@@ -212,7 +226,7 @@ class InvarianceMonitor(InjectingCallback):
             return
         kept = slice(len(positions))
         evaluator.update(
-            run,
+            network_for,
             x[kept],
             base_logits=None if base_logits is None else base_logits[kept],
             target=None if target is None else target[kept],
@@ -223,6 +237,8 @@ class InvarianceMonitor(InjectingCallback):
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._recorder.armed = False
         several = len(self._evaluators) > 1
+        # The values are the same on all processes already: synchronising them keeps Lightning from warning about it.
+        spread = trainer.world_size > 1
         for dataloader_idx, evaluator in enumerate(self._evaluators):
             # Every process must take part in computing a measure that any of them has seen.
             updated = evaluator.measures.updated().to(trainer.strategy.root_device)
@@ -231,8 +247,8 @@ class InvarianceMonitor(InjectingCallback):
             if not trainer.sanity_checking:
                 self.history.append(MonitorRecord(stage, trainer.current_epoch, dataloader_idx, measured))
             if not trainer.barebones:
-                suffix = f"/dataloader_idx_{dataloader_idx}" if several else ""
-                pl_module.log_dict(self._named(measured, stage, suffix), add_dataloader_idx=False)
+                suffix = suffix_among_peers(trainer, self) + (f"/dataloader_idx_{dataloader_idx}" if several else "")
+                pl_module.log_dict(self._named(measured, stage, suffix), add_dataloader_idx=False, sync_dist=spread)
         # The sanity check's samples must not leak into the first epoch.
         self._evaluators = []
 

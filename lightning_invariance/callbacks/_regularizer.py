@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from lightning_invariance._checks import check_choice, check_count
 from lightning_invariance._isolation import RandomState, is_batch_coupled, preserved_buffers, preserved_random_state
 from lightning_invariance.actions import Action
-from lightning_invariance.callbacks._base import InjectingCallback, arguments_and_logits, check_action, check_spec
+from lightning_invariance.callbacks._base import (
+    InjectingCallback,
+    arguments_and_logits,
+    check_action,
+    check_spec,
+    place_among_peers,
+    suffix_among_peers,
+)
 from lightning_invariance.callbacks._injection import Injector, NetworkCall, is_compiled
 from lightning_invariance.callbacks._locate import Arguments, logits_of, resolve_network
 from lightning_invariance.callbacks._random import generator_for
@@ -170,7 +177,9 @@ class InvarianceRegularizer(InjectingCallback):
     ) -> None:
         if self._logged and not trainer.barebones:
             several = trainer.world_size > 1
-            pl_module.log_dict(self._logged, on_step=False, on_epoch=True, batch_size=self._samples, sync_dist=several)
+            suffix = suffix_among_peers(trainer, self)
+            logged = {f"{name}{suffix}": value for name, value in self._logged.items()}
+            pl_module.log_dict(logged, on_step=False, on_epoch=True, batch_size=self._samples, sync_dist=several)
 
     # The term ---------------------------------------------------------------------------------------------------------
 
@@ -194,9 +203,8 @@ class InvarianceRegularizer(InjectingCallback):
             return list(range(1, others + 1))
         assert self._trainer is not None
         seed = torch.initial_seed() if self.seed is None else self.seed
-        generator = generator_for(
-            "elements", seed, self._trainer.current_epoch, self._batch_idx, self._trainer.global_rank
-        )
+        trainer, place = self._trainer, place_among_peers(self._trainer, self)
+        generator = generator_for("elements", place, seed, trainer.current_epoch, self._batch_idx, trainer.global_rank)
         return [1 + int(index) for index in torch.randperm(others, generator=generator)[: self.elements]]
 
     def _term(self, module: LightningModule, args: tuple[Any, ...], call: NetworkCall | None) -> Tensor | None:
@@ -237,11 +245,14 @@ def _run_orbit(
     call: NetworkCall | None,
     max_batch: int | None,
 ) -> tuple[Tensor, Tensor]:
-    def run(x: Tensor) -> Tensor:
-        args, kwargs = arguments.with_input(x)
+    x = arguments.x
+
+    def run(moved: Tensor) -> Tensor:
+        if moved.shape == x.shape and moved.stride() != x.stride():
+            moved = torch.empty_like(x).copy_(moved)  # dropout draws its masks in the order of memory
+        args, kwargs = arguments.with_input(moved)
         return logits_of(network(*args, **kwargs), _NAME)
 
-    x = arguments.x
     # Stacked elements would share batch statistics, and draw other dropout masks than x did.
     apart = call is None or call.drew_random_numbers or is_batch_coupled(network) or arguments.has_other_tensors
     with preserved_buffers(network), preserved_random_state(x.device):

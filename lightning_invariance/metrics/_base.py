@@ -35,9 +35,13 @@ class Estimate(NamedTuple):
 
 def gather_states(state: Tensor, group: Any | None = None) -> list[Tensor]:
     """Gathers a state from all processes; sums of one that has seen no sample yet get the shape of the others."""
-    gathered: list[Tensor] = gather_all_tensors(state, group)
     # Values kept sample by sample have one dimension, sums have more.
-    return gathered if state.ndim == 1 else list(torch.broadcast_tensors(*gathered))
+    if state.ndim == 1:
+        values: list[Tensor] = gather_all_tensors(state, group)
+        return values
+    # A module cast with `to` (Lightning's "bf16-true") casts sums too until they are first added to: all processes
+    # must send the same precision.
+    return list(torch.broadcast_tensors(*gather_all_tensors(state.double(), group)))
 
 
 class InvarianceMetric(Metric):

@@ -58,6 +58,9 @@ class OrbitShare(InvarianceMetric):
 
     def __init__(self, *, reduction: Reduction = "mean", nan_strategy: NanStrategy = "warn", **kwargs: Any) -> None:
         super().__init__(reduction=reduction, nan_strategy=nan_strategy, **kwargs)
+        # The next sample's fold. No state: `forward` starts each batch from empty states, and small batches would all
+        # land in the first folds. A reset need not set it back, since a rotation of the folds changes nothing.
+        self._next_fold = 0
         names = [f"{self._state_prefix}_{part}" for part in ("sums", "means", "within", "values")]
         self._sums, self._means, self._within, self._values = names
         # A row for each fold. Columns: samples, samples not finite, squared norms of the orbits' means, mean squares.
@@ -78,9 +81,8 @@ class OrbitShare(InvarianceMetric):
         moments = orbit_moments(
             torch.where(finite[:, None], logits, 0.0), torch.where(finite[:, None], orbit_logits, 0.0)
         )
-        sums: Tensor = getattr(self, self._sums)
-        seen = sums[:, :2].sum().long()  # a tensor: reading it on the host would wait for the device
-        fold = (torch.arange(len(logits), device=logits.device) + seen) % FOLDS
+        fold = (torch.arange(len(logits), device=logits.device) + self._next_fold) % FOLDS
+        self._next_fold = (self._next_fold + len(logits)) % FOLDS
 
         def add(name: str, rows: Tensor) -> None:
             """Adds each sample's row to its fold. Not in place: the state may be an inference tensor."""
@@ -104,7 +106,9 @@ class OrbitShare(InvarianceMetric):
             warn_degenerate()
         if self.reduction == "none":
             kept: Tensor | list[Tensor] = getattr(self, self._values)
-            values = torch.cat([*kept]) if len(kept) else torch.zeros(0, device=sums.device)
+            values = torch.cat(kept) if isinstance(kept, list) and kept else kept  # a tensor once synchronised
+            if isinstance(values, list):
+                values = torch.zeros(0, device=sums.device)
             return Estimate((values / total).float(), torch.full_like(values, torch.nan).float())
         share = within[:, 1].sum(dim=0) / samples / total
 

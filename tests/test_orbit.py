@@ -1,0 +1,300 @@
+"""`evaluate_orbit` against loops of single forwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from captum.attr import InputXGradient as InputXGradientByCaptum
+from torch import Tensor, nn
+
+from lightning_invariance import (
+    C4,
+    CyclicTranslations,
+    Gradient,
+    HorizontalFlip,
+    InputXGradient,
+    IntegratedGradients,
+    PaperSaliency,
+    evaluate_orbit,
+)
+from lightning_invariance.functional import logit_invariance_error, saliency_invariance_similarity
+
+SAMPLES, SIDE, CLASSES = 5, 6, 4
+
+
+class Symmetrised(nn.Module):
+    """The mean of a network over the four rotations: invariant to them by construction."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([self.network(torch.rot90(x, k, (-2, -1))) for k in range(4)]).mean(dim=0)
+
+
+class Counting(nn.Module):
+    """Keeps the number of rows of each forward."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.rows: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows.append(len(x))
+        return self.network(x)
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(4 * (SIDE - 2) ** 2, CLASSES)
+    ).double()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(SAMPLES, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def rotated(x: Tensor, k: int) -> Tensor:
+    return torch.rot90(x, k, (-2, -1))
+
+
+def gradient_map(network: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(network(leaf)[torch.arange(len(x)), target].sum(), leaf)
+    return gradient
+
+
+def test_outputs_are_those_of_single_forwards(network: nn.Module, x: Tensor) -> None:
+    outputs = evaluate_orbit(network, x, C4())
+    torch.testing.assert_close(outputs.logits, network(x))
+    assert outputs.orbit_logits.shape == (3, SAMPLES, CLASSES)
+    for k in (1, 2, 3):
+        for sample in range(SAMPLES):
+            alone = network(rotated(x[sample : sample + 1], k))[0]
+            torch.testing.assert_close(outputs.orbit_logits[k - 1, sample], alone)
+    assert outputs.saliency is None
+    assert outputs.orbit_saliency is None
+
+
+def test_the_identity_is_left_out(network: nn.Module, x: Tensor) -> None:
+    """Half the squared distance to the flipped image alone, not its mean with 0."""
+    outputs = evaluate_orbit(network, x, HorizontalFlip())
+    assert len(outputs.orbit_logits) == 1
+    expected = 0.5 * (network(x) - network(x.flip(-1))).square().sum(dim=1).mean()
+    torch.testing.assert_close(logit_invariance_error(outputs.logits, outputs.orbit_logits), expected)
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 5, 7, 20, 1000])
+@pytest.mark.parametrize("saliency", [None, Gradient(), IntegratedGradients(steps=6)])
+@pytest.mark.parametrize("given", [False, True])
+def test_chunks_give_the_same(network: nn.Module, x: Tensor, max_batch: int, saliency: Any, given: bool) -> None:
+    options: dict[str, Any] = {"saliency": saliency}
+    if given:
+        options["base_logits"] = network(x).detach()
+    whole = evaluate_orbit(network, x, C4(), **options)
+    counting = Counting(network)
+    parts = evaluate_orbit(counting, x, C4(), max_batch=max_batch, **options)
+    for name in ("logits", "orbit_logits", "saliency", "orbit_saliency"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+    assert max(counting.rows) <= max_batch
+
+
+def test_the_orbit_is_one_forward_without_a_limit(network: nn.Module, x: Tensor) -> None:
+    counting = Counting(network)
+    evaluate_orbit(counting, x, C4())
+    assert counting.rows == [4 * SAMPLES]
+
+
+def test_known_logits_are_not_computed_again(network: nn.Module, x: Tensor) -> None:
+    counting = Counting(network)
+    known = network(x)
+    outputs = evaluate_orbit(counting, x, C4(), base_logits=known)
+    assert counting.rows == [3 * SAMPLES]
+    assert outputs.logits is known
+    torch.testing.assert_close(outputs.orbit_logits[1], network(rotated(x, 2)))
+
+
+@pytest.mark.parametrize("elements", [[2], [3, 1], [1, 1, 2]])
+@pytest.mark.parametrize("saliency", [None, Gradient()])
+def test_some_elements_in_the_order_asked_for(
+    network: nn.Module, x: Tensor, elements: list[int], saliency: Any
+) -> None:
+    counting = Counting(network)
+    outputs = evaluate_orbit(counting, x, C4(), elements=elements, saliency=saliency)
+    assert sum(counting.rows) == (len(elements) + 1) * SAMPLES
+    target = network(x).argmax(dim=1)
+    for row, k in enumerate(elements):
+        torch.testing.assert_close(outputs.orbit_logits[row], network(rotated(x, k)))
+        if saliency is not None:
+            assert outputs.orbit_saliency is not None
+            expected = rotated(gradient_map(network, rotated(x, k), target), -k)
+            torch.testing.assert_close(outputs.orbit_saliency[row], expected)
+
+
+def test_networks_of_dense_outputs(x: Tensor) -> None:
+    network = nn.Conv2d(1, 2, 3, padding=1).double()
+    outputs = evaluate_orbit(network, x, C4(), max_batch=4)
+    for k in (1, 2, 3):
+        torch.testing.assert_close(outputs.orbit_logits[k - 1], network(rotated(x, k)))
+
+
+def test_a_function_is_a_network(x: Tensor) -> None:
+    outputs = evaluate_orbit(lambda batch: batch.flatten(1)[:, :3], x, CyclicTranslations(3))
+    assert len(outputs.orbit_logits) == 2
+    torch.testing.assert_close(outputs.orbit_logits[0], x.roll(2, dims=-1).flatten(1)[:, :3])
+
+
+def test_gradients_flow_to_parameters(network: nn.Module, x: Tensor) -> None:
+    outputs = evaluate_orbit(network, x, C4(), max_batch=3)
+    logit_invariance_error(outputs.logits, outputs.orbit_logits).backward()
+    actual = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+    network.zero_grad()
+    base = network(x)
+    (sum(0.5 * (base - network(rotated(x, k))).square().sum(dim=1).mean() for k in (1, 2, 3)) / 3).backward()
+    expected = [parameter.grad for parameter in network.parameters()]
+    torch.testing.assert_close(actual, expected)
+    assert all(gradient.abs().max() > 0 for gradient in actual)
+
+
+def test_gradients_flow_through_known_logits(network: nn.Module, x: Tensor) -> None:
+    known = network(x)
+    outputs = evaluate_orbit(network, x, C4(), base_logits=known)
+    (gradient,) = torch.autograd.grad(logit_invariance_error(outputs.logits, outputs.orbit_logits), known)
+    expected = (3 * known - sum(network(rotated(x, k)) for k in (1, 2, 3))) / 3 / SAMPLES
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_nothing_is_recorded_under_no_grad(network: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        assert not evaluate_orbit(network, x, C4()).orbit_logits.requires_grad
+
+
+# Saliency --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("given", [False, True])
+def test_maps_are_brought_back_and_explain_one_class(
+    network: nn.Module, x: Tensor, labelled: bool, given: bool
+) -> None:
+    prediction = network(x).argmax(dim=1)
+    target = (prediction + 1) % CLASSES if labelled else prediction
+    # Otherwise "the prediction on x" and "the prediction on gx" would be the same.
+    assert any(not torch.equal(network(rotated(x, k)).argmax(dim=1), prediction) for k in (1, 2, 3))
+    outputs = evaluate_orbit(
+        network,
+        x,
+        C4(),
+        saliency=Gradient(),
+        target=target if labelled else None,
+        base_logits=network(x).detach() if given else None,
+    )
+    assert outputs.saliency is not None
+    assert outputs.orbit_saliency is not None
+    torch.testing.assert_close(outputs.saliency, gradient_map(network, x, target))
+    torch.testing.assert_close(outputs.logits, network(x))
+    for k in (1, 2, 3):
+        expected = rotated(gradient_map(network, rotated(x, k), target), -k)
+        torch.testing.assert_close(outputs.orbit_saliency[k - 1], expected)
+        torch.testing.assert_close(outputs.orbit_logits[k - 1], network(rotated(x, k)))
+
+
+@pytest.mark.parametrize("saliency", [Gradient(), InputXGradient(), IntegratedGradients(), PaperSaliency()])
+def test_an_invariant_network_looks_at_the_same_things(network: nn.Module, x: Tensor, saliency: Any) -> None:
+    outputs = evaluate_orbit(Symmetrised(network), x, C4(), saliency=saliency)
+    assert outputs.saliency is not None
+    assert outputs.orbit_saliency is not None
+    similarity = saliency_invariance_similarity(outputs.saliency, outputs.orbit_saliency, reduction="element")
+    torch.testing.assert_close(similarity, torch.ones(3, dtype=torch.float64), atol=1e-10, rtol=0)
+    assert logit_invariance_error(outputs.logits, outputs.orbit_logits) < 1e-24
+
+
+def test_the_similarity_of_a_linear_network_is_that_of_its_weights(x: Tensor) -> None:
+    """The gradient is the weights whatever the pose, so bringing it back turns the weights."""
+    torch.manual_seed(2)
+    linear = nn.Linear(SIDE * SIDE, CLASSES).double()
+    outputs = evaluate_orbit(
+        nn.Sequential(nn.Flatten(), linear), x, C4(), saliency=Gradient(), target=torch.ones(5).long()
+    )
+    weights = linear.weight[1].detach().reshape(SIDE, SIDE)
+    expected = [(weights * rotated(weights, -k)).sum() / weights.square().sum() for k in (1, 2, 3)]
+    assert outputs.saliency is not None
+    assert outputs.orbit_saliency is not None
+    actual = saliency_invariance_similarity(outputs.saliency, outputs.orbit_saliency, reduction="element")
+    torch.testing.assert_close(actual, torch.stack(expected))
+    mean = saliency_invariance_similarity(outputs.saliency, outputs.orbit_saliency)
+    torch.testing.assert_close(mean, torch.stack(expected).mean())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("saliency", [Gradient(), IntegratedGradients(steps=3), InputXGradientByCaptum])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_maps_where_no_gradient_is_recorded(
+    network: nn.Module, x: Tensor, saliency: Any, context: Any, labelled: bool
+) -> None:
+    target = torch.tensor([0, 1, 2, 3, 0]) if labelled else None
+    expected = evaluate_orbit(network, x, C4(), saliency=saliency, target=target)
+    with context():
+        inside = evaluate_orbit(network, x.clone(), C4(), saliency=saliency, target=target)
+    torch.testing.assert_close(inside.saliency, expected.saliency)
+    torch.testing.assert_close(inside.orbit_saliency, expected.orbit_saliency)
+    torch.testing.assert_close(inside.orbit_logits, expected.orbit_logits)
+
+
+def test_parameters_receive_no_gradient_from_maps(network: nn.Module, x: Tensor) -> None:
+    evaluate_orbit(network, x, C4(), saliency=PaperSaliency())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+# Errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"elements": []}, r"`elements` to name at least one element from 1 to 3 of C4.* but got \[\]"),
+        ({"elements": [0, 1]}, r"`elements` .* \(0 is the identity\) but got \[0, 1\]"),
+        ({"elements": [4]}, r"but got \[4\]"),
+        ({"elements": [-1]}, r"but got \[-1\]"),
+        ({"max_batch": 0}, "`max_batch` to be an integer of at least 1 but got 0"),
+        ({"max_batch": 2.0}, "`max_batch` to be an integer of at least 1 but got 2.0"),
+        ({"base_logits": torch.zeros(4, CLASSES)}, "`base_logits` to have 5 rows, one a sample, but got 4"),
+        ({"target": torch.zeros(4).long()}, r"`target` to hold 5 integers, one a sample, but got shape \(4,\)"),
+        ({"target": torch.zeros(5)}, r"`target` to hold 5 integers.* of torch.float32"),
+        ({"target": torch.zeros(5, 1).long()}, r"`target` to hold 5 integers.* shape \(5, 1\)"),
+        ({"saliency": 3}, "`saliency` to be a Saliency, a captum attribution or a function"),
+    ],
+)
+def test_wrong_arguments_are_refused(network: nn.Module, x: Tensor, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate_orbit(network, x, C4(), **options)
+
+
+def test_a_batch_that_the_group_cannot_act_on_is_refused(network: nn.Module, x: Tensor) -> None:
+    with pytest.raises(ValueError, match="square"):
+        evaluate_orbit(network, x[..., 1:], C4())
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (lambda x: (x.flatten(1), x), "but got tuple: pass the part of your network that gives the logits"),
+        (lambda x: x.mean(), r"a tensor of 20 rows, one a sample, but got shape \(\)"),
+        (lambda x: x.flatten(1)[1:], r"but got shape \(19, 36\)"),
+    ],
+)
+def test_networks_that_give_no_row_a_sample_are_refused(x: Tensor, output: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate_orbit(output, x, C4())
+
+
+def test_dense_outputs_have_no_class_to_explain(x: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"`network` to give logits of shape \(5, classes\) for saliency"):
+        evaluate_orbit(nn.Conv2d(1, 2, 3).double(), x, C4(), saliency=Gradient())
