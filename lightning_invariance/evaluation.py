@@ -202,6 +202,8 @@ def evaluate_invariance(
     with evaluation_mode(module), preserved_random_state(device or torch.device("cpu")):
         for batch in tqdm(batches, desc="Invariance", unit="batch", disable=not progress):
             x, target = _input_and_target(batch, device)
+            if not evaluator.samples:
+                action.verify(x)
             evaluator.update(lambda samples: network, x, target=target, module=module)
     if not evaluator.samples:
         raise ValueError("Expected `batches` to hold at least one sample but got none.")

@@ -76,6 +76,10 @@ class AffineAction(Action):
         if not x.is_floating_point():
             raise ValueError(f"Expected `x` to be floating point for {self!r}, which interpolates, but got {x.dtype}.")
 
+    def verify(self, x: Tensor) -> None:
+        """Raises where the group cannot act on `x`; the inverses follow from the matrices and need no check."""
+        self.check(x)
+
     def _arguments(self) -> dict[str, object]:
         options = {"interpolation": self.interpolation, "padding": self.padding}
         return {"matrices": tuple(self._matrices.flatten().tolist()), **options}

@@ -159,6 +159,51 @@ class Action(ABC):
         drawn_on = "cpu" if generator is None else generator.device
         return torch.randint(len(self), (n,), generator=generator, device=drawn_on).to(device or drawn_on)
 
+    @torch.no_grad()
+    def verify(self, x: Tensor) -> None:
+        r"""Checks on a batch that every element keeps shape and dtype, and that its inverse undoes it.
+
+        The callbacks do so on the first batch, since an inverse that does not invert shows in no number: maps are
+        merely brought to the wrong pose. An exact action must give `x` back bit for bit; another, which may lose
+        detail, must bring :math:`gx` nearer to it.
+
+        Args:
+            x: a batch, shape ``(B, ...)``; its first samples are used.
+
+        Raises:
+            ValueError: if the group cannot act on `x`, or an element fails; the message says which.
+
+        Example:
+            >>> import torch
+            >>> from lightning_invariance import FunctionAction
+            >>> wrong = FunctionAction([(lambda x: x.roll(1, -1), lambda x: x.roll(1, -1))], labels=["shifted"])
+            >>> wrong.verify(torch.eye(4))
+            Traceback (most recent call last):
+                ...
+            ValueError: Expected the inverse of 'shifted' in FunctionAction('shifted') to undo it, but it does not.
+        """
+        self.check(x)
+        few = x[:4].detach()
+        if few.is_floating_point():
+            few = few.nan_to_num(0.0, 0.0, 0.0)
+        for element, label in enumerate(self.labels):
+            moved = self.act(few, element)
+            back = self.invert(moved, element)
+            for name, value in (("element", moved), ("the inverse of", back)):
+                if value.shape != few.shape or value.dtype != few.dtype:
+                    raise ValueError(
+                        f"Expected {name} {label!r} in {self!r} to keep shape {tuple(few.shape)} and {few.dtype} "
+                        f"but got {tuple(value.shape)} and {value.dtype}."
+                    )
+            if not self._undoes(few, moved, back):
+                raise ValueError(f"Expected the inverse of {label!r} in {self!r} to undo it, but it does not.")
+
+    def _undoes(self, x: Tensor, moved: Tensor, back: Tensor) -> bool:
+        if self.exact or not x.is_floating_point():
+            return torch.equal(back, x)
+        size, left, distance = (float(each.double().norm()) for each in (x, back - x, moved - x))
+        return left <= 8 * torch.finfo(x.dtype).eps * size or left < 0.98 * distance
+
     def __mul__(self, other: Action) -> ProductAction:
         """The product: `other` acts first, then this one."""
         from lightning_invariance.actions._product import ProductAction

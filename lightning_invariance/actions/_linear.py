@@ -81,6 +81,10 @@ class LinearAction(Action):
                 f"but got {x.shape[self.dim]}."
             )
 
+    def verify(self, x: Tensor) -> None:
+        """Raises where the group cannot act on `x`; the inverses follow from the matrices and need no check."""
+        self.check(x)
+
     def _arguments(self) -> dict[str, object]:
         return {"matrices": tuple(self._matrices.flatten().tolist()), "dim": self.dim}
 

@@ -67,6 +67,11 @@ class ProductAction(Action):
         self.second.check(x)
         self.first.check(x)
 
+    def verify(self, x: Tensor) -> None:
+        """Verifies both actions; see `Action.verify`."""
+        self.second.verify(x)
+        self.first.verify(x)
+
     def _act_one(self, x: Tensor, element: int) -> Tensor:
         left, right = element // len(self.second), element % len(self.second)
         return self.first.act(self.second.act(x, right), left)

@@ -249,3 +249,8 @@ def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
 def is_compiled(module: LightningModule) -> bool:
     """Whether the module's steps run compiled, where its calls cannot be seen."""
     return getattr(module, "_compiler_ctx", None) is not None
+
+
+def is_compiled_network(network: nn.Module) -> bool:
+    """Whether a network itself is compiled: wrapped by ``torch.compile`` or in place by its ``.compile()``."""
+    return hasattr(network, "_orig_mod") or network.__dict__.get("_compiled_call_impl") is not None

@@ -126,10 +126,12 @@ class InvarianceMonitor(InjectingCallback):
         self.history: list[MonitorRecord] = []
         self._evaluators: list[InvarianceEvaluator] = []
         self._told: set[str] = set()
+        self._verified = False
         self._evaluator()  # wrong measures, saliency or sizes fail here
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         resolve_network(pl_module, self.network, _NAME)  # a wrong name fails before any work is done
+        self._verified = False
         super().setup(trainer, pl_module, stage)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -220,6 +222,9 @@ class InvarianceMonitor(InjectingCallback):
         target = locate_target(batch, self.target, len(x), _NAME)
         if target is None:
             self._tell_without_labels(evaluator)
+        if not self._verified:
+            self.action.verify(x)
+            self._verified = True
         positions = _new_positions(dataloaders, dataloader_idx, evaluator.samples, len(x))
         evaluator.samples += len(x) - len(positions)
         if not positions:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -11,7 +10,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_invariance._checks import check_choice, check_count
-from lightning_invariance._isolation import RandomState, is_batch_coupled, preserved_buffers, preserved_random_state
 from lightning_invariance.actions import Action
 from lightning_invariance.callbacks._base import (
     InjectingCallback,
@@ -21,46 +19,19 @@ from lightning_invariance.callbacks._base import (
     place_among_peers,
     suffix_among_peers,
 )
-from lightning_invariance.callbacks._injection import Injector, NetworkCall, is_compiled
-from lightning_invariance.callbacks._locate import Arguments, logits_of, resolve_network
+from lightning_invariance.callbacks._injection import (
+    Injector,
+    NetworkCall,
+    is_compiled,
+    is_compiled_network,
+)
+from lightning_invariance.callbacks._locate import resolve_network
+from lightning_invariance.callbacks._orbit_of_call import OrbitOfCall
+from lightning_invariance.callbacks._penalties import PENALTIES, Penalty, PenaltyName
 from lightning_invariance.callbacks._random import generator_for
 from lightning_invariance.callbacks._schedule import WeightSchedule
-from lightning_invariance.functional._distribution_invariance_error import distribution_invariance_values
-from lightning_invariance.functional._jensen_shannon_invariance_error import jensen_shannon_values
-from lightning_invariance.functional._logit_invariance_error import logit_invariance_values
-from lightning_invariance.functional._orbit_values import check_activation
-from lightning_invariance.orbit import evaluate_orbit
 
 _NAME = "InvarianceRegularizer"
-
-PenaltyName = Literal["logit", "normalized_logit", "distribution", "jensen_shannon"]
-Penalty = Callable[[Tensor, Tensor], Tensor]
-
-
-def _logit(logits: Tensor, orbit_logits: Tensor) -> Tensor:
-    return logit_invariance_values(logits, orbit_logits, None).per_sample.mean()
-
-
-def _normalized_logit(logits: Tensor, orbit_logits: Tensor) -> Tensor:
-    return logit_invariance_values(logits, orbit_logits, "logits").per_sample.mean()
-
-
-def _distribution(logits: Tensor, orbit_logits: Tensor) -> Tensor:
-    check_activation(logits, "softmax")
-    return distribution_invariance_values(logits, orbit_logits, "softmax").per_sample.mean()
-
-
-def _jensen_shannon(logits: Tensor, orbit_logits: Tensor) -> Tensor:
-    check_activation(logits, "softmax")
-    return jensen_shannon_values(logits, orbit_logits, "softmax").per_sample.mean()
-
-
-_PENALTIES: dict[str, Penalty] = {
-    "logit": _logit,
-    "normalized_logit": _normalized_logit,
-    "distribution": _distribution,
-    "jensen_shannon": _jensen_shannon,
-}
 
 
 class InvarianceRegularizer(InjectingCallback):
@@ -86,14 +57,17 @@ class InvarianceRegularizer(InjectingCallback):
         weight: :math:`\nu`, a number of at least 0, or a schedule: a function from the number of optimiser steps taken
             so far to the weight, such as `WeightRamp`.
         penalty: :math:`I_f`: ``"logit"`` (equation 2), ``"normalized_logit"`` (section 4.4), ``"distribution"``
-            (equation 1), ``"jensen_shannon"``, or a function from ``logits`` ``(B, ...)`` and ``orbit_logits``
-            ``(G, B, ...)`` to a scalar.
+            (equation 1), ``"jensen_shannon"``, ``"saliency"`` (one minus equation 3, with gradients of the logit of the
+            class predicted on x as maps: second derivatives, and f(x) is run again), or a function from ``logits``
+            ``(B, ...)`` and ``orbit_logits`` ``(G, B, ...)`` to a scalar.
         elements: how many elements, drawn anew for each batch without repetition from all but the identity, to use in a
             step; all of them if None. The mean over the drawn ones is an unbiased estimate of the mean over all, except
             for ``"jensen_shannon"``, which therefore takes all.
         network: the name of the submodule whose output are the logits; the module's own forward by default.
         input: where the network's arguments hold the tensor that the group acts on: a position, a keyword or a key; by
             default the first tensor, or the only floating-point one of a mapping.
+        backward_call: with manual optimisation, which call of ``manual_backward`` in a step carries the term, counted
+            from 0; the first one after the network's call if None.
         max_batch: the most samples in one extra forward.
         seed: of the draws of elements; torch's initial seed (what ``seed_everything`` set) if None.
 
@@ -117,6 +91,7 @@ class InvarianceRegularizer(InjectingCallback):
         network: str | None = None,
         *,
         input: int | str | None = None,
+        backward_call: int | None = None,
         max_batch: int | None = None,
         seed: int | None = None,
     ) -> None:
@@ -125,7 +100,7 @@ class InvarianceRegularizer(InjectingCallback):
         if not callable(weight):
             _check_weight(weight)
         if not callable(penalty):
-            check_choice("penalty", penalty, tuple(_PENALTIES))
+            check_choice("penalty", penalty, tuple(PENALTIES))
         if elements is not None:
             check_count("elements", elements)
             if elements >= len(action):
@@ -138,6 +113,8 @@ class InvarianceRegularizer(InjectingCallback):
                     "Expected `elements` to be None with penalty='jensen_shannon', which part of an orbit does not "
                     f"estimate, but got {elements}."
                 )
+        if backward_call is not None:
+            check_count("backward_call", backward_call, minimum=0)
         if max_batch is not None:
             check_count("max_batch", max_batch)
         super().__init__(_PenaltyAdder(self))
@@ -147,6 +124,7 @@ class InvarianceRegularizer(InjectingCallback):
         self.elements = elements
         self.network = network
         self.input = input
+        self.backward_call = backward_call
         self.max_batch = max_batch
         self.seed = seed
         self._trainer: Trainer | None = None
@@ -154,10 +132,14 @@ class InvarianceRegularizer(InjectingCallback):
         self._logged: dict[str, Tensor | float] = {}
         self._samples = 1
         self._warned = False
+        self._verified = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        resolve_network(pl_module, self.network, _NAME)  # a wrong name fails before any work is done
+        network = resolve_network(pl_module, self.network, _NAME)  # a wrong name fails before any work is done
+        if stage == "fit":
+            self._refuse_what_cannot_work(trainer, pl_module, network)
         self._trainer = trainer
+        self._verified = False
         super().setup(trainer, pl_module, stage)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -181,6 +163,31 @@ class InvarianceRegularizer(InjectingCallback):
             logged = {f"{name}{suffix}": value for name, value in self._logged.items()}
             pl_module.log_dict(logged, on_step=False, on_epoch=True, batch_size=self._samples, sync_dist=several)
 
+    def _refuse_what_cannot_work(self, trainer: Trainer, module: LightningModule, network: nn.Module) -> None:
+        if is_compiled(module) and not module.automatic_optimization:
+            raise ValueError(
+                f"{_NAME}: expected a module compiled as a whole to use automatic optimisation: calls of "
+                "`manual_backward` in a compiled step cannot carry the term. Compile the network alone."
+            )
+        if self.backward_call is not None and module.automatic_optimization:
+            raise ValueError(
+                f"{_NAME}: expected `backward_call` to be None with automatic optimisation, which has one backward, "
+                f"but got {self.backward_call}."
+            )
+        if self.penalty != "saliency":
+            return
+        if is_compiled(module) or any(map(is_compiled_network, network.modules())):
+            raise ValueError(
+                f"{_NAME}: expected a network that is not compiled for penalty='saliency': compiled graphs have no "
+                "second derivatives."
+            )
+        # By name: `pytorch_lightning` has classes of its own.
+        if {"FSDPStrategy", "ModelParallelStrategy"} & {each.__name__ for each in type(trainer.strategy).__mro__}:
+            raise ValueError(
+                f"{_NAME}: expected no sharded parameters for penalty='saliency' but got "
+                f"{type(trainer.strategy).__name__}, under which second derivatives are wrong or fail. Use DDP."
+            )
+
     # The term ---------------------------------------------------------------------------------------------------------
 
     def _present_weight(self) -> float:
@@ -194,7 +201,9 @@ class InvarianceRegularizer(InjectingCallback):
             self._warned = True
             rank_zero_warn(
                 f"{_NAME}: with manual optimisation the term is added in `self.manual_backward(loss)`, but the "
-                "training step did not call it after the network's forward: nothing was added."
+                "training step did not call it "
+                + ("after the network's forward" if self.backward_call is None else f"{self.backward_call + 1} times")
+                + ": nothing was added."
             )
 
     def _drawn_elements(self) -> list[int]:
@@ -217,7 +226,7 @@ class InvarianceRegularizer(InjectingCallback):
         if weight == 0:
             return None
         logits, orbit_logits = self._outputs(module, args, call)
-        penalty_of = self.penalty if callable(self.penalty) else _PENALTIES[self.penalty]
+        penalty_of = self.penalty if callable(self.penalty) else PENALTIES[self.penalty]
         penalty = penalty_of(logits, orbit_logits)
         if not isinstance(penalty, Tensor) or penalty.ndim != 0:
             got = f"shape {tuple(penalty.shape)}" if isinstance(penalty, Tensor) else type(penalty).__name__
@@ -229,46 +238,16 @@ class InvarianceRegularizer(InjectingCallback):
     def _outputs(
         self, module: LightningModule, args: tuple[Any, ...], call: NetworkCall | None
     ) -> tuple[Tensor, Tensor]:
-        """f(x) ``(B, ...)`` and f(gx) ``(G, B, ...)``."""
+        """f(x) ``(B, ...)`` and f(gx) ``(G, B, ...)``, or their saliency maps."""
         batch = args[0] if args else None
         arguments, base_logits = arguments_and_logits(_NAME, module, self.network, self.input, batch, call)
+        if not self._verified:
+            self.action.verify(arguments.x)
+            self._verified = True
         network = resolve_network(module, self.network, _NAME)
-        return _run_orbit(network, arguments, self.action, self._drawn_elements(), base_logits, call, self.max_batch)
-
-
-def _run_orbit(
-    network: nn.Module,
-    arguments: Arguments,
-    action: Action,
-    elements: list[int],
-    base_logits: Tensor | None,
-    call: NetworkCall | None,
-    max_batch: int | None,
-) -> tuple[Tensor, Tensor]:
-    x = arguments.x
-
-    def run(moved: Tensor) -> Tensor:
-        if moved.shape == x.shape and moved.stride() != x.stride():
-            moved = torch.empty_like(x).copy_(moved)  # dropout draws its masks in the order of memory
-        args, kwargs = arguments.with_input(moved)
-        return logits_of(network(*args, **kwargs), _NAME)
-
-    # Stacked elements would share batch statistics, and draw other dropout masks than x did.
-    apart = call is None or call.drew_random_numbers or is_batch_coupled(network) or arguments.has_other_tensors
-    with preserved_buffers(network), preserved_random_state(x.device):
-        if not apart:
-            outputs = evaluate_orbit(run, x, action, base_logits=base_logits, elements=elements, max_batch=max_batch)
-            return outputs.logits, outputs.orbit_logits
-        start = call.random_state if call is not None else RandomState(x.device)
-        moved = []
-        if base_logits is None:
-            start.restore()
-            base_logits = run(x)
-        for element in elements:
-            start.restore()
-            outputs = evaluate_orbit(run, x, action, base_logits=base_logits, elements=[element])
-            moved.append(outputs.orbit_logits)
-        return base_logits, torch.cat(moved)
+        orbit = OrbitOfCall(network, arguments, call, self.action, _NAME, self.max_batch)
+        run = orbit.gradient_maps if self.penalty == "saliency" else orbit.logits
+        return run(self._drawn_elements(), base_logits)
 
 
 class _PenaltyAdder(Injector):
@@ -277,6 +256,7 @@ class _PenaltyAdder(Injector):
     def __init__(self, callback: InvarianceRegularizer) -> None:
         self._callback = callback
         self._added = False
+        self._backward_calls = 0
 
     def watched(self, module: LightningModule) -> nn.Module | None:
         if is_compiled(module):
@@ -285,10 +265,13 @@ class _PenaltyAdder(Injector):
 
     def before_step(self, module: LightningModule, args: tuple[Any, ...]) -> tuple[Any, ...]:
         self._added = False
+        self._backward_calls = 0
         return args
 
     def before_backward(self, module: LightningModule, loss: Tensor, call: NetworkCall | None) -> Tensor:
-        if self._added or call is None:
+        place, self._backward_calls = self._backward_calls, self._backward_calls + 1
+        chosen = self._callback.backward_call
+        if self._added or (call is None if chosen is None else place != chosen):
             return loss
         self._added = True
         term = self._callback._term(module, (), call)

@@ -1,0 +1,114 @@
+"""Runs a network over the orbit of the input of one of its own calls, as that call ran it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_invariance._isolation import RandomState, is_batch_coupled, preserved_buffers, preserved_random_state
+from lightning_invariance.actions import Action
+from lightning_invariance.callbacks._injection import NetworkCall
+from lightning_invariance.callbacks._locate import Arguments, logits_of
+from lightning_invariance.orbit import evaluate_orbit
+from lightning_invariance.saliency import predicted_class
+
+
+@dataclass(frozen=True)
+class OrbitOfCall:
+    """A call of a network in a training step, to be repeated for group elements without leaving a trace.
+
+    Running statistics and random streams stay as the step alone would leave them, and random numbers (dropout masks)
+    are those of the call for every element. Gradients flow.
+
+    Attributes:
+        network: what was called.
+        arguments: with what.
+        call: what is known of the call; None where it could not be seen.
+        action: the group.
+        owner: the callback, for messages.
+        max_batch: the most samples in one forward.
+    """
+
+    network: nn.Module
+    arguments: Arguments
+    call: NetworkCall | None
+    action: Action
+    owner: str
+    max_batch: int | None = None
+
+    def logits(self, elements: list[int], base_logits: Tensor | None) -> tuple[Tensor, Tensor]:
+        """f(x) ``(B, ...)``, run only where it is not given, and f(gx) ``(G, B, ...)``."""
+        x = self.arguments.x
+        with preserved_buffers(self.network), preserved_random_state(x.device):
+            if not self._apart():
+                outputs = evaluate_orbit(
+                    self._run, x, self.action, base_logits=base_logits, elements=elements, max_batch=self.max_batch
+                )
+                return outputs.logits, outputs.orbit_logits
+            repeat = self._repeater()
+            base_logits = repeat(x) if base_logits is None else base_logits
+            moved = [repeat(self.action.act(x, element)) for element in elements]
+            return base_logits, torch.stack(moved)
+
+    def gradient_maps(self, elements: list[int], base_logits: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Gradients of the class predicted on x: m(x) ``(B, ...)`` and g⁻¹ m(gx) ``(G, B, ...)``, differentiable.
+
+        f(x) is run again: its own call recorded no gradient of the input.
+        """
+        x = self.arguments.x
+        if not x.is_floating_point():
+            raise ValueError(
+                f"{self.owner}: expected the input to be floating point, to have a gradient, not {x.dtype}."
+            )
+        with preserved_buffers(self.network), preserved_random_state(x.device):
+            repeat = self._repeater()
+            if base_logits is None:
+                with torch.no_grad():
+                    base_logits = repeat(x)
+            if base_logits.ndim != 2:
+                raise ValueError(
+                    f"{self.owner}: expected logits of shape (B, classes) for penalty='saliency' "
+                    f"but got {tuple(base_logits.shape)}."
+                )
+            target = predicted_class(base_logits)
+            # One element at a time: the graph of a gradient is large.
+            maps = [
+                self.action.invert(self._gradient(repeat, self.action.act(x, element), target), element)
+                for element in (0, *elements)
+            ]
+        return maps[0], torch.stack(maps[1:])
+
+    @staticmethod
+    def _gradient(run: Callable[[Tensor], Tensor], x: Tensor, target: Tensor) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(run(leaf).gather(1, target[:, None]).sum(), leaf, create_graph=True)
+        return gradient
+
+    def _apart(self) -> bool:
+        """Whether elements must not be stacked: they would share batch statistics, or draw other masks than x did."""
+        return (
+            self.call is None
+            or self.call.drew_random_numbers
+            or is_batch_coupled(self.network)
+            or self.arguments.has_other_tensors
+        )
+
+    def _repeater(self) -> Callable[[Tensor], Tensor]:
+        """Runs the network with the random numbers that the call had."""
+        start = self.call.random_state if self.call is not None else RandomState(self.arguments.x.device)
+
+        def repeat(x: Tensor) -> Tensor:
+            start.restore()
+            return self._run(x)
+
+        return repeat
+
+    def _run(self, moved: Tensor) -> Tensor:
+        x = self.arguments.x
+        if moved.shape == x.shape and moved.stride() != x.stride():
+            moved = torch.empty_like(x).copy_(moved)  # dropout draws its masks in the order of memory
+        args, kwargs = self.arguments.with_input(moved)
+        return logits_of(self.network(*args, **kwargs), self.owner)
