@@ -28,6 +28,6 @@ def check_finite(name: str, value: Tensor) -> None:
         raise ValueError(f"Expected `{name}` to be finite but got {bad} NaN or infinite of {value.numel()} values.")
 
 
-def describe_shape(x: Tensor) -> str:
-    """The shape as people write it: ``32×3×28×30``."""
-    return "×".join(str(size) for size in x.shape) if x.ndim else "a scalar"
+def format_sizes(sizes: Sequence[int]) -> str:
+    """Sizes as people write them: ``28×30``."""
+    return "×".join(str(size) for size in sizes)

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor, nn
 
 
+def ordinary(value: Tensor) -> Tensor:
+    """The tensor itself, or a copy of an inference tensor, which no graph takes; called outside of inference mode."""
+    return value.clone() if value.is_inference() else value
+
+
 @contextmanager
 def preserved_buffers(module: nn.Module) -> Iterator[None]:
     """Runs the block on copies of the module's buffers, then puts the originals back.

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lightning_invariance._checks import check_count
-from lightning_invariance._isolation import evaluation_mode, preserved_buffers, preserved_random_state
+from lightning_invariance._isolation import evaluation_mode, ordinary, preserved_buffers, preserved_random_state
 from lightning_invariance.actions import Action
+from lightning_invariance.actions._base import check_action
 from lightning_invariance.metrics._base import Estimate
 from lightning_invariance.metrics._collection import MeasureCollection, Measures
-from lightning_invariance.orbit import Network, OrbitOutputs, evaluate_orbit
-from lightning_invariance.saliency import PaperSaliency, SaliencyLike, as_saliency, predicted_class
+from lightning_invariance.orbit import OrbitOutputs, evaluate_orbit
+from lightning_invariance.saliency import Network, SaliencyLike, as_saliency, default_saliency, predicted_class
 
 
 class InvarianceEvaluator:
@@ -25,8 +26,8 @@ class InvarianceEvaluator:
     Args:
         action: the group.
         measures: as for `MeasureCollection`.
-        saliency: how saliency maps are computed, for the measures that need them; None leaves those out.
-        saliency_samples: how many samples, from the first, get saliency maps.
+        saliency: how saliency maps are computed, for the measures that need them; by `default_saliency` if None.
+        saliency_samples: how many samples, from the first, get saliency maps; 0 for none.
         max_batch: the most samples in one forward.
 
     Raises:
@@ -41,10 +42,7 @@ class InvarianceEvaluator:
         saliency_samples: int = 256,
         max_batch: int | None = None,
     ) -> None:
-        if not isinstance(action, Action):
-            raise ValueError(f"Expected `action` to be an Action, such as C4(), but got {action!r}.")
-        if len(action) < 2:
-            raise ValueError(f"Expected `action` to have an element besides the identity but got {action!r}.")
+        check_action(action)
         check_count("saliency_samples", saliency_samples, minimum=0)
         if max_batch is not None:
             check_count("max_batch", max_batch)
@@ -54,10 +52,7 @@ class InvarianceEvaluator:
         self.saliency_samples = saliency_samples
         self.max_batch = max_batch
         self.samples = 0
-        need_maps = self.measures.needing("saliency")
-        if self.saliency is None and need_maps and not self.measures.restricted:
-            raise ValueError(f"Expected `saliency` to say how to compute the maps for {list(need_maps)} but got None.")
-        self._wants_maps = self.saliency is not None and bool(need_maps)
+        self._wants_maps = bool(self.measures.needing("saliency")) and saliency_samples > 0
         self._explainable: bool | None = None  # whether the network gives one logit a class; known after a batch
 
     def update(
@@ -83,19 +78,17 @@ class InvarianceEvaluator:
         """
         positions = range(self.samples, self.samples + len(x)) if positions is None else positions
         self.samples += len(x)
-        if (
-            self.measures.restricted
-            and target is not None
-            and (target.shape != x.shape[:1] or target.is_floating_point())
-        ):
-            target = None  # no labels: a regression's targets, say
+        if self.saliency is None:
+            self.saliency = default_saliency(self.action, x)
+        if target is not None and self.measures.restricted and not _are_labels(target, x):
+            target = None
         with_maps = sum(position < self.saliency_samples for position in positions) if self._wants_maps else 0
         # `Trainer.validate` makes inference tensors, which no gradient can pass. Out here copies are ordinary tensors,
         # those of the buffers (a filter cached by `.eval()`, say) included.
         with torch.inference_mode(False), torch.no_grad(), preserved_random_state(x.device):
-            x = _ordinary(x)
-            target = None if target is None else _ordinary(target)
-            base_logits = None if base_logits is None else _ordinary(base_logits)
+            x = ordinary(x)
+            target = None if target is None else ordinary(target)
+            base_logits = None if base_logits is None else ordinary(base_logits)
             with preserved_buffers(module if module is not None else nn.Module()):
                 self._measure(network_for, x, base_logits, target, with_maps)
 
@@ -116,8 +109,7 @@ class InvarianceEvaluator:
             return
         outputs = evaluate_orbit(network, x, self.action, base_logits=base_logits, max_batch=self.max_batch)
         self.measures.update(outputs, target)
-        mappable = x.ndim >= 3 or not isinstance(self.saliency, PaperSaliency)  # its filter needs images
-        self._explainable = outputs.logits.ndim == 2 and x.is_floating_point() and mappable
+        self._explainable = outputs.logits.ndim == 2 and x.is_floating_point()
         if with_maps and (self._explainable or not self.measures.restricted):
             first = slice(with_maps)
             labels = None if target is None else target[first]
@@ -125,7 +117,9 @@ class InvarianceEvaluator:
             self.measures.update(maps, labels)
 
     def _evaluate(self, network: Network, x: Tensor, base_logits: Tensor | None, target: Tensor | None) -> OrbitOutputs:
-        if target is not None and base_logits is not None:
+        if target is not None and not _are_labels(target, x):
+            target = None
+        elif target is not None and base_logits is not None:
             # A label that names no output (to be ignored, or 1 beside a single logit) explains nothing.
             named = (target >= 0) & (target < base_logits.shape[1])
             target = torch.where(named, target, predicted_class(base_logits))
@@ -149,8 +143,9 @@ class InvarianceEvaluator:
         self.samples = 0
 
 
-def _ordinary(value: Tensor) -> Tensor:
-    return value.clone() if value.is_inference() else value
+def _are_labels(target: Tensor, x: Tensor) -> bool:
+    """One class a sample, not the numbers of a regression or of labels that do not exclude each other."""
+    return target.shape == x.shape[:1] and not target.is_floating_point()
 
 
 def evaluate_invariance(
@@ -166,7 +161,7 @@ def evaluate_invariance(
 ) -> dict[str, Estimate]:
     r"""Measures a network's invariance on a data set, without a Trainer.
 
-    The network is put in eval mode for the time; modes, buffers, random streams and gradients are as before afterwards.
+    The network is put in eval mode for the time; modes, buffers, torch's random streams and gradients are as before.
 
     Args:
         network: from a batch of inputs to logits ``(B, C)``, or any output for the logit error alone.
@@ -175,7 +170,8 @@ def evaluate_invariance(
         action: the group.
         measures: names of measures (``"logit_invariance_error"``, ...), or torchmetrics metrics under names of your
             own; all that the outputs and labels allow if None.
-        saliency: how to compute saliency maps; `PaperSaliency` if None.
+        saliency: how to compute saliency maps. If None, `PaperSaliency` for actions that move pixels about, and
+            `Gradient` for others, and for inputs that are no images.
         saliency_samples: how many samples, from the first, get saliency maps; they are the costly part.
         max_batch: the most samples in one forward.
         progress: whether to show a progress bar.
@@ -195,7 +191,7 @@ def evaluate_invariance(
         >>> bool(results["logit_invariance_error"].value < 1e-10)  # a mean over pixels does not know the pose
         True
     """
-    evaluator = InvarianceEvaluator(action, measures, saliency or PaperSaliency(), saliency_samples, max_batch)
+    evaluator = InvarianceEvaluator(action, measures, saliency, saliency_samples, max_batch)
     module = network if isinstance(network, nn.Module) else nn.Module()
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
     # The random streams here too: a DataLoader draws from torch's when it is run through.
@@ -207,7 +203,13 @@ def evaluate_invariance(
             evaluator.update(lambda samples: network, x, target=target, module=module)
     if not evaluator.samples:
         raise ValueError("Expected `batches` to hold at least one sample but got none.")
-    return evaluator.compute()
+    results = evaluator.compute()
+    unseen = [name for name in evaluator.measures.names if name not in results]
+    if unseen and not evaluator.measures.restricted:
+        raise ValueError(
+            f"Expected `batches` to have what {unseen} need (labels, or samples with maps) but it has not."
+        )
+    return results
 
 
 def _input_and_target(batch: Any, device: torch.device | None) -> tuple[Tensor, Tensor | None]:

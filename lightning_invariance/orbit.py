@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +10,7 @@ from torch import Tensor
 
 from lightning_invariance._checks import check_count
 from lightning_invariance.actions import Action
-from lightning_invariance.saliency import Saliency, SaliencyLike, as_saliency, predicted_class
-
-Network = Callable[[Tensor], Tensor]
+from lightning_invariance.saliency import Network, Saliency, SaliencyLike, as_saliency, predicted_class
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def evaluate_orbit(
         network: from a batch ``(B, ...)`` to its logits ``(B, ...)``.
         x: the batch, shape ``(B, ...)``.
         action: the group.
-        base_logits: :math:`f(x)` where it is known, so that it is not computed again.
+        base_logits: :math:`f(x)` where it is known, so that it is not computed again (but by `saliency`, for its map).
         saliency: how to compute saliency maps, if they are wanted: a `Saliency`, a captum attribution (an instance,
             or its class), or a function ``(network, x, target) -> maps``.
         target: the class whose prediction the maps explain, ``(B,)`` integers, the same over the whole orbit; the class
@@ -127,13 +125,15 @@ def _logits_and_saliency(
         target = predicted_class(base_logits)
     if target is None:
         # The class predicted on x is only known once x has been run.
-        logits, maps = saliency(network, x, None, max_batch)
+        logits, maps = saliency.attribute(network, x, None, max_batch)
         target = predicted_class(logits)
         stacked = action.orbit(x, elements)
-        orbit_logits, orbit_maps = saliency(network, stacked.flatten(0, 1), target.repeat(len(elements)), max_batch)
+        orbit_logits, orbit_maps = saliency.attribute(
+            network, stacked.flatten(0, 1), target.repeat(len(elements)), max_batch
+        )
     else:
         stacked = action.orbit(x, [0, *elements])
-        rows, row_maps = saliency(network, stacked.flatten(0, 1), target.repeat(len(elements) + 1), max_batch)
+        rows, row_maps = saliency.attribute(network, stacked.flatten(0, 1), target.repeat(len(elements) + 1), max_batch)
         logits, orbit_logits = rows[: len(x)], rows[len(x) :]
         maps, orbit_maps = row_maps[: len(x)], row_maps[len(x) :]
     posed = orbit_maps.unflatten(0, (len(elements), len(x)))
@@ -141,8 +141,8 @@ def _logits_and_saliency(
     return OrbitOutputs(
         logits if base_logits is None else base_logits,
         orbit_logits.unflatten(0, (len(elements), len(x))),
-        maps,
-        realigned,
+        saliency.finish(maps),
+        saliency.finish(realigned),
     )
 
 

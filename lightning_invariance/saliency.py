@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_invariance._checks import check_count
+from lightning_invariance._isolation import ordinary
+from lightning_invariance.actions import Action, AffineAction, PermutationAction, ProductAction
 
 Network = Callable[[Tensor], Tensor]
 
@@ -21,9 +23,10 @@ class Saliency(ABC):
 
     Calling it gives the logits too, since most ways run the network on `x` anyway. Signed maps follow captum's
     conventions. No parameter receives a gradient, and the maps carry none.
+
+    A subclass writes `attribute`, and `finish` for what is not to be done before the maps are in a common pose.
     """
 
-    @abstractmethod
     def __call__(
         self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -41,6 +44,22 @@ class Saliency(ABC):
         Raises:
             ValueError: if `x` is not floating point, or the network's output has not the shape ``(B, C)``.
         """
+        logits, maps = self.attribute(network, x, target, max_batch)
+        return logits, self.finish(maps)
+
+    @abstractmethod
+    def attribute(
+        self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and maps in the pose of `x`; arguments, results and errors as above."""
+
+    def finish(self, maps: Tensor) -> Tensor:
+        """The last step, on maps ``(..., H, W)`` that are in the common pose already; none by default.
+
+        A filter belongs here: one that does not commute with the group (at the border of an image shifted cyclically)
+        would make an invariant network look as if it were not.
+        """
+        return maps
 
 
 class Attribution(Protocol):
@@ -55,7 +74,8 @@ SaliencyLike = Saliency | Attribution | Callable[..., Any]
 class Gradient(Saliency):
     r"""The gradient of the target's logit with respect to the input: :math:`m(x) = \partial f_t(x) / \partial x`.
 
-    Signed, unlike captum's ``Saliency``, which takes absolute values.
+    Signed, unlike captum's ``Saliency``, which takes absolute values. For orthogonal actions, and so for permutations,
+    an invariant network's gradients move with the input: :math:`m(gx) = g\, m(x)`.
 
     Example:
         >>> import torch
@@ -67,7 +87,7 @@ class Gradient(Saliency):
         tensor([[ 3., -4.]])
     """
 
-    def __call__(
+    def attribute(
         self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
     ) -> tuple[Tensor, Tensor]:
         return _chunked(self._one_chunk, network, x, target, max_batch)
@@ -129,11 +149,11 @@ class IntegratedGradients(Saliency):
         self.steps = steps
         self.baseline = float(baseline)
 
-    def __call__(
+    def attribute(
         self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
     ) -> tuple[Tensor, Tensor]:
         _check_floating(x)
-        x = _ordinary(x)
+        x = _detached(x)
         with torch.no_grad():
             logits = torch.cat([_checked_logits(network(part), part) for part in x.split(max_batch or max(len(x), 1))])
         target = predicted_class(logits) if target is None else target
@@ -162,9 +182,12 @@ class PaperSaliency(IntegratedGradients):
 
     1. Absolute integrated gradients of the target's logit.
     2. Values under 0.9 of the map's maximum (over the whole sample) are set to 0.
-    3. A Gaussian filter of 3×3, σ = 1, zero-padded, on each channel.
+    3. A Gaussian filter of 3×3, σ = 1, zero-padded, on each channel; over an orbit, once the maps are in the common
+    pose.
 
-    The paper names neither baseline nor number of steps; a zero baseline and 32 steps are chosen here.
+    The paper names neither baseline nor number of steps; a zero baseline and 32 steps are chosen here. Absolute values
+    belong to pixels that a group moves about; they mean nothing where it mixes or negates values (rotations of point
+    clouds): see `Gradient`.
 
     Args:
         steps: the number of points of the quadrature.
@@ -182,13 +205,17 @@ class PaperSaliency(IntegratedGradients):
         (torch.Size([2, 1, 8, 8]), True)
     """
 
-    def __call__(
+    def attribute(
         self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
     ) -> tuple[Tensor, Tensor]:
         if x.ndim < 3:
             raise ValueError(f"Expected `x` to be images (B, ..., H, W) for {self!r} but got shape {tuple(x.shape)}.")
-        logits, maps = super().__call__(network, x, target, max_batch)
-        return logits, _smooth(_keep_peaks(maps.abs(), fraction=0.9))
+        logits, maps = super().attribute(network, x, target, max_batch)
+        return logits, _keep_peaks(maps.abs(), fraction=0.9)
+
+    def finish(self, maps: Tensor) -> Tensor:
+        """The Gaussian filter."""
+        return _smooth(maps)
 
 
 class _Attribution(Saliency):
@@ -197,14 +224,14 @@ class _Attribution(Saliency):
     def __init__(self, attribution: Any) -> None:
         self._attribution = attribution
 
-    def __call__(
+    def attribute(
         self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
     ) -> tuple[Tensor, Tensor]:
         return _chunked(self._one_chunk, network, x, target, max_batch)
 
     def _one_chunk(self, network: Network, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False):
-            return self._one_ordinary_chunk(network, _ordinary(x), None if target is None else _ordinary(target))
+            return self._one_ordinary_chunk(network, _detached(x), None if target is None else _detached(target))
 
     def _one_ordinary_chunk(self, network: Network, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -248,6 +275,17 @@ def as_saliency(saliency: SaliencyLike) -> Saliency:
     return _Attribution(saliency)
 
 
+def default_saliency(action: Action, x: Tensor) -> Saliency:
+    """The paper's maps where the action moves the pixels of images about; else gradients, right for orthogonal ones."""
+    return PaperSaliency() if x.ndim >= 3 and _moves_pixels(action) else Gradient()
+
+
+def _moves_pixels(action: Action) -> bool:
+    if isinstance(action, ProductAction):
+        return _moves_pixels(action.first) and _moves_pixels(action.second)
+    return isinstance(action, (PermutationAction, AffineAction))
+
+
 def predicted_class(logits: Tensor) -> Tensor:
     """The class of the largest logit, shape ``(B,)``."""
     return logits.detach().argmax(dim=1)
@@ -260,7 +298,7 @@ def _logits_and_gradient(network: Network, x: Tensor, target: Tensor | None) -> 
     with torch.inference_mode(False), torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         logits = _checked_logits(network(leaf), leaf)
-        chosen = predicted_class(logits) if target is None else _ordinary(target)
+        chosen = predicted_class(logits) if target is None else _detached(target)
         (gradient,) = torch.autograd.grad(logits.gather(1, chosen[:, None].to(logits.device)).sum(), leaf)
     return logits.detach(), gradient
 
@@ -279,10 +317,10 @@ def _chunked(
     return torch.cat([logits for logits, _ in parts]), torch.cat([maps for _, maps in parts])
 
 
-def _ordinary(x: Tensor) -> Tensor:
+def _detached(x: Tensor) -> Tensor:
     """`x` outside inference mode and outside any graph."""
     with torch.inference_mode(False):
-        return x.detach().clone() if x.is_inference() else x.detach()
+        return ordinary(x.detach())
 
 
 def _check_floating(x: Tensor) -> None:

@@ -14,14 +14,20 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_invariance import (
     C4,
+    SO3,
+    Action,
+    CyclicTranslations,
     Gradient,
     LinearAction,
     LogitInvarianceError,
     PaperSaliency,
+    SetPermutations,
+    TimeReversal,
     evaluate_invariance,
     evaluate_orbit,
 )
 from lightning_invariance import functional as f
+from lightning_invariance.baselines import OrbitPooled
 from lightning_invariance.metrics import Estimate, OrbitShare
 
 SAMPLES, SIDE, CLASSES = 23, 6, 4
@@ -400,3 +406,76 @@ def test_a_metric_of_other_inputs_is_refused(network: nn.Module, x: Tensor) -> N
 
     with pytest.raises(ValueError, match=r"update of 'mean' to name inputs among .* but got \['value', 'weight'\]"):
         evaluate_invariance(network, [x], C4(), measures={"mean": MeanMetric()}, progress=False)
+
+
+class DeepSets(nn.Module):
+    """Invariant to the order of a set, not to anything else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.outer(self.inner(x).tanh().mean(dim=-2))
+
+
+class OfDistances(nn.Module):
+    """Depends on the distances of points from the origin alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outer = nn.Linear(10, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.outer(x.norm(dim=-1).tanh())
+
+
+@pytest.mark.parametrize(
+    ("network", "action", "shape"),
+    [
+        (
+            OrbitPooled(nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.Tanh(), nn.Linear(8, 4)), C4()),
+            C4(),
+            (1, 12, 12),
+        ),
+        (
+            OrbitPooled(
+                nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.Tanh(), nn.Linear(8, 4)), CyclicTranslations(3)
+            ),
+            CyclicTranslations(3),
+            (1, 12, 12),
+        ),
+        (
+            OrbitPooled(nn.Sequential(nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, 4)), TimeReversal()),
+            TimeReversal(),
+            (12,),
+        ),
+        (DeepSets(), SetPermutations(4), (10, 3)),
+        (OfDistances(), SO3(4), (10, 3)),
+    ],
+    ids=["C4", "translations", "time", "sets", "points"],
+)
+def test_by_default_the_maps_of_an_invariant_network_agree(
+    network: nn.Module, action: Action, shape: tuple[int, ...]
+) -> None:
+    """No border, order or sign of the maps may make a network look at different things when it does not."""
+    torch.manual_seed(0)
+    x = torch.randn(16, *shape, dtype=torch.float64)
+    results = evaluate_invariance(network.double(), [x], action, progress=False)
+    assert results["logit_invariance_error"].value < 1e-20
+    assert results["saliency_invariance_similarity"].value == pytest.approx(1, abs=1e-6)
+
+
+def test_a_measure_asked_for_by_name_that_saw_nothing_is_an_error() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    with pytest.raises(ValueError, match="'orbit_accuracy'"):
+        evaluate_invariance(network, [torch.randn(2, 1, 4, 4)], C4(), measures=["orbit_accuracy"], progress=False)
+
+
+def test_maps_explain_the_prediction_where_the_targets_are_no_classes() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    x, labels = torch.randn(5, 1, 4, 4), torch.rand(5, 3)
+    name = "saliency_invariance_similarity"
+    with_labels = evaluate_invariance(network, [(x, labels)], C4(), measures=[name], progress=False)
+    without = evaluate_invariance(network, [x], C4(), measures=[name], progress=False)
+    assert with_labels[name].value == without[name].value

@@ -52,7 +52,8 @@ class AffineAction(Action):
         check_choice("padding", padding, ("zeros", "border", "reflection"))
         bottom = torch.tensor([[[0.0, 0.0, 1.0]]], dtype=torch.float64, device="cpu").expand(len(matrices), 1, 3)
         # Kept in double precision: rounded to half precision, a rotation would be one no more.
-        self._matrices = torch.cat([matrices.detach().to("cpu", torch.float64), bottom], dim=1)
+        with torch.inference_mode(False):  # a tensor made under inference mode could not be saved for a later backward
+            self._matrices = torch.cat([matrices.detach().to("cpu", torch.float64), bottom], dim=1)
         if not torch.equal(self._matrices[0], torch.eye(3, dtype=torch.float64, device="cpu")):
             raise ValueError("Expected `matrices[0]` to be the identity.")
         if not bool((torch.linalg.det(self._matrices).abs() > 1e-12).all()):

@@ -296,6 +296,14 @@ class Action(ABC):
         return out
 
 
+def check_action(action: object) -> None:
+    """Raises unless `action` is an `Action` with an element besides the identity."""
+    if not isinstance(action, Action):
+        raise ValueError(f"Expected `action` to be an Action, such as C4(), but got {action!r}.")
+    if len(action) < 2:
+        raise ValueError(f"Expected `action` to have an element besides the identity but got {action!r}.")
+
+
 def check_batch(action: Action, x: Tensor, trailing: int) -> None:
     """Raises unless `x` is a tensor with a batch dimension and at least `trailing` more."""
     if not isinstance(x, Tensor):

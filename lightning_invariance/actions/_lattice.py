@@ -8,12 +8,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lightning_invariance._checks import check_count
+from lightning_invariance._checks import check_count, format_sizes
 from lightning_invariance.actions._permutation import PermutationAction
-
-
-def _by(sizes: tuple[int, ...]) -> str:
-    return "×".join(str(size) for size in sizes)
 
 
 class _PlanarSymmetries(PermutationAction):
@@ -60,8 +56,8 @@ class _PlanarSymmetries(PermutationAction):
         if height != width:
             small, large = min(sizes), max(sizes)
             raise ValueError(
-                f"Expected `x` to have square images in its last two dimensions for {self!r} but got {_by(sizes)}: "
-                f"crop them to {small}×{small} or pad them to {large}×{large}."
+                f"Expected `x` to have square images in its last two dimensions for {self!r} "
+                f"but got {format_sizes(sizes)}: crop them to {small}×{small} or pad them to {large}×{large}."
             )
 
     def _permute(self, x: Tensor, element: int) -> Tensor:

@@ -8,6 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lightning_invariance._checks import format_sizes
 from lightning_invariance.actions._base import Action, check_batch, group_table
 
 
@@ -72,8 +73,9 @@ class PermutationAction(Action):
 
     def _check_sizes(self, sizes: tuple[int, ...]) -> None:
         if sizes != self._sizes:
-            wanted = "×".join(map(str, self._sizes))
-            raise ValueError(f"Expected `x` to end in {wanted} for {self!r} but got {'×'.join(map(str, sizes))}.")
+            raise ValueError(
+                f"Expected `x` to end in {format_sizes(self._sizes)} for {self!r} but got {format_sizes(sizes)}."
+            )
 
     def _permute(self, x: Tensor, element: int) -> Tensor:
         """The whole batch under one element; views where there are some."""
@@ -86,7 +88,7 @@ class PermutationAction(Action):
     def __repr__(self) -> str:
         if type(self) is not PermutationAction:
             return super().__repr__()
-        return f"PermutationAction({len(self)} elements on {'×'.join(map(str, self._sizes))})"
+        return f"PermutationAction({len(self)} elements on {format_sizes(self._sizes)})"
 
     # What they all share --------------------------------------------------------------------------------------------
 

@@ -8,10 +8,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_invariance.actions import Action
-from lightning_invariance.callbacks._base import InjectingCallback, check_action, check_spec, place_among_peers
+from lightning_invariance.actions._base import check_action
+from lightning_invariance.callbacks._base import InjectingCallback, check_spec, step_generator
 from lightning_invariance.callbacks._injection import Injector
 from lightning_invariance.callbacks._locate import locate_input
-from lightning_invariance.callbacks._random import generator_for
 
 
 class OrbitAugmentation(InjectingCallback):
@@ -39,19 +39,16 @@ class OrbitAugmentation(InjectingCallback):
     """
 
     def __init__(self, action: Action, *, input: int | str | None = None, seed: int | None = None) -> None:
-        check_action("OrbitAugmentation", action)
-        check_spec("OrbitAugmentation", "input", input)
+        check_action(action)
+        check_spec("input", input)
         super().__init__(_Augmenter(self))
         self.action = action
         self.input = input
         self.seed = seed
-        self._stream: tuple[object, ...] = ()
+        self._generator = torch.Generator()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        seed = torch.initial_seed() if self.seed is None else self.seed
-        # Two augmentations that drew the same numbers would not draw from the product of their groups.
-        place = place_among_peers(trainer, self)
-        self._stream = ("augmentation", place, seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        self._generator = step_generator("augmentation", trainer, self, self.seed, batch_idx)
 
 
 class _Augmenter(Injector):
@@ -64,6 +61,6 @@ class _Augmenter(Injector):
         callback = self._callback
         batch = locate_input(args[:1], {}, callback.input, "OrbitAugmentation", "the batch")
         x = batch.x
-        generator = generator_for(*callback._stream)
-        (moved,), _ = batch.with_input(callback.action.act(x, callback.action.sample(len(x), generator)))
+        drawn = callback.action.sample(len(x), callback._generator)
+        (moved,), _ = batch.with_input(callback.action.act(x, drawn))
         return (moved, *args[1:])

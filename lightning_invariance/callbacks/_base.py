@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_invariance.actions import Action
 from lightning_invariance.callbacks._injection import Injector, NetworkCall, eject, inject, is_compiled
 from lightning_invariance.callbacks._locate import Arguments, InputSpec, locate_input, logits_of
+from lightning_invariance.callbacks._random import generator_for
 
 
-def check_action(owner: str, action: object) -> None:
-    """Raises unless `action` is an `Action` with an element besides the identity."""
-    if not isinstance(action, Action):
-        raise ValueError(f"{owner}: expected `action` to be an Action, such as C4(), but got {action!r}.")
-    if len(action) < 2:
-        raise ValueError(f"{owner}: expected `action` to have an element besides the identity but got {action!r}.")
-
-
-def check_spec(owner: str, name: str, spec: object) -> None:
+def check_spec(name: str, spec: object) -> None:
     """Raises unless `spec` names a place: a position, a key or None."""
     if spec is not None and (not isinstance(spec, (int, str)) or isinstance(spec, bool)):
-        raise ValueError(f"{owner}: expected `{name}` to be a position, a key or None but got {spec!r}.")
+        raise ValueError(f"Expected `{name}` to be a position, a key or None but got {spec!r}.")
+
+
+def check_network_name(network: object) -> None:
+    """Raises unless `network` is a name or None."""
+    if network is not None and not isinstance(network, str):
+        raise ValueError(f"Expected `network` to be the name of a submodule or None but got {network!r}.")
 
 
 def place_among_peers(trainer: Trainer, callback: Callback) -> int:
@@ -38,6 +37,19 @@ def suffix_among_peers(trainer: Trainer, callback: Callback) -> str:
     """
     place = place_among_peers(trainer, callback)
     return f"/{place}" if place else ""
+
+
+def step_generator(
+    purpose: str, trainer: Trainer, callback: Callback, seed: int | None, batch_idx: int
+) -> torch.Generator:
+    """The random stream of a callback in one training step.
+
+    Two callbacks of a class have streams of their own: two augmentations that drew the same numbers would not draw from
+    the product of their groups.
+    """
+    seed = torch.initial_seed() if seed is None else seed
+    place = place_among_peers(trainer, callback)
+    return generator_for(purpose, place, seed, trainer.current_epoch, batch_idx, trainer.global_rank)
 
 
 class InjectingCallback(Callback):
@@ -86,7 +98,7 @@ def arguments_and_logits(
     if is_compiled(module):
         located = locate_input((batch,), {}, spec, owner, "the batch")
         return Arguments((located.x,), {}, ("args", 0)), None
-    children = [name for name, _ in module.named_children()]
+    children = ", ".join(repr(name) for name, _ in module.named_children())
     looked_for = "its own forward" if network is None else f"its submodule {network!r}"
     raise ValueError(
         f"{owner}: expected the step of {type(module).__name__} to call {looked_for}, whose input and logits are "

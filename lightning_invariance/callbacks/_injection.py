@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_invariance._isolation import RandomState
 
@@ -25,8 +26,8 @@ class NetworkCall:
     """The first call of a network in a step.
 
     Attributes:
-        args: its positional arguments.
-        kwargs: its keyword arguments.
+        args: its positional arguments, tensors copied before it ran.
+        kwargs: its keyword arguments, likewise.
         output: what it returned.
         random_state: torch's random streams just before.
         drew_random_numbers: whether the call moved them (dropout).
@@ -227,8 +228,10 @@ def _first_call(network: nn.Module) -> Iterator[list[NetworkCall]]:
         running = True
         device = _device(args, kwargs)
         before = RandomState(device)
+        # Copies: a network may change its input in place (an in-place ReLU in front is enough).
+        kept_args, kept_kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
         output = original(*args, **kwargs)
-        calls.append(NetworkCall(args, kwargs, output, before, before != RandomState(device)))
+        calls.append(NetworkCall(kept_args, kept_kwargs, output, before, before != RandomState(device)))
         return output
 
     network.__dict__[name] = recorded
@@ -242,7 +245,7 @@ def _first_call(network: nn.Module) -> Iterator[list[NetworkCall]]:
 
 
 def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
-    tensors = (leaf for leaf in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+    tensors = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 

@@ -76,7 +76,7 @@ def locate_input(args: tuple[Any, ...], kwargs: dict[str, Any], spec: InputSpec,
     found = _first_tensors(args) or [("kwargs", *path[1:]) for path in _first_tensors((kwargs,))]
     if len(found) == 1:
         return Arguments(args, kwargs, found[0] if found[0][0] == "kwargs" else ("args", *found[0]))
-    problem = "several tensors could be meant" if found else "there is no tensor"
+    problem = "several tensors could be meant" if found else "there is no tensor (in a mapping: no float one)"
     raise ValueError(
         f"{owner}: expected to find the input in {where}, which holds {_describe(args, kwargs)}, but {problem}: "
         "name it with `input=` (a key, a keyword or a position)."
@@ -99,7 +99,7 @@ def locate_target(batch: Any, spec: InputSpec, samples: int, owner: str) -> Tens
     if spec is None:
         if isinstance(batch, Mapping):
             values = [batch[key] for key in ("label", "labels", "target", "targets", "y") if key in batch]
-        elif isinstance(batch, Sequence) and len(batch) > 1:
+        elif isinstance(batch, Sequence) and len(batch) == 2:
             values = [batch[1]]
         else:
             values = []
@@ -145,7 +145,7 @@ def resolve_network(module: nn.Module, name: str | None, owner: str) -> nn.Modul
     try:
         return module.get_submodule(name)
     except AttributeError:
-        children = [child for child, _ in module.named_children()]
+        children = ", ".join(repr(child) for child, _ in module.named_children())
         raise ValueError(
             f"{owner}: expected `network` to name a submodule of {type(module).__name__} (such as {children}) "
             f"but got {name!r}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +15,20 @@ from torch.utils.data import DistributedSampler
 
 from lightning_invariance._checks import check_count
 from lightning_invariance.actions import Action
+from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks._base import (
     InjectingCallback,
     arguments_and_logits,
-    check_action,
+    check_network_name,
     check_spec,
     suffix_among_peers,
 )
 from lightning_invariance.callbacks._injection import Injector, NetworkCall, is_compiled
-from lightning_invariance.callbacks._locate import locate_target, logits_of, resolve_network
+from lightning_invariance.callbacks._locate import Arguments, locate_target, logits_of, resolve_network
 from lightning_invariance.evaluation import InvarianceEvaluator
 from lightning_invariance.metrics._base import Estimate
 from lightning_invariance.metrics._collection import Measures
-from lightning_invariance.saliency import PaperSaliency, SaliencyLike
+from lightning_invariance.saliency import Network, SaliencyLike
 
 _NAME = "InvarianceMonitor"
 
@@ -54,8 +56,11 @@ class InvarianceMonitor(InjectingCallback):
     Works in ``Trainer.fit``, ``validate`` and ``test``, with any logger or none, for a module that knows nothing of
     it. Input and logits are taken from the network's own call in the step, so an epoch costs one more forward for each
     element but the identity, and the saliency maps. Logged as ``val/<measure>`` and ``test/<measure>``; with several
-    data loaders ``/dataloader_idx_<n>`` follows, and a measure by element has ``/<element>`` behind it. Everything
-    that was measured, with standard errors, is in `history`.
+    data loaders ``/dataloader_idx_<n>`` follows, and a measure by element has ``/<element>`` behind it; a second
+    monitor puts ``/1`` behind its names. Everything that was measured, with standard errors, is in `history`.
+
+    Logits ``(B, C)`` are taken for those of C exclusive classes. For labels that do not exclude each other, pass
+    ``{"name": DistributionInvarianceError(activation="sigmoid")}``; for a regression, name the logit errors.
 
     A monitor leaves training as it was bit for bit. Under distributed sampling, the samples that a
     `DistributedSampler` repeats to even the processes are left out, so the numbers are those of a single process.
@@ -67,7 +72,8 @@ class InvarianceMonitor(InjectingCallback):
             labels allow: ``logit_invariance_error``, ``normalized_logit_invariance_error``,
             ``distribution_invariance_error``, ``jensen_shannon_invariance_error``, ``saliency_invariance_similarity``,
             ``orbit_share``, ``prediction_consistency``, ``orbit_accuracy``, ``worst_case_orbit_accuracy``.
-        saliency: how to compute saliency maps; `PaperSaliency` if None.
+        saliency: how to compute saliency maps. If None, `PaperSaliency` for actions that move pixels about, and
+            `Gradient` for others, and for inputs that are no images.
         saliency_samples: how many samples of each data loader, from the first, get saliency maps, the costly part; 0
             for none.
         every_n_epochs: measures in every n-th training epoch only (validation outside of ``fit`` and tests always).
@@ -109,14 +115,15 @@ class InvarianceMonitor(InjectingCallback):
         target: int | str | None = None,
         max_batch: int | None = None,
     ) -> None:
-        check_action(_NAME, action)
-        check_spec(_NAME, "input", input)
-        check_spec(_NAME, "target", target)
+        check_action(action)
+        check_network_name(network)
+        check_spec("input", input)
+        check_spec("target", target)
         check_count("every_n_epochs", every_n_epochs)
         super().__init__(_CallRecorder(self))
         self.action = action
         self.measures = measures
-        self.saliency = PaperSaliency() if saliency is None else saliency
+        self.saliency = saliency
         self.saliency_samples = saliency_samples
         self.every_n_epochs = every_n_epochs
         self.network = network
@@ -206,17 +213,11 @@ class InvarianceMonitor(InjectingCallback):
                 f"but got {self.max_batch}."
             )
 
-        def network_for(samples: int) -> Callable[[Tensor], Tensor]:
+        def network_for(samples: int) -> Network:
             with torch.inference_mode(False):
-                narrowed = arguments.first(samples)
-
-            def run(x: Tensor) -> Tensor:
-                args, kwargs = narrowed.with_input(x)
-                # Hooks run outside autocast: the network gets the precision that it has in its own step.
-                with trainer.precision_plugin.val_step_context():
-                    return logits_of(network(*args, **kwargs), _NAME)
-
-            return run
+                first = arguments.first(samples)
+            # Hooks run outside autocast: the network gets the precision that it has in its own step.
+            return _NetworkOfInput(network, first, trainer.precision_plugin.val_step_context)
 
         x = arguments.x
         target = locate_target(batch, self.target, len(x), _NAME)
@@ -306,6 +307,23 @@ class _CallRecorder(Injector):
         """The call, which is forgotten: it holds a batch of activations."""
         call, self._call = self._call, None
         return call
+
+
+class _NetworkOfInput(nn.Module):
+    """A network as a function of the input alone: a module, as some attributions ask for one."""
+
+    def __init__(
+        self, network: nn.Module, arguments: Arguments, context: Callable[[], AbstractContextManager[Any]]
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self._arguments = arguments
+        self._context = context
+
+    def forward(self, x: Tensor) -> Tensor:
+        args, kwargs = self._arguments.with_input(x)
+        with self._context():
+            return logits_of(self.network(*args, **kwargs), _NAME)
 
 
 def _new_positions(dataloaders: Any, dataloader_idx: int, seen: int, samples: int) -> range:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_invariance.functional._distribution_invariance_error import distribution_invariance_values
 from lightning_invariance.functional._jensen_shannon_invariance_error import jensen_shannon_values
 from lightning_invariance.functional._logit_invariance_error import logit_invariance_values
-from lightning_invariance.functional._orbit_values import at_least_float32, check_activation
+from lightning_invariance.functional._orbit_values import at_least_float32, check_activation, flat_samples
 
 PenaltyName = Literal["logit", "normalized_logit", "distribution", "jensen_shannon", "saliency"]
 
@@ -24,7 +24,12 @@ def _logit(logits: Tensor, orbit_logits: Tensor) -> Tensor:
 
 
 def _normalized_logit(logits: Tensor, orbit_logits: Tensor) -> Tensor:
-    return logit_invariance_values(logits, orbit_logits, "logits").per_sample.mean()
+    """The mean over the samples whose logits are not all 0: a head may begin at 0, and NaN would end the training."""
+    norm = flat_samples(at_least_float32(logits)).square().sum(dim=1)
+    distance = 2 * logit_invariance_values(logits, orbit_logits, None).per_sample
+    defined = norm > 0
+    ratios = distance / torch.where(defined, norm, 1.0)
+    return torch.where(defined, ratios, 0.0).sum() / defined.sum().clamp_min(1)
 
 
 def _distribution(logits: Tensor, orbit_logits: Tensor) -> Tensor:
@@ -42,8 +47,8 @@ def _saliency(saliency: Tensor, orbit_saliency: Tensor) -> Tensor:
 
     The measure itself is NaN for a map of zeros, and NaN in one sample would be the end of the training.
     """
-    base, base_defined = _directions(at_least_float32(saliency).flatten(1))
-    moved, moved_defined = _directions(at_least_float32(orbit_saliency).flatten(2))
+    base, base_defined = _directions(flat_samples(at_least_float32(saliency)))
+    moved, moved_defined = _directions(flat_samples(at_least_float32(orbit_saliency), before=2))
     defined = base_defined & moved_defined
     distances = 1 - (base * moved).sum(dim=-1)
     return torch.where(defined, distances, 0.0).sum() / defined.sum().clamp_min(1)

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from lightning_invariance._checks import check_choice, check_count
 from lightning_invariance.actions import Action
+from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks._base import (
     InjectingCallback,
     arguments_and_logits,
-    check_action,
+    check_network_name,
     check_spec,
-    place_among_peers,
+    step_generator,
     suffix_among_peers,
 )
 from lightning_invariance.callbacks._injection import (
@@ -28,7 +29,6 @@ from lightning_invariance.callbacks._injection import (
 from lightning_invariance.callbacks._locate import resolve_network
 from lightning_invariance.callbacks._orbit_of_call import OrbitOfCall
 from lightning_invariance.callbacks._penalties import PENALTIES, Penalty, PenaltyName
-from lightning_invariance.callbacks._random import generator_for
 from lightning_invariance.callbacks._schedule import WeightSchedule
 
 _NAME = "InvarianceRegularizer"
@@ -50,7 +50,8 @@ class InvarianceRegularizer(InjectingCallback):
     that follows the network's call. The extra forwards leave no trace: running statistics and random streams stay as
     the step alone would leave them, and dropout masks are the same for all elements. A weight of 0 skips the term.
 
-    Logs the epoch's means as ``train/invariance_penalty`` and ``train/invariance_weight``.
+    Logs the epoch's means as ``train/invariance_penalty`` (over samples) and ``train/invariance_weight`` (over steps);
+    a second regularizer puts ``/1`` behind them.
 
     Args:
         action: the group.
@@ -95,8 +96,9 @@ class InvarianceRegularizer(InjectingCallback):
         max_batch: int | None = None,
         seed: int | None = None,
     ) -> None:
-        check_action(_NAME, action)
-        check_spec(_NAME, "input", input)
+        check_action(action)
+        check_network_name(network)
+        check_spec("input", input)
         if not callable(weight):
             _check_weight(weight)
         if not callable(penalty):
@@ -158,10 +160,13 @@ class InvarianceRegularizer(InjectingCallback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if self._logged and not trainer.barebones:
-            several = trainer.world_size > 1
-            suffix = suffix_among_peers(trainer, self)
-            logged = {f"{name}{suffix}": value for name, value in self._logged.items()}
-            pl_module.log_dict(logged, on_step=False, on_epoch=True, batch_size=self._samples, sync_dist=several)
+            several, suffix = trainer.world_size > 1, suffix_among_peers(trainer, self)
+            for name, value in self._logged.items():
+                # The weight is a mean over steps; the penalty one over samples.
+                size = self._samples if name == "train/invariance_penalty" else 1
+                pl_module.log(
+                    f"{name}{suffix}", value, on_step=False, on_epoch=True, batch_size=size, sync_dist=several
+                )
 
     def _refuse_what_cannot_work(self, trainer: Trainer, module: LightningModule, network: nn.Module) -> None:
         if is_compiled(module) and not module.automatic_optimization:
@@ -211,9 +216,7 @@ class InvarianceRegularizer(InjectingCallback):
         if self.elements is None:
             return list(range(1, others + 1))
         assert self._trainer is not None
-        seed = torch.initial_seed() if self.seed is None else self.seed
-        trainer, place = self._trainer, place_among_peers(self._trainer, self)
-        generator = generator_for("elements", place, seed, trainer.current_epoch, self._batch_idx, trainer.global_rank)
+        generator = step_generator("elements", self._trainer, self, self.seed, self._batch_idx)
         return [1 + int(index) for index in torch.randperm(others, generator=generator)[: self.elements]]
 
     def _term(self, module: LightningModule, args: tuple[Any, ...], call: NetworkCall | None) -> Tensor | None:

@@ -14,6 +14,7 @@ from lightning_invariance.functional._orbit_values import (
     at_least_float32,
     check_orbit,
     check_values_finite,
+    flat_samples,
     mean_over_elements,
     reduce_values,
 )
@@ -25,8 +26,8 @@ NORMALIZATIONS: tuple[Normalization | None, ...] = (None, "logits")
 
 def logit_invariance_values(logits: Tensor, orbit_logits: Tensor, normalize: Normalization | None) -> OrbitValues:
     """Equation 2 for each pair (x, g), or the normalised error of section 4.4."""
-    base = at_least_float32(logits).flatten(1)
-    moved = at_least_float32(orbit_logits).flatten(2)
+    base = flat_samples(at_least_float32(logits))
+    moved = flat_samples(at_least_float32(orbit_logits), before=2)
     distance = (base - moved).square().sum(dim=-1)
     if normalize is None:
         return mean_over_elements(distance / 2)  # eq. 2: ½ ‖f(x) − f(gx)‖²
@@ -53,7 +54,7 @@ def logit_invariance_error(
     reverse.
 
     Args:
-        logits: :math:`f(x)`, shape ``(B, ...)``: any output, so regression and dense prediction too.
+        logits: :math:`f(x)`, shape ``(B, ...)``: any output, so regression too.
         orbit_logits: :math:`f(gx)` for every element but the identity, shape ``(G, B, ...)``.
         normalize: None, or ``"logits"`` to divide by the squared norm of :math:`f(x)`.
         reduction: ``"mean"`` over samples and elements, ``"element"`` for the mean over samples of each element

@@ -67,7 +67,7 @@ def check_orbit(base: Tensor, orbit: Tensor, name: str = "logits") -> None:
         if not isinstance(value, Tensor) or not value.is_floating_point():
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"Expected `{argument}` to be a floating-point tensor but got {got}.")
-    if base.ndim < 2:
+    if base.ndim < (1 if name == "logits" else 2):
         raise ValueError(f"Expected `{name}` to have the shape (B, ...) but got {tuple(base.shape)}.")
     if orbit.ndim != base.ndim + 1 or orbit.shape[1:] != base.shape or len(orbit) == 0:
         expected = ", ".join(["G", *(str(size) for size in base.shape)])
@@ -90,7 +90,8 @@ def check_activation(logits: Tensor, activation: Activation) -> None:
     """Raises where the activation gives no distribution: softmax of a single logit is 1 whatever the network does."""
     check_choice("activation", activation, ACTIVATIONS)
     if activation == "softmax":
-        check_classes(logits, 2, " (a single logit is a probability under activation='sigmoid')")
+        single = logits.ndim == 2 and logits.shape[1] == 1
+        check_classes(logits, 2, " (a single logit is a probability under activation='sigmoid')" if single else "")
     else:
         check_classes(logits, 1)
 
@@ -103,8 +104,13 @@ def check_values_finite(base: Tensor, orbit: Tensor, name: str = "logits") -> No
 
 def finite_samples(base: Tensor, orbit: Tensor) -> Tensor:
     """Which samples are finite over their whole orbit, shape ``(B,)``, without waiting for the device."""
-    finite: Tensor = base.flatten(1).isfinite().all(dim=1) & orbit.flatten(2).isfinite().all(dim=2).all(dim=0)
-    return finite
+    finite: Tensor = flat_samples(base).isfinite().all(dim=1)
+    return finite & flat_samples(orbit, before=2).isfinite().all(dim=2).all(dim=0)
+
+
+def flat_samples(x: Tensor, before: int = 1) -> Tensor:
+    """Everything behind the first `before` dimensions in one, which scalars get too."""
+    return x.unsqueeze(-1).flatten(before)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

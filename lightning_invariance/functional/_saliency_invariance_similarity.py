@@ -13,6 +13,7 @@ from lightning_invariance.functional._orbit_values import (
     at_least_float32,
     check_orbit,
     check_values_finite,
+    flat_samples,
     mean_over_elements,
     reduce_values,
 )
@@ -20,8 +21,8 @@ from lightning_invariance.functional._orbit_values import (
 
 def saliency_invariance_values(saliency: Tensor, orbit_saliency: Tensor) -> OrbitValues:
     """Equation 3 for each pair (x, g); NaN where a map is 0 everywhere and has no direction."""
-    base = _unit(at_least_float32(saliency).flatten(1))
-    moved = _unit(at_least_float32(orbit_saliency).flatten(2))
+    base = _unit(flat_samples(at_least_float32(saliency)))
+    moved = _unit(flat_samples(at_least_float32(orbit_saliency), before=2))
     # Eq. 3: cos(m(x), g⁻¹ m(gx))
     return mean_over_elements((base * moved).sum(dim=-1).clamp(-1.0, 1.0))
 

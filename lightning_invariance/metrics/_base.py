@@ -136,6 +136,13 @@ class InvarianceMetric(Metric):
             warnings.warn(f"{self._measure} of no samples is undefined: NaN.", UserWarning, stacklevel=2)
 
 
+def concatenated(kept: Tensor | list[Tensor], device: torch.device) -> Tensor:
+    """Values kept sample by sample: a list, or a tensor once they are synchronised."""
+    if isinstance(kept, Tensor):
+        return kept
+    return torch.cat(kept) if kept else torch.zeros(0, device=device)
+
+
 class SampleMeanMetric(InvarianceMetric):
     """A measure that is a mean over samples.
 
@@ -172,10 +179,7 @@ class SampleMeanMetric(InvarianceMetric):
         total, squares, samples = sums[0], sums[1], sums[2]
         self._report(sums[2, 0], sums[3, 0], sums[4, 0])
         if self.reduction == "none":
-            kept: Tensor | list[Tensor] = getattr(self, self._values)
-            values = torch.cat([*kept]) if isinstance(kept, list) and kept else kept
-            if isinstance(values, list):
-                values = torch.zeros(0, device=sums.device)
+            values = concatenated(getattr(self, self._values), sums.device)
             return Estimate(values, torch.full_like(values, torch.nan))
         mean = total / samples  # 0 / 0 is NaN: undefined without samples
         variance = (squares - samples * mean.square()).clamp_min(0.0) / (samples - 1)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_invariance.functional._orbit_share import orbit_moments, total_variance, warn_degenerate
 from lightning_invariance.functional._orbit_values import Reduction, check_classes, check_orbit, finite_samples
-from lightning_invariance.metrics._base import Estimate, InvarianceMetric, NanStrategy
+from lightning_invariance.metrics._base import Estimate, InvarianceMetric, NanStrategy, concatenated
 
 #: Samples are dealt out to this many folds in turn; the standard error is the jackknife's over the folds.
 FOLDS = 16
@@ -105,10 +105,7 @@ class OrbitShare(InvarianceMetric):
         if bool(total.isnan()) and samples > 0:
             warn_degenerate()
         if self.reduction == "none":
-            kept: Tensor | list[Tensor] = getattr(self, self._values)
-            values = torch.cat(kept) if isinstance(kept, list) and kept else kept  # a tensor once synchronised
-            if isinstance(values, list):
-                values = torch.zeros(0, device=sums.device)
+            values = concatenated(getattr(self, self._values), sums.device)
             return Estimate((values / total).float(), torch.full_like(values, torch.nan).float())
         share = within[:, 1].sum(dim=0) / samples / total
 

@@ -12,7 +12,7 @@ from lightning_invariance._isolation import evaluation_mode
 from lightning_invariance._requirements import require
 from lightning_invariance.actions import Action
 from lightning_invariance.orbit import evaluate_orbit
-from lightning_invariance.saliency import PaperSaliency, SaliencyLike
+from lightning_invariance.saliency import SaliencyLike, default_saliency
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,7 +110,9 @@ def plot_saliency_orbit(
         axes.set_title(element)
     for row, (name, network) in zip(grid, networks.items(), strict=True):
         with evaluation_mode(network if isinstance(network, nn.Module) else nn.Module()):
-            outputs = evaluate_orbit(network, x[None], action, saliency=saliency or PaperSaliency(), target=label)
+            outputs = evaluate_orbit(
+                network, x[None], action, saliency=saliency or default_saliency(action, x[None]), target=label
+            )
         assert outputs.saliency is not None
         assert outputs.orbit_saliency is not None
         maps = torch.cat([outputs.saliency[None], outputs.orbit_saliency])[:, 0].abs().sum(dim=1).cpu()

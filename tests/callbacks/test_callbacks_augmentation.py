@@ -183,7 +183,7 @@ def test_any_kind_of_batch(kind: str) -> None:
         (lambda x, y: {"image": x}, 0, "input=0 to name a tensor in the batch"),
         (lambda x, y: {"image": x}, "img", "input='img' to name a tensor in the batch.*'image'"),
         (lambda x, y: {"a": x, "b": x}, None, "several tensors could be meant: name it with `input=`"),
-        (lambda x, y: {"label": y}, None, "there is no tensor: name it with `input=`"),
+        (lambda x, y: {"label": y}, None, r"there is no tensor \(in a mapping: no float one\): name it with `input=`"),
         (lambda x, y: (x.reshape(1, 2, 8), y), None, "square"),
     ],
 )
@@ -194,7 +194,7 @@ def test_an_input_that_cannot_be_found_or_acted_on(pack: Any, input: Any, messag
 
 @pytest.mark.parametrize("options", [{"action": "C4"}, {"action": C4(), "input": 1.5}, {"action": C4(), "input": True}])
 def test_wrong_arguments_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"OrbitAugmentation: expected `{list(options)[-1]}`"):
+    with pytest.raises(ValueError, match=f"Expected `{list(options)[-1]}`"):
         OrbitAugmentation(**options)
 
 

@@ -31,6 +31,7 @@ from lightning_invariance import (
     C4,
     Gradient,
     HorizontalFlip,
+    InputXGradient,
     InvarianceMonitor,
     LogitInvarianceError,
     OrbitAccuracy,
@@ -526,13 +527,20 @@ def test_outputs_that_are_no_logits_do_not_break_the_maps(make: type[Regressor],
         assert logged(trainer)["val/saliency_invariance_similarity"] == pytest.approx(sum(cosines) / 3, rel=1e-5)
 
 
-def test_one_number_a_sample_is_refused() -> None:
+def test_one_number_a_sample_has_the_logit_errors() -> None:
     class Squeezed(Regressor):
         def forward(self, x: Tensor) -> Tensor:
             return self.model(x)[:, 0]
 
-    with pytest.raises(ValueError, match=r"`logits` to have the shape \(B, ...\) but got \(4,\)"):
-        trainer_for([InvarianceMonitor(C4())]).validate(Squeezed(), loader(4), verbose=False)
+    module, data = Squeezed(), loader(4)
+    trainer = trainer_for([InvarianceMonitor(C4())])
+    trainer.validate(module, data, verbose=False)
+    x = torch.cat([batch[0] for batch in data])
+    with torch.no_grad():
+        errors = [(module(x) - module(torch.rot90(x, turns, (-2, -1)))).square() / 2 for turns in (1, 2, 3)]
+    names = {name for name in logged(trainer) if "invariance" in name or "orbit" in name}
+    assert names == {"val/logit_invariance_error", "val/normalized_logit_invariance_error"}
+    assert logged(trainer)["val/logit_invariance_error"] == pytest.approx(float(torch.stack(errors).mean()), rel=1e-5)
 
 
 def test_an_output_without_logits_is_refused() -> None:
@@ -607,3 +615,40 @@ def test_a_group_that_cannot_act_on_the_input_is_refused() -> None:
     data = loader(4, pack=lambda x, y: (x.reshape(1, 2, 8), y))
     with pytest.raises(ValueError, match="square"):
         trainer_for([InvarianceMonitor(C4())]).validate(Classifier(), data, verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*backward hooks:UserWarning")
+def test_an_attribution_that_needs_a_module_gets_one() -> None:
+    """DeepLift hooks into the layers; on a network of a single linear layer it is the input times the weights."""
+    attribution = pytest.importorskip("captum.attr").DeepLift
+
+    def linear() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, CLASSES))
+
+    values = []
+    for saliency in (attribution, InputXGradient()):
+        torch.manual_seed(0)
+        trainer = trainer_for([InvarianceMonitor(C4(), saliency=saliency)])
+        trainer.validate(Classifier(linear), loader(4), verbose=False)
+        values.append(logged(trainer)["val/saliency_invariance_similarity"])
+    assert values[0] == pytest.approx(values[1], abs=1e-5)
+
+
+def test_integers_beside_the_input_are_no_labels_unless_named() -> None:
+    data = loader(8, pack=lambda x, y: (x, torch.tensor(7), y))
+
+    class ThreeParts(Classifier):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self(batch[0])
+
+    torch.manual_seed(0)
+    module = ThreeParts()
+    trainer = trainer_for([InvarianceMonitor(C4())])
+    trainer.validate(module, data, verbose=False)
+    assert "val/orbit_accuracy" not in logged(trainer)
+    trainer = trainer_for([InvarianceMonitor(C4(), target=2)])
+    trainer.validate(module, data, verbose=False)
+    right = [
+        (module(torch.rot90(x, turns, (-2, -1))).argmax(dim=1) == y).float() for x, _, y in data for turns in (1, 2, 3)
+    ]
+    assert logged(trainer)["val/orbit_accuracy"] == pytest.approx(float(torch.cat(right).mean()))

@@ -19,6 +19,7 @@ from callbacks_helpers import (
     fit,
     loader,
     logit_term,
+    mlp,
     rotated,
     trainer_for,
 )
@@ -642,3 +643,50 @@ def test_a_penalty_of_the_users_own_gets_logits_and_orbit() -> None:
 
     fit(Classifier, [InvarianceRegularizer(C4(), 1.0, noting)], data=loader(5, 5), max_epochs=1)
     assert shapes == [(5, CLASSES), (3, 5, CLASSES)]
+
+
+# Networks that make it hard ---------------------------------------------------------------------------------------
+
+
+class InPlace(nn.Module):
+    """Changes its input, as a network with an in-place activation in front does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x.sub_(0.5))
+
+
+class OutOfPlace(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x - 0.5)
+
+
+def test_a_network_that_changes_its_input_is_regularised_on_what_it_was_given() -> None:
+    def fresh() -> Any:  # collated anew, so that what one run does to its batches another does not see
+        return loader(8, 4)
+
+    got = fit(lambda: Classifier(InPlace), [InvarianceRegularizer(C4(), WEIGHT)], data=fresh(), max_epochs=1)
+    expected = fit(lambda: Classifier(OutOfPlace), [InvarianceRegularizer(C4(), WEIGHT)], data=fresh(), max_epochs=1)
+    assert distance(got, expected) < 1e-6
+
+
+@pytest.mark.parametrize("penalty", ["logit", "normalized_logit", "distribution", "saliency"])
+def test_a_head_that_begins_at_zero_trains(penalty: Any) -> None:
+    def zero_head() -> nn.Module:
+        network = mlp()
+        nn.init.zeros_(network[-1].weight)
+        nn.init.zeros_(network[-1].bias)
+        return network
+
+    module = fit(lambda: Classifier(zero_head), [InvarianceRegularizer(C4(), WEIGHT, penalty)])
+    assert all(parameter.isfinite().all() for parameter in module.parameters())
+    assert module.model[-1].weight.abs().max() > 0
+
+
+def test_the_logged_weight_is_a_mean_over_steps() -> None:
+    trainer = trainer_for([InvarianceRegularizer(C4(), WeightRamp(0.0, 1.0, steps=2))], max_epochs=1)
+    trainer.fit(Classifier(), loader(10, 4))
+    assert trainer.callback_metrics["train/invariance_weight"].item() == pytest.approx((0 + 0.5 + 1) / 3)

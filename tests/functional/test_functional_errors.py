@@ -58,10 +58,19 @@ def test_the_orbit_must_be_floating_point(measure: Any, name: str, wrong: Any) -
 
 
 @every
-@pytest.mark.parametrize("shape", [(), (2,)])
-def test_the_base_must_have_a_batch_and_more(measure: Any, name: str, shape: tuple[int, ...]) -> None:
+def test_the_base_must_have_a_batch(measure: Any, name: str) -> None:
     with pytest.raises(ValueError, match=rf"`{name}` to have the shape \(B, \.\.\.\)"):
-        measure(torch.ones(shape), torch.ones(2, *shape))
+        measure(torch.ones(()), torch.ones(2))
+
+
+@every
+def test_the_base_must_have_more_than_a_batch_but_for_the_logit_error(measure: Any, name: str) -> None:
+    base, orbit = torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 2.0], [3.0, 2.0]])
+    if measure is logit_invariance_error:  # ½ (0 + 4) / 4 pairs
+        assert measure(base, orbit).item() == 0.5
+    else:
+        with pytest.raises(ValueError, match=rf"`{name}` to have the shape \(B, (C|\.\.\.)\)"):
+            measure(base, orbit)
 
 
 @every

@@ -488,7 +488,7 @@ def test_shapes_are_checked_in_update(name: str, data: Batch) -> None:
         ({**data, orbit: data[orbit][:, :-1]}, f"`{orbit}` to have the shape"),
         ({**data, orbit: data[orbit][:0]}, f"`{orbit}` to have the shape"),
         ({**data, base: data[base].long()}, f"`{base}` to be a floating-point tensor"),
-        ({**data, base: data[base][:, 0], orbit: data[orbit][..., 0]}, f"`{base}` to have the shape"),
+        ({**data, base: data[base][0, 0], orbit: data[orbit][:, 0, 0]}, f"`{base}` to have the shape"),
     ]
     for batch, message in wrong:
         with pytest.raises(ValueError, match=message):
