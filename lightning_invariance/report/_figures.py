@@ -55,8 +55,8 @@ def plot_curves(
     figure = _figure(4.2 * len(panels), 3.2)
     for axes, (measure, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for model, values in curves.items():
-            axes.plot(x, values, label=model, marker="o", markersize=3)
-        axes.set(xlabel=xlabel, title=measure)
+            axes.plot(x, values, label=_plain(model), marker="o", markersize=3)
+        axes.set(xlabel=_plain(xlabel), title=_plain(measure))
         positive = [value for values in curves.values() for value in values if value > 0]
         if measure in log and positive:
             # Linear below the smallest value, so that an exact 0 has a place.
@@ -120,8 +120,14 @@ def plot_saliency_orbit(
             axes.imshow(image, cmap="gray")
             axes.imshow(each, cmap="inferno", alpha=0.6)
             axes.set(xticks=[], yticks=[])
-        row[0].set_ylabel(name)
+        row[0].set_ylabel(_plain(name))
     return figure
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib takes neither for a formula nor, by a leading underscore, for one to be left out."""
+    escaped = text.replace("$", "\\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
 
 
 def _figure(width: float, height: float) -> Figure:

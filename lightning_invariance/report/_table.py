@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Mapping
 from math import isnan
 
@@ -43,7 +45,12 @@ def markdown_table(rows: Mapping[str, Mapping[str, float | Estimate]], corner: s
 
 
 def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
+
+
+def _escaped(text: str) -> str:
+    """Shown as it is wherever the table is: no HTML, no Markdown, no line of its own."""
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def _cell(value: float | Estimate | None) -> str:
