@@ -1,4 +1,4 @@
-"""Lightning's own warnings about small trainers are not the package's; one thread is enough for tensors this small."""
+"""What all tests share: no seed left behind, and one thread, which is enough for tensors this small."""
 
 from __future__ import annotations
 
@@ -6,17 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-
-_LIGHTNING_WARNINGS = (
-    "ignore:The '.*dataloader' does not have many workers",
-    "ignore:The number of training batches .* is smaller than the logging interval",
-    "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning",
-)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    for line in _LIGHTNING_WARNINGS:
-        config.addinivalue_line("filterwarnings", line)
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +18,7 @@ def _no_seed_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
+    """On networks this small, threads cost ten times what they save."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
