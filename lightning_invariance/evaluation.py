@@ -63,6 +63,8 @@ class InvarianceEvaluator:
         base_logits: Tensor | None = None,
         target: Tensor | None = None,
         positions: range | None = None,
+        kept: int | None = None,
+        processes: int = 1,
         module: nn.Module | None = None,
     ) -> None:
         """Adds a batch. Random streams, buffers and gradients stay as they were; modes are the caller's.
@@ -74,6 +76,8 @@ class InvarianceEvaluator:
             base_logits: the network's logits of `x` where they are known.
             target: the labels, shape ``(B,)``, where there are some.
             positions: the samples' positions in the data set; they go on from the last batch by default.
+            kept: how many samples, from the first, count; all by default. The network runs on the others for nothing.
+            processes: how many processes have to run the network as often as this one, their positions dealt in turn.
             module: the module behind the network, whose buffers are kept from changing.
         """
         positions = range(self.samples, self.samples + len(x)) if positions is None else positions
@@ -82,7 +86,12 @@ class InvarianceEvaluator:
             self.saliency = default_saliency(self.action, x)
         if target is not None and self.measures.restricted and not _are_labels(target, x):
             target = None
-        with_maps = sum(position < self.saliency_samples for position in positions) if self._wants_maps else 0
+        kept = len(x) if kept is None else kept
+        explained = run = 0
+        if self._wants_maps:
+            explained = sum(position < self.saliency_samples for position in positions[:kept])
+            # The same number on all processes: what the first of them needs.
+            run = sum(position - position % processes < self.saliency_samples for position in positions)
         # `Trainer.validate` makes inference tensors, which no gradient can pass. Out here copies are ordinary tensors,
         # those of the buffers (a filter cached by `.eval()`, say) included.
         with torch.inference_mode(False), torch.no_grad(), preserved_random_state(x.device):
@@ -90,7 +99,7 @@ class InvarianceEvaluator:
             target = None if target is None else ordinary(target)
             base_logits = None if base_logits is None else ordinary(base_logits)
             with preserved_buffers(module if module is not None else nn.Module()):
-                self._measure(network_for, x, base_logits, target, with_maps)
+                self._measure(network_for, x, base_logits, target, kept, explained, run)
 
     def _measure(
         self,
@@ -98,23 +107,37 @@ class InvarianceEvaluator:
         x: Tensor,
         base_logits: Tensor | None,
         target: Tensor | None,
-        with_maps: int,
+        kept: int,
+        explained: int,
+        run: int,
     ) -> None:
         network = network_for(len(x))
         # With maps for all samples one pass is enough, once it is known that there can be maps and what the logits are.
-        if with_maps == len(x) and self._explainable and (base_logits is not None or target is None):
+        if run == len(x) and self._explainable and (base_logits is not None or target is None):
             outputs = self._evaluate(network, x, base_logits, target)
-            self.measures.update(replace(outputs, saliency=None, orbit_saliency=None), target)
-            self.measures.update(outputs, target)
+            self._feed(replace(outputs, saliency=None, orbit_saliency=None), target, kept)
+            self._feed(outputs, target, explained)
             return
         outputs = evaluate_orbit(network, x, self.action, base_logits=base_logits, max_batch=self.max_batch)
-        self.measures.update(outputs, target)
+        self._feed(outputs, target, kept)
         self._explainable = outputs.logits.ndim == 2 and x.is_floating_point()
-        if with_maps and (self._explainable or not self.measures.restricted):
-            first = slice(with_maps)
+        if run and (self._explainable or not self.measures.restricted):
+            first = slice(run)
             labels = None if target is None else target[first]
-            maps = self._evaluate(network_for(with_maps), x[first], outputs.logits[first], labels)
-            self.measures.update(maps, labels)
+            maps = self._evaluate(network_for(run), x[first], outputs.logits[first], labels)
+            self._feed(maps, labels, explained)
+
+    def _feed(self, outputs: OrbitOutputs, target: Tensor | None, samples: int) -> None:
+        """Adds the first samples."""
+        if samples == 0:
+            return
+        first = OrbitOutputs(
+            outputs.logits[:samples],
+            outputs.orbit_logits[:, :samples],
+            None if outputs.saliency is None else outputs.saliency[:samples],
+            None if outputs.orbit_saliency is None else outputs.orbit_saliency[:, :samples],
+        )
+        self.measures.update(first, None if target is None else target[:samples])
 
     def _evaluate(self, network: Network, x: Tensor, base_logits: Tensor | None, target: Tensor | None) -> OrbitOutputs:
         if target is not None and not _are_labels(target, x):

@@ -30,6 +30,12 @@ def place_among_peers(trainer: Trainer, callback: Callback) -> int:
     return [each for each in trainer.callbacks if type(each) is type(callback)].index(callback)  # type: ignore[attr-defined]
 
 
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether processes share the parameters out among them: then all must run the network equally often."""
+    # By name: `pytorch_lightning` has classes of its own.
+    return bool({"FSDPStrategy", "ModelParallelStrategy"} & {each.__name__ for each in type(trainer.strategy).__mro__})
+
+
 def suffix_among_peers(trainer: Trainer, callback: Callback) -> str:
     """What to put behind logged names: nothing for the first callback of its class, ``/1`` for the second and so on.
 

@@ -21,6 +21,7 @@ from lightning_invariance.callbacks._base import (
     arguments_and_logits,
     check_network_name,
     check_spec,
+    is_sharded,
     suffix_among_peers,
 )
 from lightning_invariance.callbacks._injection import Injector, NetworkCall, is_compiled
@@ -149,6 +150,9 @@ class InvarianceMonitor(InjectingCallback):
         super().on_exception(trainer, pl_module, exception)
         self._evaluators = []
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._refuse_what_the_root_gathers(trainer, pl_module)
+
     # An epoch ---------------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -189,7 +193,22 @@ class InvarianceMonitor(InjectingCallback):
     def _evaluator(self) -> InvarianceEvaluator:
         return InvarianceEvaluator(self.action, self.measures, self.saliency, self.saliency_samples, self.max_batch)
 
+    def _refuse_what_the_root_gathers(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Parameters that FSDP gathers in the forward of the whole module alone are not there in a hook."""
+        root = trainer.strategy.model
+        if root is None or not _is_fsdp(root):
+            return
+        inner = (each for each in root.modules() if _is_fsdp(each) and each is not root)
+        gathered = {id(parameter) for each in inner for parameter in each.parameters()}
+        network = resolve_network(pl_module, self.network, _NAME)
+        if any(id(parameter) not in gathered for parameter in network.parameters()):
+            raise ValueError(
+                f"{_NAME}: expected FSDP to wrap the submodules that hold the network's parameters (see "
+                f"`auto_wrap_policy` of {type(trainer.strategy).__name__}) but some belong to the module as a whole."
+            )
+
     def _start(self, trainer: Trainer, pl_module: LightningModule, loaders: int) -> None:
+        self._refuse_what_the_root_gathers(trainer, pl_module)
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
         due = not training or (trainer.current_epoch + 1) % self.every_n_epochs == 0
         self._evaluators = [self._evaluator() for _ in range(loaders)] if due else []
@@ -226,17 +245,26 @@ class InvarianceMonitor(InjectingCallback):
         if not self._verified:
             self.action.verify(x)
             self._verified = True
-        positions = _new_positions(dataloaders, dataloader_idx, evaluator.samples, len(x))
-        evaluator.samples += len(x) - len(positions)
-        if not positions:
-            return
-        kept = slice(len(positions))
+        positions, kept = _positions(dataloaders, dataloader_idx, evaluator.samples, len(x))
+        if is_sharded(trainer):
+            # Every process runs what the others run, or they wait for each other: repeats are left out afterwards.
+            processes = trainer.world_size
+        else:
+            processes = 1
+            evaluator.samples += len(x) - kept
+            x, positions = x[:kept], positions[:kept]
+            base_logits = None if base_logits is None else base_logits[:kept]
+            target = None if target is None else target[:kept]
+            if not kept:
+                return
         evaluator.update(
             network_for,
-            x[kept],
-            base_logits=None if base_logits is None else base_logits[kept],
-            target=None if target is None else target[kept],
+            x,
+            base_logits=base_logits,
+            target=target,
             positions=positions,
+            kept=kept,
+            processes=processes,
             module=network,
         )
 
@@ -326,8 +354,12 @@ class _NetworkOfInput(nn.Module):
             return logits_of(self.network(*args, **kwargs), _NAME)
 
 
-def _new_positions(dataloaders: Any, dataloader_idx: int, seen: int, samples: int) -> range:
-    """The positions in the data set of a batch's samples, without those that a `DistributedSampler` repeats.
+def _is_fsdp(module: nn.Module) -> bool:
+    return type(module).__name__ == "FullyShardedDataParallel"
+
+
+def _positions(dataloaders: Any, dataloader_idx: int, seen: int, samples: int) -> tuple[range, int]:
+    """The positions in the data set of a batch's samples, and how many come before a `DistributedSampler`'s repeats.
 
     It deals positions out in turn, ``rank + i * world_size``, and past the data set's end begins again from the front.
 
@@ -339,15 +371,14 @@ def _new_positions(dataloaders: Any, dataloader_idx: int, seen: int, samples: in
     """
     sampler = _sampler(dataloaders, dataloader_idx)
     if not isinstance(sampler, DistributedSampler):
-        return range(seen, seen + samples)
+        return range(seen, seen + samples), samples
     positions = range(
         sampler.rank + seen * sampler.num_replicas,
         sampler.rank + (seen + samples) * sampler.num_replicas,
         sampler.num_replicas,
     )
     dataset_size = len(sampler.dataset)  # type: ignore[arg-type]
-    kept = sum(position < dataset_size for position in positions)
-    return positions[:kept]
+    return positions, sum(position < dataset_size for position in positions)
 
 
 def _sampler(dataloaders: Any, dataloader_idx: int) -> Any:

@@ -17,6 +17,7 @@ from lightning_invariance.callbacks._base import (
     arguments_and_logits,
     check_network_name,
     check_spec,
+    is_sharded,
     step_generator,
     suffix_among_peers,
 )
@@ -186,8 +187,7 @@ class InvarianceRegularizer(InjectingCallback):
                 f"{_NAME}: expected a network that is not compiled for penalty='saliency': compiled graphs have no "
                 "second derivatives."
             )
-        # By name: `pytorch_lightning` has classes of its own.
-        if {"FSDPStrategy", "ModelParallelStrategy"} & {each.__name__ for each in type(trainer.strategy).__mro__}:
+        if is_sharded(trainer):
             raise ValueError(
                 f"{_NAME}: expected no sharded parameters for penalty='saliency' but got "
                 f"{type(trainer.strategy).__name__}, under which second derivatives are wrong or fail. Use DDP."

@@ -1,0 +1,158 @@
+"""Two processes: data parallel and sharded training against the term by hand, refusals, processes that disagree."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import regimes_worker
+import torch
+from torch import Tensor
+
+import lightning_invariance
+
+_MINUTES = 2
+
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed support"),
+]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Launch:
+    """Two processes that ran to their end, or were stopped, and what they wrote."""
+
+    def __init__(self, folder: Path) -> None:
+        package = Path(lightning_invariance.__file__).parents[1]
+        paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
+        shared = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(_free_port()),
+            "NODE_RANK": "0",
+            "WORLD_SIZE": "2",
+            "OMP_NUM_THREADS": "1",
+        }
+        self.folder = folder
+        outputs = [folder / f"output-{rank}.txt" for rank in range(2)]
+        processes = []
+        for rank, output in enumerate(outputs):
+            with output.open("w") as file:
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, regimes_worker.__file__, str(folder)],
+                        env={**shared, "LOCAL_RANK": str(rank)},
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        self.ended = True
+        try:
+            for process in processes:
+                process.wait(timeout=60 * _MINUTES)
+        except subprocess.TimeoutExpired:
+            self.ended = False
+        finally:
+            for process in processes:
+                process.kill()  # Lightning lets a process go on that is merely asked to end
+                process.wait()
+        self.outputs = [output.read_text() for output in outputs]
+        for rank, output in enumerate(self.outputs):
+            print(f"--- process {rank} ---\n{output[-4000:]}")
+
+    def results(self, name: str) -> list[dict[str, Any]]:
+        """What each process wrote."""
+        found = []
+        for rank in range(2):
+            file = self.folder / f"{name}-{rank}.pt"
+            assert file.exists(), f"process {rank} did not get through {name!r}"
+            found.append(torch.load(file, weights_only=True))
+        return found
+
+
+@pytest.fixture(scope="module")
+def launch() -> Iterator[Launch]:
+    """Started once for all tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Launch(Path(folder))
+
+
+def _distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    assert one.keys() == other.keys()
+    # A process may hold nothing of a sharded parameter.
+    return max(float((one[name] - other[name]).abs().max()) for name in one if other[name].numel())
+
+
+@pytest.mark.parametrize("name", regimes_worker.CELLS)
+def test_trained_as_by_hand(launch: Launch, name: str) -> None:
+    for result in launch.results(name):
+        assert _distance(result["regularized"], result["by hand"]) < 1e-6
+        assert _distance(result["by hand"], result["plain"]) > 1e-3
+
+
+@pytest.mark.parametrize("name", [name for name in regimes_worker.CELLS if name.startswith("ddp")])
+def test_both_processes_have_the_same_weights(launch: Launch, name: str) -> None:
+    first, second = launch.results(name)
+    assert _distance(first["regularized"], second["regularized"]) == 0.0
+
+
+@pytest.mark.parametrize("name", [name for name in regimes_worker.CELLS if "fsdp" in name])
+def test_parameters_were_sharded(launch: Launch, name: str) -> None:
+    """Each process holds a part: of all parameters together no more than one process has of them in training alone."""
+    parts = [sum(value.numel() for value in result["regularized"].values()) for result in launch.results(name)]
+    whole = sum(value.numel() for value in launch.results("ddp")[0]["regularized"].values())
+    assert max(parts) < whole <= sum(parts)
+
+
+@pytest.mark.parametrize("name", regimes_worker.REFUSED)
+def test_second_derivatives_of_sharded_parameters_are_refused(launch: Launch, name: str) -> None:
+    for result in launch.results(name):
+        assert "expected no sharded parameters for penalty='saliency'" in result["error"]
+        assert result["steps"] == 0
+
+
+@pytest.mark.parametrize("name", regimes_worker.MONITORED)
+def test_the_monitor_measures_what_one_process_does(launch: Launch, name: str) -> None:
+    expected = regimes_worker.of_one_process(name)
+    without_maps = regimes_worker.MONITORED[name].options.get("saliency_samples") == 0
+    assert len(expected) == (8 if without_maps else 9)
+    for result in launch.results(name):
+        assert result["measures"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", regimes_worker.MONITOR_REFUSED)
+def test_the_monitor_refuses_parameters_that_the_root_alone_gathers(launch: Launch, name: str) -> None:
+    for result in launch.results(name):
+        assert "`auto_wrap_policy`" in result["error"]
+        assert result["steps"] == 0
+
+
+def test_a_process_without_validation_batches_takes_part(launch: Launch) -> None:
+    first, second = launch.results("no validation batches on the second")
+    for result in (first, second):
+        assert _distance(result["monitored"], result["unmonitored"]) == 0.0
+        assert result["epochs"] == [0, 1]
+    assert first["error"] == second["error"] > 0
+
+
+def test_the_error_of_the_process_that_failed_is_seen(launch: Launch) -> None:
+    assert launch.ended, "the processes waited for each other"
+    first, second = launch.results("failed on the second")
+    assert second["error"] == "told to"
+    assert first["error"]  # that the other is gone
+    assert first["left"] == second["left"] == []
+    assert "RuntimeError: told to" in launch.outputs[1]
