@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +22,79 @@ def check_count(name: str, value: object, minimum: int = 1) -> None:
         raise ValueError(f"Expected `{name}` to be an integer of at least {minimum} but got {value!r}.")
 
 
+def is_number(value: object) -> bool:
+    """Whether `value` is a real number (numpy's are) and no bool."""
+    return not isinstance(value, bool) and isinstance(value, Real)
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises a `ValueError` unless `value` is a finite number."""
+    if not is_number(value) or not -float("inf") < value < float("inf"):
+        raise ValueError(f"Expected `{name}` to be a finite number but got {value!r}.")
+
+
+def check_seed(name: str, value: object) -> None:
+    """Raises a `ValueError` unless torch takes `value` as a seed."""
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**63) <= value < 2**64:
+        raise ValueError(f"Expected `{name}` to be an integer of at most 64 bits but got {value!r}.")
+
+
+def check_callable(name: str, value: object, example: str) -> None:
+    """Raises a `ValueError` unless `value` can be called."""
+    if not callable(value):
+        raise ValueError(f"Expected `{name}` to be {example} but got {value!r}.")
+
+
+def check_iterable(name: str, value: object, content: str) -> None:
+    """Raises a `ValueError` unless `value` can be run through; a string is taken for a mistake."""
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
+        raise ValueError(f"Expected `{name}` to hold {content} but got {value!r}.")
+
+
+def check_tensor(name: str, value: object, purpose: str = "") -> None:
+    """Raises a `ValueError` unless `value` is a tensor that holds values."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"Expected `{name}` to be a tensor{purpose} but got {type(value).__name__}.")
+    check_not_meta(name, value)
+
+
+def check_not_meta(name: str, value: Tensor) -> None:
+    """Raises a `ValueError` where `value` lies on the meta device, which has shapes but no values."""
+    if value.is_meta:
+        raise ValueError(f"Expected `{name}` to hold values but got a tensor on the meta device.")
+
+
+def check_same_device(name: str, value: Tensor, device: torch.device, whose: str) -> None:
+    """Raises a `ValueError` unless `value` lies on the device."""
+    if value.device != device:
+        raise ValueError(f"Expected `{name}` to be on {device}, as {whose}, but got {value.device}.")
+
+
+def check_target(target: object, samples: int, what: str = "integers") -> None:
+    """Raises a `ValueError` unless `target` is a tensor of one integer a sample."""
+    if (
+        not isinstance(target, Tensor)
+        or target.shape != (samples,)
+        or target.is_floating_point()
+        or target.is_complex()
+    ):
+        got = f"shape {tuple(target.shape)} of {target.dtype}" if isinstance(target, Tensor) else type(target).__name__
+        raise ValueError(f"Expected `target` to hold {samples} {what}, one a sample, but got {got}.")
+
+
+def check_classes_named(target: Tensor, classes: int) -> None:
+    """Raises a `ValueError` where `target` names a class that is none (this waits for the device)."""
+    check_not_meta("target", target)
+    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < classes:
+        raise ValueError(
+            f"Expected `target` to hold classes from 0 to {classes - 1} "
+            f"but got values from {int(target.min())} to {int(target.max())}."
+        )
+
+
 def check_finite(name: str, value: Tensor) -> None:
     """Raises a `ValueError` where `value` holds NaN or infinity (this waits for the device)."""
+    check_not_meta(name, value)
     finite = torch.isfinite(value)
     if not bool(finite.all()):
         bad = int((~finite).sum())

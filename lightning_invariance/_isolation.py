@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -80,6 +80,11 @@ def preserved_random_state(device: torch.device) -> Iterator[None]:
         yield
     finally:
         state.restore()
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Keeps autocast from computing the block in half precision; the meta device, which computes nothing, has none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 @contextmanager

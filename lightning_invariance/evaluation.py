@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lightning_invariance._checks import check_count
+from lightning_invariance._checks import check_callable, check_count, check_iterable, check_not_meta
 from lightning_invariance._isolation import evaluation_mode, ordinary, preserved_buffers, preserved_random_state
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
@@ -123,7 +123,7 @@ class InvarianceEvaluator:
         self._explainable = outputs.logits.ndim == 2 and x.is_floating_point()
         if run and (self._explainable or not self.measures.restricted):
             first = slice(run)
-            labels = None if target is None else target[first]
+            labels = _first(target, run, len(x))
             maps = self._evaluate(network_for(run), x[first], outputs.logits[first], labels)
             self._feed(maps, labels, explained)
 
@@ -137,7 +137,7 @@ class InvarianceEvaluator:
             None if outputs.saliency is None else outputs.saliency[:samples],
             None if outputs.orbit_saliency is None else outputs.orbit_saliency[:, :samples],
         )
-        self.measures.update(first, None if target is None else target[:samples])
+        self.measures.update(first, _first(target, samples, len(outputs.logits)))
 
     def _evaluate(self, network: Network, x: Tensor, base_logits: Tensor | None, target: Tensor | None) -> OrbitOutputs:
         if target is not None and not _are_labels(target, x):
@@ -166,9 +166,14 @@ class InvarianceEvaluator:
         self.samples = 0
 
 
+def _first(target: Tensor | None, samples: int, of: int) -> Tensor | None:
+    """The labels of the first samples; what is not one a sample is left for the measures to refuse, not cut to fit."""
+    return target[:samples] if target is not None and target.shape[:1] == (of,) else target
+
+
 def _are_labels(target: Tensor, x: Tensor) -> bool:
     """One class a sample, not the numbers of a regression or of labels that do not exclude each other."""
-    return target.shape == x.shape[:1] and not target.is_floating_point()
+    return target.shape == x.shape[:1] and not target.is_floating_point() and not target.is_complex()
 
 
 def evaluate_invariance(
@@ -214,9 +219,13 @@ def evaluate_invariance(
         >>> bool(results["logit_invariance_error"].value < 1e-10)  # a mean over pixels does not know the pose
         True
     """
+    check_callable("network", network, "a module or a function")
+    check_iterable("batches", batches, "batches of inputs, or pairs (x, target)")
     evaluator = InvarianceEvaluator(action, measures, saliency, saliency_samples, max_batch)
     module = network if isinstance(network, nn.Module) else nn.Module()
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
+    if device is not None and device.type == "meta":
+        raise ValueError("Expected `network` to hold values but got one on the meta device.")
     # The random streams here too: a DataLoader draws from torch's when it is run through.
     with evaluation_mode(module), preserved_random_state(device or torch.device("cpu")):
         for batch in tqdm(batches, desc="Invariance", unit="batch", disable=not progress):
@@ -243,4 +252,5 @@ def _input_and_target(batch: Any, device: torch.device | None) -> tuple[Tensor, 
         raise ValueError(
             f"Expected `batches` to give tensors x or pairs (x, target) of tensors but got {type(batch).__name__}."
         )
+    check_not_meta("batches", x)
     return x.to(device), None if target is None else target.to(device)

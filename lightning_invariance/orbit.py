@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_invariance._checks import check_count
+from lightning_invariance._checks import (
+    check_callable,
+    check_count,
+    check_iterable,
+    check_same_device,
+    check_target,
+    check_tensor,
+)
 from lightning_invariance.actions import Action
+from lightning_invariance.actions._base import check_action
 from lightning_invariance.saliency import Network, Saliency, SaliencyLike, as_saliency, predicted_class
 
 
@@ -75,27 +84,51 @@ def evaluate_orbit(
         >>> outputs.logits.shape, outputs.orbit_logits.shape
         (torch.Size([5, 10]), torch.Size([3, 5, 10]))
     """
+    check_callable("network", network, "a module or a function")
+    check_action(action)
     action.check(x)
-    chosen = list(range(1, len(action))) if elements is None else [int(element) for element in elements]
-    if not chosen or not all(1 <= element < len(action) for element in chosen):
+    if elements is not None:
+        check_iterable("elements", elements, "indices of elements")
+    chosen: list[Any] = list(range(1, len(action)) if elements is None else elements)
+    if not chosen or not all(_is_index(element) and 1 <= element < len(action) for element in chosen):
         raise ValueError(
             f"Expected `elements` to name at least one element from 1 to {len(action) - 1} of {action!r} "
             f"(0 is the identity) but got {chosen}."
         )
+    chosen = [int(element) for element in chosen]
     if max_batch is not None:
         check_count("max_batch", max_batch)
-    if base_logits is not None and len(base_logits) != len(x):
-        raise ValueError(f"Expected `base_logits` to have {len(x)} rows, one a sample, but got {len(base_logits)}.")
-    if target is not None and (target.shape != x.shape[:1] or target.is_floating_point()):
-        raise ValueError(
-            f"Expected `target` to hold {len(x)} integers, one a sample, "
-            f"but got shape {tuple(target.shape)} of {target.dtype}."
-        )
+    if base_logits is not None:
+        check_tensor("base_logits", base_logits)
+        check_same_device("base_logits", base_logits, x.device, "`x`")
+    if base_logits is not None and (base_logits.ndim == 0 or len(base_logits) != len(x)):
+        got = len(base_logits) if base_logits.ndim else "a scalar"
+        raise ValueError(f"Expected `base_logits` to have {len(x)} rows, one a sample, but got {got}.")
+    if target is not None:
+        check_target(target, len(x))
 
     if saliency is None:
-        logits, orbit_logits = _logits(network, x, action, chosen, base_logits, max_batch)
-        return OrbitOutputs(logits, orbit_logits)
-    return _logits_and_saliency(network, x, action, chosen, base_logits, as_saliency(saliency), target, max_batch)
+        outputs = OrbitOutputs(*_logits(network, x, action, chosen, base_logits, max_batch))
+    else:
+        way = as_saliency(saliency)
+        if base_logits is not None and base_logits.ndim != 2:
+            raise ValueError(
+                f"Expected `base_logits` to have the shape ({len(x)}, classes) for saliency but got "
+                f"{tuple(base_logits.shape)}."
+            )
+        outputs = _logits_and_saliency(network, x, action, chosen, base_logits, way, target, max_batch)
+    if outputs.logits.shape != outputs.orbit_logits.shape[1:]:  # those that were given
+        raise ValueError(
+            f"Expected `base_logits` to have the shape {tuple(outputs.orbit_logits.shape[1:])} of the network's "
+            f"outputs but got {tuple(outputs.logits.shape)}."
+        )
+    return outputs
+
+
+def _is_index(element: object) -> bool:
+    if isinstance(element, Tensor):
+        return element.ndim == 0 and not (element.is_floating_point() or element.is_complex() or element.is_meta)
+    return hasattr(element, "__index__") and not isinstance(element, bool)
 
 
 def _logits(

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_invariance._checks import check_count
+from lightning_invariance._checks import (
+    check_callable,
+    check_classes_named,
+    check_count,
+    check_not_meta,
+    check_number,
+    check_target,
+    check_tensor,
+)
 from lightning_invariance._isolation import ordinary
 from lightning_invariance.actions import Action, AffineAction, PermutationAction, ProductAction
 
@@ -42,7 +50,9 @@ class Saliency(ABC):
             The logits ``(B, C)`` and the maps, of the shape of `x` unless a class says otherwise; both detached.
 
         Raises:
-            ValueError: if `x` is not floating point, or the network's output has not the shape ``(B, C)``.
+            ValueError: if `x` is not floating point, the network's output has not the shape ``(B, C)`` or does not
+                depend on `x`, `target` does not name one of its classes a sample, or `max_batch` is no integer of at
+                least 1.
         """
         logits, maps = self.attribute(network, x, target, max_batch)
         return logits, self.finish(maps)
@@ -129,7 +139,7 @@ class IntegratedGradients(Saliency):
         baseline: :math:`x_0`, the same value everywhere. On normalised images 0 is the mean grey, on others black.
 
     Raises:
-        ValueError: if `steps` is no integer of at least 1.
+        ValueError: if `steps` is no integer of at least 1, or `baseline` no finite number.
 
     Example:
         The maps sum to the difference between the logits at `x` and at the baseline:
@@ -146,17 +156,20 @@ class IntegratedGradients(Saliency):
 
     def __init__(self, steps: int = 32, baseline: float = 0.0) -> None:
         check_count("steps", steps)
+        check_number("baseline", baseline)
         self.steps = steps
         self.baseline = float(baseline)
 
     def attribute(
         self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
     ) -> tuple[Tensor, Tensor]:
+        _check_arguments(network, x, target, max_batch)
         _check_floating(x)
         x = _detached(x)
         with torch.no_grad():
             logits = torch.cat([_checked_logits(network(part), part) for part in x.split(max_batch or max(len(x), 1))])
-        target = predicted_class(logits) if target is None else target
+        target = predicted_class(logits) if target is None else target.long()
+        check_classes_named(target, logits.shape[1])
         nodes, weights = _gauss_legendre(self.steps)
         total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         # As many points of the path in one forward as the limit allows: without one, a batch at a time, so that the
@@ -167,7 +180,11 @@ class IntegratedGradients(Saliency):
             scale = alphas.reshape(-1, *(1,) * x.ndim)
             path = (self.baseline + scale * (x - self.baseline)).to(x.dtype)
             _, gradient = _chunked(
-                _logits_and_gradient, network, path.flatten(0, 1), target.repeat(len(alphas)), max_batch
+                partial(_logits_and_gradient, named=True),
+                network,
+                path.flatten(0, 1),
+                target.repeat(len(alphas)),
+                max_batch,
             )
             shares = weights[first : first + together].to(x.device, total.dtype).reshape(scale.shape)
             total += (shares * gradient.unflatten(0, path.shape[:2])).sum(dim=0)
@@ -194,7 +211,8 @@ class PaperSaliency(IntegratedGradients):
         baseline: the value that the path starts from.
 
     Raises:
-        ValueError: if `steps` is no integer of at least 1, or (when called) the input is no image ``(B, ..., H, W)``.
+        ValueError: if `steps` is no integer of at least 1, `baseline` no finite number, or (when called) the input no
+            image ``(B, ..., H, W)``.
 
     Example:
         >>> import torch
@@ -208,6 +226,7 @@ class PaperSaliency(IntegratedGradients):
     def attribute(
         self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
     ) -> tuple[Tensor, Tensor]:
+        check_tensor("x", x)
         if x.ndim < 3:
             raise ValueError(f"Expected `x` to be images (B, ..., H, W) for {self!r} but got shape {tuple(x.shape)}.")
         logits, maps = super().attribute(network, x, target, max_batch)
@@ -236,7 +255,8 @@ class _Attribution(Saliency):
     def _one_ordinary_chunk(self, network: Network, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             logits = _checked_logits(network(x), x)
-        target = predicted_class(logits) if target is None else target
+        target = predicted_class(logits) if target is None else target.long()
+        check_classes_named(target, logits.shape[1])
         with torch.enable_grad():
             leaf = x.clone().requires_grad_()
             if isinstance(self._attribution, type):
@@ -245,7 +265,7 @@ class _Attribution(Saliency):
                 maps = self._attribution.attribute(leaf, target=target)
             else:
                 maps = self._attribution(network, leaf, target)
-        if not isinstance(maps, Tensor) or len(maps) != len(x):
+        if not isinstance(maps, Tensor) or maps.ndim == 0 or len(maps) != len(x):
             got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise ValueError(f"Expected `saliency` to give {len(x)} maps, one a sample, but got {got}.")
         return logits, maps.detach()
@@ -291,15 +311,28 @@ def predicted_class(logits: Tensor) -> Tensor:
     return logits.detach().argmax(dim=1)
 
 
-def _logits_and_gradient(network: Network, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The logits, and the gradient of each sample's target logit, from one forward and one backward."""
+def _logits_and_gradient(
+    network: Network, x: Tensor, target: Tensor | None, named: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The logits, and the gradient of each sample's target logit, from one forward and one backward.
+
+    `named` says that the targets are known to be classes: to look is to wait for the device.
+    """
     _check_floating(x)
     # `Trainer.validate` runs in inference mode, where no graph is recorded, and its tensors cannot enter one.
     with torch.inference_mode(False), torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
         logits = _checked_logits(network(leaf), leaf)
-        chosen = predicted_class(logits) if target is None else _detached(target)
-        (gradient,) = torch.autograd.grad(logits.gather(1, chosen[:, None].to(logits.device)).sum(), leaf)
+        if target is not None and not named:
+            check_classes_named(target, logits.shape[1])
+        chosen = predicted_class(logits) if target is None else _detached(target).long()
+        explained = logits.gather(1, chosen[:, None].to(logits.device)).sum()
+        gradient = torch.autograd.grad(explained, leaf, allow_unused=True)[0] if explained.requires_grad else None
+    if gradient is None:
+        raise ValueError(
+            "Expected `network` to give logits that have a gradient with respect to `x` but got none: they do not "
+            "depend on it, or the network detaches them."
+        )
     return logits.detach(), gradient
 
 
@@ -310,6 +343,7 @@ def _chunked(
     target: Tensor | None,
     max_batch: int | None,
 ) -> tuple[Tensor, Tensor]:
+    _check_arguments(network, x, target, max_batch)
     if max_batch is None or len(x) <= max_batch:
         return one_chunk(network, x, target)
     targets = [None] * len(x) if target is None else target.split(max_batch)
@@ -321,6 +355,18 @@ def _detached(x: Tensor) -> Tensor:
     """`x` outside inference mode and outside any graph."""
     with torch.inference_mode(False):
         return ordinary(x.detach())
+
+
+def _check_arguments(network: Network, x: Tensor, target: Tensor | None, max_batch: int | None) -> None:
+    check_callable("network", network, "a module or a function")
+    check_tensor("x", x)
+    if x.ndim == 0:
+        raise ValueError("Expected `x` to have a batch dimension but got a scalar.")
+    if max_batch is not None:
+        check_count("max_batch", max_batch)
+    if target is not None:
+        check_target(target, len(x))
+        check_not_meta("target", target)
 
 
 def _check_floating(x: Tensor) -> None:
@@ -348,7 +394,8 @@ def _gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
 def _keep_peaks(maps: Tensor, fraction: float) -> Tensor:
     """Values under a fraction of the sample's maximum, set to 0."""
     peak = maps.flatten(1).amax(dim=1).reshape(-1, *(1,) * (maps.ndim - 1))
-    return torch.where(maps >= fraction * peak, maps, 0.0)
+    # Written so that NaN stays NaN: a map of zeros would pass for one that is merely undefined.
+    return torch.where(maps < fraction * peak, 0.0, maps)
 
 
 def _smooth(maps: Tensor) -> Tensor:

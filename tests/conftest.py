@@ -16,9 +16,12 @@ def _no_seed_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """On networks this small, threads cost ten times what they save."""
+    """On networks this small, threads cost ten times what they save.
+
+    For the whole session: what a module computes once for all its tests is to be rounded as in the tests themselves.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_invariance._checks import check_choice, check_count
+from lightning_invariance._checks import (
+    check_choice,
+    check_count,
+    check_iterable,
+    check_not_meta,
+    check_seed,
+    is_number,
+)
+from lightning_invariance._isolation import full_precision
 from lightning_invariance.actions._base import Action, check_batch, group_table
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
@@ -48,6 +56,9 @@ class AffineAction(Action):
     ) -> None:
         if not isinstance(matrices, Tensor) or matrices.ndim != 3 or not len(matrices) or matrices.shape[1:] != (2, 3):
             raise ValueError("Expected `matrices` to be a tensor of shape (|G|, 2, 3).")
+        if matrices.is_complex():
+            raise ValueError(f"Expected `matrices` to be real but got {matrices.dtype}.")
+        check_not_meta("matrices", matrices)
         check_choice("interpolation", interpolation, ("bilinear", "bicubic", "nearest"))
         check_choice("padding", padding, ("zeros", "border", "reflection"))
         bottom = torch.tensor([[[0.0, 0.0, 1.0]]], dtype=torch.float64, device="cpu").expand(len(matrices), 1, 3)
@@ -141,7 +152,7 @@ class AffineAction(Action):
 
     def _interpolate(self, planes: Tensor, thetas: Tensor) -> Tensor:
         # Autocast would build the grid in half precision.
-        with torch.autocast(planes.device.type, enabled=False):
+        with full_precision(planes.device):
             grid = F.affine_grid(thetas, list(planes.shape), align_corners=False)
             moved = F.grid_sample(planes.to(thetas.dtype), grid, self.interpolation, self.padding, align_corners=False)
         return moved.to(planes.dtype)
@@ -216,6 +227,7 @@ class SO2(_PlanarRotations):
         self, samples: int, seed: int = 0, *, interpolation: Interpolation = "bilinear", padding: Padding = "zeros"
     ) -> None:
         check_count("samples", samples)
+        check_seed("seed", seed)
         self.samples = samples
         self.seed = seed
         generator = torch.Generator().manual_seed(seed)
@@ -245,9 +257,16 @@ class Scalings(AffineAction):
     """
 
     def __init__(
-        self, factors: Sequence[float], *, interpolation: Interpolation = "bilinear", padding: Padding = "zeros"
+        self,
+        factors: Sequence[float] | Tensor,
+        *,
+        interpolation: Interpolation = "bilinear",
+        padding: Padding = "zeros",
     ) -> None:
-        self.factors = tuple(float(factor) for factor in factors)
+        check_iterable("factors", factors, "positive numbers")
+        given: Any = factors
+        numbers = given.tolist() if isinstance(given, Tensor) else list(given)
+        self.factors = tuple(float(factor) if is_number(factor) else float("nan") for factor in numbers)
         if not self.factors or not all(0.0 < factor < float("inf") for factor in self.factors):
             raise ValueError(f"Expected `factors` to be positive numbers, at least one, but got {factors!r}.")
         scales = torch.tensor([1.0, *self.factors], dtype=torch.float64, device="cpu")

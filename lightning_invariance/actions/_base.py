@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_invariance._checks import check_count
+from lightning_invariance._checks import check_count, check_iterable, check_not_meta
 
 if TYPE_CHECKING:
     from lightning_invariance.actions._product import ProductAction
@@ -136,6 +136,8 @@ class Action(ABC):
             (torch.Size([4, 5, 3, 8, 8]), True)
         """
         self.check(x)
+        if elements is not None:
+            check_iterable("elements", elements, "indices of elements")
         chosen = range(len(self)) if elements is None else [self._check_element(element) for element in elements]
         if not chosen:
             raise ValueError("Expected `elements` to name at least one element but got none.")
@@ -156,6 +158,8 @@ class Action(ABC):
             int64 indices, shape ``(n,)``.
         """
         check_count("n", n, minimum=0)
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise ValueError(f"Expected `generator` to be a torch.Generator or None but got {generator!r}.")
         drawn_on = "cpu" if generator is None else generator.device
         return torch.randint(len(self), (n,), generator=generator, device=drawn_on).to(device or drawn_on)
 
@@ -183,6 +187,7 @@ class Action(ABC):
             ValueError: Expected the inverse of 'shifted' in FunctionAction('shifted') to undo it, but it does not.
         """
         self.check(x)
+        check_not_meta("x", x)
         few = x[:4].detach()
         if few.is_floating_point():
             few = few.nan_to_num(0.0, 0.0, 0.0)
@@ -266,6 +271,7 @@ class Action(ABC):
     def _check_element(self, index: Any) -> int:
         if isinstance(index, Tensor):
             self._check_integers(index)
+            check_not_meta("index", index)
         elif not isinstance(index, int) and not hasattr(index, "__index__"):
             raise ValueError(
                 f"Expected `index` to be an integer or a tensor of one integer a sample but got {index!r}."
@@ -286,6 +292,8 @@ class Action(ABC):
                 f"Expected `index` to hold one element for each of the {len(x)} samples "
                 f"but got shape {tuple(index.shape)}."
             )
+        if not x.is_meta:
+            check_not_meta("index", index)
         # On an accelerator the check would wait for the device; there an index out of range fails in the gather.
         if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
             self._check_element(index.min())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from lightning_invariance._checks import check_iterable
 from lightning_invariance.actions._base import Action, check_batch
 
 Transform = Callable[[Tensor], Tensor]
@@ -36,9 +37,16 @@ class FunctionAction(Action):
     def __init__(
         self, pairs: Sequence[tuple[Transform, Transform]], *, labels: Sequence[str] | None = None, exact: bool = False
     ) -> None:
+        check_iterable("pairs", pairs, "pairs of functions (act, invert)")
         pairs = tuple(tuple(pair) if isinstance(pair, Sequence) else (pair,) for pair in pairs)  # type: ignore[misc]
         if not pairs or not all(len(pair) == 2 and callable(pair[0]) and callable(pair[1]) for pair in pairs):
             raise ValueError("Expected `pairs` to hold pairs of functions (act, invert), at least one.")
+        if labels is not None:
+            check_iterable("labels", labels, "a name for each pair")
+            labels = tuple(labels)
+            # They are keys of what is logged: one of two equal ones would be lost.
+            if not all(isinstance(label, str) for label in labels) or len({"identity", *labels}) != len(labels) + 1:
+                raise ValueError(f"Expected `labels` to hold distinct names, none 'identity', but got {list(labels)}.")
         if labels is not None and len(labels) != len(pairs):
             raise ValueError(f"Expected `labels` to hold {len(pairs)} names, one a pair, but got {len(labels)}.")
         self._pairs = pairs
@@ -67,6 +75,10 @@ class FunctionAction(Action):
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(
                 f"Expected {self.labels[element]!r} of {self!r} to keep the shape {tuple(x.shape)} but got {got}."
+            )
+        if out.dtype != x.dtype:
+            raise ValueError(
+                f"Expected element {self.labels[element]!r} in {self!r} to keep {x.dtype} but got {out.dtype}."
             )
         return out
 

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lightning_invariance._checks import check_count, format_sizes
+from lightning_invariance._checks import check_count, check_seed, format_sizes
 from lightning_invariance.actions._permutation import PermutationAction
 
 
@@ -280,6 +280,7 @@ class SetPermutations(PermutationAction):
 
     def __init__(self, samples: int, seed: int = 0) -> None:
         check_count("samples", samples)
+        check_seed("seed", seed)
         self.samples = samples
         self.seed = seed
 

@@ -8,7 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_invariance._checks import check_count
+from lightning_invariance._checks import check_count, check_not_meta, check_seed
+from lightning_invariance._isolation import full_precision
 from lightning_invariance.actions._base import Action, check_batch, group_table
 
 
@@ -44,8 +45,12 @@ class LinearAction(Action):
             or matrices.ndim != 3
             or not len(matrices)
             or matrices.shape[1] != matrices.shape[2]
+            or not matrices.shape[1]
         ):
             raise ValueError("Expected `matrices` to be a tensor of shape (|G|, n, n).")
+        if matrices.is_complex():
+            raise ValueError(f"Expected `matrices` to be real but got {matrices.dtype}.")
+        check_not_meta("matrices", matrices)
         if not isinstance(dim, int) or dim >= 0:
             raise ValueError(f"Expected `dim` to be negative (counted from the end) but got {dim!r}.")
         # Kept in double precision: rounded to half precision, a rotation would be one no more.
@@ -119,14 +124,14 @@ class LinearAction(Action):
     def _multiply(self, x: Tensor, matrices: Tensor) -> Tensor:
         """By one matrix (n, n), or by each of k matrices (k, n, n), which puts k in front."""
         # Autocast would multiply in half precision.
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             moved = torch.einsum("...ij,bj->...bi", matrices, self._vectors(x, matrices.dtype))
         out = moved.reshape(*matrices.shape[:-2], *x.movedim(self.dim, -1).shape).movedim(-1, self.dim)
         return out.to(x.dtype)
 
     def _multiply_each(self, x: Tensor, index: Tensor, matrices: Tensor) -> Tensor:
         vectors = self._vectors(x, matrices.dtype).reshape(len(x), x.numel() // max(1, len(x) * self._size), self._size)
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             moved = torch.einsum("bij,bkj->bki", matrices[index], vectors)
         out = moved.reshape(x.movedim(self.dim, -1).shape).movedim(-1, self.dim).to(x.dtype)
         return torch.where((index == 0).reshape(-1, *(1,) * (x.ndim - 1)), x, out)
@@ -149,6 +154,7 @@ class _SpatialSamples(LinearAction):
 
     def __init__(self, samples: int, seed: int = 0, dim: int = -1) -> None:
         check_count("samples", samples)
+        check_seed("seed", seed)
         self.samples = samples
         self.seed = seed
         identity = torch.eye(3, dtype=torch.float64, device="cpu")[None]

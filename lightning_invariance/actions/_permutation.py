@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lightning_invariance._checks import format_sizes
+from lightning_invariance._checks import check_not_meta, format_sizes
 from lightning_invariance.actions._base import Action, check_batch, group_table
 
 
@@ -44,9 +44,10 @@ class PermutationAction(Action):
             not isinstance(table, Tensor)
             or table.dtype not in (torch.int64, torch.int32)
             or table.ndim < 2
-            or not len(table)
+            or not table.numel()
         ):
             raise ValueError("Expected `table` to be an integer tensor of shape (|G|, n1, ..., nk).")
+        check_not_meta("table", table)
         with torch.inference_mode(False):  # a tensor made under inference mode could not be saved for a later backward
             flat = table.detach().to("cpu", torch.int64, copy=True).flatten(1)
         entries = torch.arange(flat.shape[1], device="cpu")

@@ -29,6 +29,9 @@ class ProductAction(Action):
     """
 
     def __init__(self, first: Action, second: Action) -> None:
+        for name, factor in (("first", first), ("second", second)):
+            if not isinstance(factor, Action):
+                raise ValueError(f"Expected `{name}` to be an Action, such as C4(), but got {factor!r}.")
         self.first = first
         self.second = second
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
+from lightning_invariance._checks import check_callable
 from lightning_invariance.actions import Action
 from lightning_invariance.baselines._pooling import Pool, check_group, check_pool, pool_over_group
 
@@ -34,6 +37,7 @@ class OrbitPooled(nn.Module):
 
     def __init__(self, network: nn.Module, action: Action, pool: Pool = "mean") -> None:
         super().__init__()
+        check_callable("network", network, "a module")
         check_group(action)
         check_pool(pool)
         self.network = network
@@ -43,7 +47,11 @@ class OrbitPooled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Shape ``(B, ...)``, pooled over the orbit."""
         orbit = self.action.orbit(x)
-        outputs: Tensor = self.network(orbit.flatten(0, 1))
+        outputs: Any = self.network(orbit.flatten(0, 1))
+        rows = orbit.shape[0] * orbit.shape[1]
+        if not isinstance(outputs, Tensor) or outputs.ndim == 0 or len(outputs) != rows:
+            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ValueError(f"Expected `network` to give a tensor of {rows} rows, one a sample, but got {got}.")
         return pool_over_group(outputs.unflatten(0, orbit.shape[:2]), self.pool)
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from lightning_invariance._checks import check_count
+from lightning_invariance._checks import check_count, check_iterable
 from lightning_invariance.actions import Action
 from lightning_invariance.baselines._pooling import Pool, check_group, check_pool, pool_over_group
 
@@ -62,12 +62,17 @@ class TiedFirstLayerMLP(nn.Module):
             raise ValueError(f"Expected `action` to be exact, so that the tied layer is invariant, but got {action!r}.")
         check_pool(pool)
         check_count("num_classes", num_classes)
+        check_iterable("in_shape", in_shape, "the sizes of one sample")
+        for size in in_shape:
+            check_count("in_shape", size)
+        check_iterable("hidden", () if hidden is None else hidden, "widths of layers")
         if not hidden:
             raise ValueError("Expected `hidden` to hold at least the width of the tied layer but got none.")
         for width in hidden:
             check_count("hidden", width)
         action.check(torch.empty(1, *in_shape, device="meta"))
         self.action = action
+        self.in_shape = tuple(in_shape)
         self.pool: Pool = pool
         self.tied = nn.Linear(prod(in_shape), hidden[0])
         layers: list[nn.Module] = []
@@ -77,6 +82,12 @@ class TiedFirstLayerMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape ``(B, num_classes)``."""
+        self.action.check(x)
+        if x.shape[1:] != self.in_shape or not x.is_floating_point():
+            raise ValueError(
+                f"Expected `x` to be floating point of shape (B, {', '.join(map(str, self.in_shape))}) but got "
+                f"{tuple(x.shape)} of {x.dtype}."
+            )
         features = self.tied(self.action.orbit(x).flatten(2)).relu()
         logits: Tensor = self.head(pool_over_group(features, self.pool))
         return logits

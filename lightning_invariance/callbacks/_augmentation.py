@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_invariance._checks import check_seed
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks._base import InjectingCallback, check_spec, step_generator
@@ -41,6 +42,8 @@ class OrbitAugmentation(InjectingCallback):
     def __init__(self, action: Action, *, input: int | str | None = None, seed: int | None = None) -> None:
         check_action(action)
         check_spec("input", input)
+        if seed is not None:
+            check_seed("seed", seed)
         super().__init__(_Augmenter(self))
         self.action = action
         self.input = input

@@ -144,11 +144,17 @@ class InvarianceMonitor(InjectingCallback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().teardown(trainer, pl_module, stage)
-        self._evaluators = []
+        self._forget()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         super().on_exception(trainer, pl_module, exception)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Lets go of an epoch that is over, or that an exception ended between a step and the batch's end."""
         self._evaluators = []
+        self._recorder.armed = False
+        self._recorder.take()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._refuse_what_the_root_gathers(trainer, pl_module)

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_invariance._checks import check_choice, check_count
+from lightning_invariance._checks import check_choice, check_count, check_seed, is_number
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks._base import (
@@ -120,6 +120,8 @@ class InvarianceRegularizer(InjectingCallback):
             check_count("backward_call", backward_call, minimum=0)
         if max_batch is not None:
             check_count("max_batch", max_batch)
+        if seed is not None:
+            check_seed("seed", seed)
         super().__init__(_PenaltyAdder(self))
         self.action = action
         self.weight = weight
@@ -197,9 +199,10 @@ class InvarianceRegularizer(InjectingCallback):
 
     def _present_weight(self) -> float:
         if not callable(self.weight):
-            return self.weight
+            return float(self.weight)
         assert self._trainer is not None
-        return _check_weight(float(self.weight(self._trainer.global_step)))
+        weight: Any = self.weight(self._trainer.global_step)
+        return _check_weight(weight.item() if isinstance(weight, Tensor) and weight.numel() == 1 else weight)
 
     def _warn_no_backward(self) -> None:
         if not self._warned:
@@ -298,6 +301,6 @@ class _PenaltyAdder(Injector):
 
 
 def _check_weight(weight: Any) -> float:
-    if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not 0 <= weight < float("inf"):
+    if not is_number(weight) or not 0 <= weight < float("inf"):
         raise ValueError(f"{_NAME}: expected `weight` to be a finite number of at least 0 but got {weight!r}.")
     return float(weight)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from lightning_invariance._checks import check_choice, check_count
+from lightning_invariance._checks import check_choice, check_count, is_number
 
 #: From the number of optimiser steps taken so far to the weight.
 WeightSchedule = Callable[[int], float]
@@ -42,6 +42,8 @@ class WeightRamp:
         check_choice("shape", shape, ("linear", "exponential"))
         check_count("steps", steps)
         for name, value in (("start", start), ("end", end)):
+            if not is_number(value):
+                raise ValueError(f"Expected `{name}` to be a number but got {value!r}.")
             if not 0 <= value < float("inf") or (shape == "exponential" and value == 0):
                 bound = "above 0 for an exponential ramp" if shape == "exponential" else "at least 0"
                 raise ValueError(f"Expected `{name}` to be {bound} and finite but got {value!r}.")

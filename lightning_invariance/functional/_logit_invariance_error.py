@@ -13,6 +13,7 @@ from lightning_invariance.functional._orbit_values import (
     Reduction,
     at_least_float32,
     check_orbit,
+    check_outputs,
     check_values_finite,
     flat_samples,
     mean_over_elements,
@@ -79,6 +80,7 @@ def logit_invariance_error(
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("normalize", normalize, NORMALIZATIONS)
     check_orbit(logits, orbit_logits)
+    check_outputs(logits)
     check_values_finite(logits, orbit_logits)
     values = logit_invariance_values(logits, orbit_logits, normalize)
     return reduce_values(values, reduction, "The logit invariance error")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_invariance._checks import check_choice
+from lightning_invariance._checks import check_choice, check_classes_named, check_same_device, check_target
 from lightning_invariance.functional._orbit_values import (
     REDUCTIONS,
     OrbitValues,
@@ -31,13 +31,13 @@ def check_accuracy_inputs(
 ) -> None:
     """Raises where shapes, types or options do not match."""
     check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("worst_case", worst_case, (False, True))
     if worst_case and reduction == "element":
         raise ValueError("Expected `reduction` to be 'mean' or 'none' with worst_case=True but got 'element'.")
     check_orbit(logits, orbit_logits)
     check_classes(logits, 2)
-    if not isinstance(target, Tensor) or target.shape != logits.shape[:1] or target.is_floating_point():
-        got = f"shape {tuple(target.shape)} of {target.dtype}" if isinstance(target, Tensor) else type(target).__name__
-        raise ValueError(f"Expected `target` to hold {len(logits)} class indices, one a sample, but got {got}.")
+    check_target(target, len(logits), "class indices")
+    check_same_device("target", target, logits.device, "`logits`")
 
 
 def orbit_accuracy(
@@ -81,11 +81,7 @@ def orbit_accuracy(
         (tensor(0.7500), tensor(0.5000))
     """
     check_accuracy_inputs(logits, orbit_logits, target, worst_case, reduction)
-    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < logits.shape[1]:
-        raise ValueError(
-            f"Expected `target` to hold classes from 0 to {logits.shape[1] - 1} "
-            f"but got values from {int(target.min())} to {int(target.max())}."
-        )
     check_values_finite(logits, orbit_logits)
+    check_classes_named(target, logits.shape[1])
     values = orbit_accuracy_values(logits, orbit_logits, target, worst_case)
     return reduce_values(values, reduction, "The orbit accuracy")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_invariance._checks import check_choice, check_finite
+from lightning_invariance._checks import check_choice, check_finite, check_same_device
 
 Reduction = Literal["mean", "element", "none"]
 Activation = Literal["softmax", "sigmoid"]
@@ -75,6 +75,13 @@ def check_orbit(base: Tensor, orbit: Tensor, name: str = "logits") -> None:
             f"Expected `orbit_{name}` to have the shape ({expected}), one row for each element but the identity, "
             f"but got {tuple(orbit.shape)}."
         )
+    check_same_device(f"orbit_{name}", orbit, base.device, f"`{name}`")
+
+
+def check_outputs(base: Tensor, name: str = "logits") -> None:
+    """Raises where a sample has no value at all."""
+    if base.ndim >= 2 and 0 in base.shape[1:]:
+        raise ValueError(f"Expected `{name}` to have at least one value a sample but got shape {tuple(base.shape)}.")
 
 
 def check_classes(logits: Tensor, minimum: int, remedy: str = "") -> None:

@@ -12,6 +12,7 @@ from lightning_invariance.functional._orbit_values import (
     Reduction,
     at_least_float32,
     check_orbit,
+    check_outputs,
     check_values_finite,
     flat_samples,
     mean_over_elements,
@@ -69,6 +70,7 @@ def saliency_invariance_similarity(
     """
     check_choice("reduction", reduction, REDUCTIONS)
     check_orbit(saliency, orbit_saliency, "saliency")
+    check_outputs(saliency, "saliency")
     check_values_finite(saliency, orbit_saliency, "saliency")
     values = saliency_invariance_values(saliency, orbit_saliency)
     return reduce_values(values, reduction, "The saliency invariance similarity")

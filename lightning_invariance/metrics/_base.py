@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
-from lightning_invariance._checks import check_choice
+from lightning_invariance._checks import check_choice, check_same_device
 from lightning_invariance.functional._orbit_values import REDUCTIONS, OrbitValues, Reduction
 
 NanStrategy = Literal["error", "warn", "ignore"]
@@ -66,6 +66,34 @@ class InvarianceMetric(Metric):
         self.nan_strategy: NanStrategy = nan_strategy
         snake = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
         self._state_prefix = "_".join(part for part in (snake, variant, reduction) if part)
+        self._elements: int | None = None
+        self._in_forward = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Adds a batch and gives its own value; see `torchmetrics.Metric`."""
+        self._in_forward = True  # it resets the states to see the batch alone, and adds the others again
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            self._in_forward = False
+
+    def reset(self) -> None:
+        """Forgets everything seen."""
+        super().reset()
+        if not self._in_forward:
+            self._elements = None
+
+    def _check_batch(self, values: Tensor, elements: int, state: str) -> None:
+        """Raises where a batch cannot be added: it is elsewhere, or of another group (one column would broadcast)."""
+        check_same_device("logits", values, getattr(self, state).device, f"{type(self).__name__}'s states")
+        if self.reduction != "element":
+            return
+        if self._elements not in (None, elements):
+            raise ValueError(
+                f"Expected a batch of {self._elements} elements besides the identity, as those before, with "
+                f"reduction='element' but got {elements}: reset the metric before another group."
+            )
+        self._elements = elements
 
     def compute(self) -> Tensor:
         """The measure over everything seen since the last reset.
@@ -162,6 +190,7 @@ class SampleMeanMetric(InvarianceMetric):
 
     def _add(self, values: OrbitValues, finite: Tensor) -> None:
         """Adds a batch's values; `finite` says whose input was finite, shape ``(B,)``."""
+        self._check_batch(values.per_sample, len(values.per_element), self._sums)
         defined = ~values.per_sample.isnan()
         kept = (finite & defined)[:, None]
         columns = values.per_element.T if self.reduction == "element" else values.per_sample[:, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -59,6 +59,8 @@ class MeasureCollection:
         self.restricted = measures is None
         if measures is None:
             measures = tuple(MEASURES)
+        if isinstance(measures, Iterator):
+            measures = tuple(measures)
         if isinstance(measures, str) or not isinstance(measures, Iterable) or not len(measures):
             raise ValueError(f"Expected `measures` to name at least one measure in a list but got {measures!r}.")
         if isinstance(measures, Mapping):
@@ -67,7 +69,7 @@ class MeasureCollection:
                 raise ValueError(f"Expected `measures` to hold torchmetrics metrics but {wrong} are none.")
             self._metrics: dict[str, Metric] = {name: metric.clone() for name, metric in measures.items()}
         else:
-            unknown = [name for name in measures if name not in MEASURES]
+            unknown = [name for name in measures if not isinstance(name, str) or name not in MEASURES]
             if unknown:
                 raise ValueError(f"Expected `measures` to be among {list(MEASURES)} but got {unknown}.")
             self._metrics = {name: MEASURES[name]() for name in measures}

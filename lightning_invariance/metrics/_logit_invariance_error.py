@@ -12,7 +12,7 @@ from lightning_invariance.functional._logit_invariance_error import (
     Normalization,
     logit_invariance_values,
 )
-from lightning_invariance.functional._orbit_values import Reduction, check_orbit, finite_samples
+from lightning_invariance.functional._orbit_values import Reduction, check_orbit, check_outputs, finite_samples
 from lightning_invariance.metrics._base import NanStrategy, SampleMeanMetric
 
 
@@ -71,5 +71,6 @@ class LogitInvarianceError(SampleMeanMetric):
     def update(self, logits: Tensor, orbit_logits: Tensor) -> None:
         """Adds a batch."""
         check_orbit(logits, orbit_logits)
+        check_outputs(logits)
         values = logit_invariance_values(logits, orbit_logits, self.normalize)
         self._add(values, finite_samples(logits, orbit_logits))

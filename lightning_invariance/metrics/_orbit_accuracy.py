@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_invariance._checks import check_choice
 from lightning_invariance.functional._orbit_accuracy import check_accuracy_inputs, orbit_accuracy_values
 from lightning_invariance.functional._orbit_values import Reduction, finite_samples
 from lightning_invariance.metrics._base import NanStrategy, SampleMeanMetric
@@ -60,6 +61,7 @@ class OrbitAccuracy(SampleMeanMetric):
         nan_strategy: NanStrategy = "warn",
         **kwargs: Any,
     ) -> None:
+        check_choice("worst_case", worst_case, (False, True))
         if worst_case and reduction == "element":
             raise ValueError("Expected `reduction` to be 'mean' or 'none' with worst_case=True but got 'element'.")
         variant = "worst_case" if worst_case else ""

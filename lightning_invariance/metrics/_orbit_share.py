@@ -76,6 +76,10 @@ class OrbitShare(InvarianceMetric):
         """Adds a batch."""
         check_orbit(logits, orbit_logits)
         check_classes(logits, 2)
+        self._check_batch(logits, len(orbit_logits), self._sums)
+        seen = getattr(self, self._means).shape[1]
+        if seen not in (1, logits.shape[1]):  # 1 before the first batch
+            raise ValueError(f"Expected `logits` to have {seen} classes, as those before, but got {logits.shape[1]}.")
         finite = finite_samples(logits, orbit_logits)
         kept = finite.double()
         moments = orbit_moments(

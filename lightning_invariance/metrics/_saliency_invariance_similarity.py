@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_invariance.functional._orbit_values import Reduction, check_orbit, finite_samples
+from lightning_invariance.functional._orbit_values import Reduction, check_orbit, check_outputs, finite_samples
 from lightning_invariance.functional._saliency_invariance_similarity import saliency_invariance_values
 from lightning_invariance.metrics._base import NanStrategy, SampleMeanMetric
 
@@ -54,4 +54,5 @@ class SaliencyInvarianceSimilarity(SampleMeanMetric):
     def update(self, saliency: Tensor, orbit_saliency: Tensor) -> None:
         """Adds a batch."""
         check_orbit(saliency, orbit_saliency, "saliency")
+        check_outputs(saliency, "saliency")
         self._add(saliency_invariance_values(saliency, orbit_saliency), finite_samples(saliency, orbit_saliency))

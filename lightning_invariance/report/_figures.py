@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lightning_invariance._checks import check_count, check_iterable, check_tensor, is_number
 from lightning_invariance._isolation import evaluation_mode
 from lightning_invariance._requirements import require
 from lightning_invariance.actions import Action
+from lightning_invariance.actions._base import check_action
 from lightning_invariance.orbit import evaluate_orbit
 from lightning_invariance.saliency import SaliencyLike, default_saliency
 
@@ -38,7 +40,8 @@ def plot_curves(
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
-        ValueError: if there is no panel, or a curve has another length than `x`.
+        ValueError: if there is no panel, one has no curve, a curve has another length than `x` or holds no numbers, or
+            `log` names no panel.
 
     Example:
         >>> from lightning_invariance.report import plot_curves
@@ -48,8 +51,17 @@ def plot_curves(
     """
     if not panels:
         raise ValueError("Expected `panels` to hold at least one measure but got none.")
+    check_iterable("x", x, "the abscissa's values")
+    check_iterable("log", log, "names of measures")
+    if not isinstance(panels, Mapping) or not all(isinstance(curves, Mapping) and curves for curves in panels.values()):
+        raise ValueError(f"Expected `panels` to map each measure to a mapping of models' curves but got {panels!r}.")
+    unknown = [measure for measure in log if measure not in panels]
+    if unknown:
+        raise ValueError(f"Expected `log` to name measures among {list(panels)} but got {unknown}.")
     for measure, curves in panels.items():
         for model, values in curves.items():
+            if not isinstance(values, Sequence) or not all(is_number(value) for value in values):
+                raise ValueError(f"Expected {measure} of {model} to be a sequence of numbers but got {values!r}.")
             if len(values) != len(x):
                 raise ValueError(f"Expected {measure} of {model} to have {len(x)} values but got {len(values)}.")
     figure = _figure(4.2 * len(panels), 3.2)
@@ -90,7 +102,7 @@ def plot_saliency_orbit(
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
-        ValueError: if `x` is no single image, or the group cannot act on it.
+        ValueError: if there is no network, `x` is no single image, the group cannot act on it, or `target` is no class.
 
     Example:
         >>> import torch
@@ -100,6 +112,12 @@ def plot_saliency_orbit(
         >>> len(plot_saliency_orbit({"untrained": network}, torch.randn(1, 8, 8), C4()).axes)
         4
     """
+    if not isinstance(networks, Mapping) or not networks:
+        raise ValueError(f"Expected `networks` to map names to networks, at least one, but got {networks!r}.")
+    check_tensor("x", x)
+    check_action(action)
+    if target is not None:
+        check_count("target", target, minimum=0)
     if x.ndim != 3:
         raise ValueError(f"Expected `x` to be one image (C, H, W) but got shape {tuple(x.shape)}.")
     figure = _figure(1.6 * len(action), 1.8 * len(networks))
@@ -124,9 +142,9 @@ def plot_saliency_orbit(
     return figure
 
 
-def _plain(text: str) -> str:
+def _plain(text: object) -> str:
     """Text that matplotlib takes neither for a formula nor, by a leading underscore, for one to be left out."""
-    escaped = text.replace("$", "\\$")
+    escaped = str(text).replace("$", "\\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
 

@@ -7,11 +7,14 @@ import re
 from collections.abc import Mapping
 from math import isnan
 
+from torch import Tensor
+
+from lightning_invariance._checks import is_number
 from lightning_invariance.metrics import Estimate
 
 
 def markdown_table(rows: Mapping[str, Mapping[str, float | Estimate]], corner: str = "") -> str:
-    """A Markdown table of models and their measures.
+    """A Markdown table of models and their measures. Names are shown as they are: Markdown and HTML are escaped.
 
     Args:
         rows: for each model, its measures: numbers, or an `Estimate`, shown as value ± standard error. A model that
@@ -22,7 +25,7 @@ def markdown_table(rows: Mapping[str, Mapping[str, float | Estimate]], corner: s
         The table.
 
     Raises:
-        ValueError: if there are no rows.
+        ValueError: if there are no rows, or one holds no measures, or a measure is no number.
 
     Example:
         >>> import torch
@@ -37,26 +40,31 @@ def markdown_table(rows: Mapping[str, Mapping[str, float | Estimate]], corner: s
     """
     if not rows:
         raise ValueError("Expected `rows` to hold at least one model but got none.")
+    if not isinstance(rows, Mapping) or not all(isinstance(measures, Mapping) for measures in rows.values()):
+        raise ValueError(f"Expected `rows` to map each model to a mapping of its measures but got {rows!r}.")
     columns = list(dict.fromkeys(name for measures in rows.values() for name in measures))
-    lines = [_line([corner, *columns]), "|---" * (len(columns) + 1) + "|"]
+    lines = [_line([_escaped(corner), *map(_escaped, columns)]), "|---" * (len(columns) + 1) + "|"]
     for model, measures in rows.items():
-        lines.append(_line([model, *(_cell(measures.get(name)) for name in columns)]))
+        lines.append(_line([_escaped(model), *(_cell(name, measures.get(name)) for name in columns)]))
     return "\n".join(lines)
 
 
 def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
+    return "| " + " | ".join(cells) + " |"
 
 
-def _escaped(text: str) -> str:
+def _escaped(text: object) -> str:
     """Shown as it is wherever the table is: no HTML, no Markdown, no line of its own."""
-    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))
 
 
-def _cell(value: float | Estimate | None) -> str:
+def _cell(name: object, value: object) -> str:
     if value is None:
         return "–"
+    parts = value if isinstance(value, Estimate) else (value,)
+    if not all(is_number(part) or (isinstance(part, Tensor) and part.numel() == 1) for part in parts):
+        raise ValueError(f"Expected `rows` to hold numbers or Estimates of one value but got {value!r} for {name!r}.")
     if isinstance(value, Estimate):
         error = float(value.standard_error)
         return f"{float(value.value):.3g}" + ("" if isnan(error) else f" ± {error:.2g}")
-    return f"{value:.3g}"
+    return f"{float(value):.3g}"  # type: ignore[arg-type]
