@@ -29,6 +29,7 @@ from lightning_invariance.callbacks import InvarianceRegularizer as InvarianceRe
 from lightning_invariance.callbacks import MonitorRecord as MonitorRecord
 from lightning_invariance.callbacks import OrbitAugmentation as OrbitAugmentation
 from lightning_invariance.callbacks import WeightRamp as WeightRamp
+from lightning_invariance.callbacks import search_weight as search_weight
 from lightning_invariance.evaluation import evaluate_invariance as evaluate_invariance
 from lightning_invariance.metrics import DistributionInvarianceError as DistributionInvarianceError
 from lightning_invariance.metrics import Estimate as Estimate

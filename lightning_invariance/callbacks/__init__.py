@@ -5,3 +5,6 @@ from lightning_invariance.callbacks._monitor import InvarianceMonitor as Invaria
 from lightning_invariance.callbacks._monitor import MonitorRecord as MonitorRecord
 from lightning_invariance.callbacks._regularizer import InvarianceRegularizer as InvarianceRegularizer
 from lightning_invariance.callbacks._schedule import WeightRamp as WeightRamp
+from lightning_invariance.callbacks._weight_search import WeightSearch as WeightSearch
+from lightning_invariance.callbacks._weight_search import WeightTrial as WeightTrial
+from lightning_invariance.callbacks._weight_search import search_weight as search_weight

@@ -1,0 +1,1 @@
+"""What to copy: `digits.py` is one file; `paper` runs the experiments of the paper."""

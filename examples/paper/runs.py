@@ -1,0 +1,231 @@
+"""One training and everything measured on it, as a JSON file that a later start finds again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from examples.paper.data import Source, TransformingImages, load, loader, photographs
+from examples.paper.models import Classifier, build
+from lightning_invariance import (
+    C4,
+    Action,
+    CyclicTranslations,
+    InvarianceMonitor,
+    InvarianceRegularizer,
+    OrbitAugmentation,
+    jacobian_spectral_norm,
+    search_weight,
+)
+
+GROUPS: dict[str, Action] = {"R4": C4(), "T3": CyclicTranslations(3)}
+BETAS = [round(0.5 * step / 9, 4) for step in range(10)]
+TARGET_SI = 0.95
+#: The regularised models, their penalty, and the weight that the search begins with.
+PENALTIES = {
+    "IR": ("logit", 10.0),
+    "IR KL": ("distribution", 10.0),
+    "IR normalised L2": ("normalized_logit", 10.0),
+    "CNN IR": ("logit", 10.0),
+}
+SALIENCY_SAMPLES = 512
+SENSITIVITY_SAMPLES = 512
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs of a results folder have in common."""
+
+    dataset: str
+    mnist_folder: Path | None = None
+    fashion_folder: Path | None = None
+    download: bool = False
+    epochs: int = 300
+    seeds: int = 4
+    cnn_epochs: int = 60
+    cnn_seeds: int = 2
+    max_trials: int = 8
+    sizes: tuple[int, int, int] | None = None
+
+    def data(self, action: Action) -> TransformingImages:
+        """The data set, and the one that it drifts towards: the other of the two, or photographs."""
+        folders = {"mnist": self.mnist_folder, "fashion": self.fashion_folder}
+        other = {"mnist": "fashion", "fashion": "mnist"}[self.dataset]
+        source = load(self.dataset, folders[self.dataset], self.download)
+        try:
+            drift = load(other, folders[other], self.download)
+        except FileNotFoundError:
+            patches = photographs(len(source.images))
+            drift = Source(patches, torch.zeros(len(patches)), "patches of scikit-learn's photographs")
+        return TransformingImages(source, drift, action, self.sizes)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        group: a key of `GROUPS`.
+        model: the name in the tables; see `build` and `PENALTIES`.
+        seed: of weights and batches.
+        epochs: of training.
+        weight: of the regularizer; 0 for the models that have none.
+    """
+
+    group: str
+    model: str
+    seed: int
+    epochs: int
+    weight: float = 0.0
+    train_size: int | None = None
+
+    @property
+    def name(self) -> str:
+        size = "" if self.train_size is None else f"-n{self.train_size}"
+        return f"{self.group}-{self.model.replace(' ', '_')}-w{self.weight:.4g}-e{self.epochs}{size}-s{self.seed}"
+
+
+@dataclass
+class Result:
+    """What a run gave: every number by name, as (value, standard error over samples)."""
+
+    run: Run
+    test: dict[str, tuple[float, float]] = field(default_factory=dict)
+    val: dict[str, tuple[float, float]] = field(default_factory=dict)
+    drift: dict[str, list[float]] = field(default_factory=dict)
+    parameters: int = 0
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+
+def result_of(run: Run, folder: Path) -> Result | None:
+    """The result that lies in the folder, if it does."""
+    path = folder / "runs" / f"{run.name}.json"
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return Result(**{**stored, "run": Run(**stored["run"])})
+
+
+def network_of(run: Run, folder: Path) -> torch.nn.Module:
+    """The trained network of a run that is done."""
+    network = build(run.model, GROUPS[run.group])
+    network.load_state_dict(torch.load(folder / "runs" / f"{run.name}.pt", weights_only=True))
+    return network.eval()
+
+
+def execute(run: Run, settings: Settings, folder: Path) -> Result:
+    """Trains and measures, unless it has been done; the result lands in the folder."""
+    done = result_of(run, folder)
+    if done is not None:
+        return done
+    started = time.monotonic()
+    quiet()
+    L.seed_everything(run.seed, verbose=False)
+    action = GROUPS[run.group]
+    data = settings.data(action)
+    if run.train_size is not None:
+        data.train_set.tensors = tuple(tensor[: run.train_size] for tensor in data.train_set.tensors)
+    module = Classifier(build(run.model, action))
+    callbacks: list[L.Callback] = [OrbitAugmentation(action)]
+    if run.model in PENALTIES:
+        callbacks.append(InvarianceRegularizer(action, run.weight, penalty=PENALTIES[run.model][0]))
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = ModelCheckpoint(scratch, monitor="val/accuracy", mode="max", save_weights_only=True)
+        trainer = _trainer([*callbacks, checkpoint], max_epochs=run.epochs, enable_checkpointing=True)
+        trainer.fit(module, data)
+        best = torch.load(checkpoint.best_model_path, weights_only=True)
+    module.load_state_dict(best["state_dict"])
+
+    monitor = InvarianceMonitor(action, saliency_samples=SALIENCY_SAMPLES)
+    measuring = _trainer([monitor])
+    measured = {"val": {"accuracy": (measuring.validate(module, data, verbose=False)[0]["val/accuracy"], 0.0)}}
+    measured["test"] = {"accuracy": (measuring.test(module, data, verbose=False)[0]["test/accuracy"], 0.0)}
+    for record in monitor.history:
+        measured[record.stage] |= {
+            name: (float(estimate.value), float(estimate.standard_error)) for name, estimate in record.measures.items()
+        }
+    images = data.test_set().tensors[0][:SENSITIVITY_SAMPLES]
+    sensitivity = jacobian_spectral_norm(module.network.eval(), images).double()
+    measured["test"]["jacobian_spectral_norm"] = (
+        float(sensitivity.mean()), float(sensitivity.std() / len(sensitivity) ** 0.5)
+    )
+    result = Result(
+        run,
+        **measured,
+        drift=_drift(module, data, action),
+        parameters=sum(parameter.numel() for parameter in module.network.parameters()),
+        best_epoch=int(best["epoch"]),
+        seconds=time.monotonic() - started,
+    )
+    _store(result, module.network, folder)
+    return result
+
+
+def _drift(module: Classifier, data: TransformingImages, action: Action) -> dict[str, list[float]]:
+    """Accuracy and DI on test images that drift towards the other data set."""
+    monitor = InvarianceMonitor(action, measures=["distribution_invariance_error"])
+    loaders = [loader(data.test_set(beta)) for beta in BETAS]
+    accuracies = _trainer([monitor]).test(module, loaders, verbose=False)
+    return {
+        "accuracy": [
+            accuracy[f"test/accuracy/dataloader_idx_{index}"] for index, accuracy in enumerate(accuracies)
+        ],
+        "DI": [float(record.measures["distribution_invariance_error"].value) for record in monitor.history],
+    }
+
+
+def _store(result: Result, network: torch.nn.Module, folder: Path) -> None:
+    runs = folder / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), runs / f"{result.run.name}.pt")
+    unfinished = runs / f"{result.run.name}.json.part"
+    unfinished.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
+    unfinished.rename(runs / f"{result.run.name}.json")  # an interrupted run leaves no half of a result
+
+
+def search(run: Run, settings: Settings, folder: Path) -> list[Result]:
+    """Raises the run's weight until the maps on validation images are similar enough; every trial is a run."""
+    quiet()
+    trials: list[Result] = []
+
+    def similarity(weight: float) -> float:
+        trials.append(execute(Run(run.group, run.model, run.seed, run.epochs, weight), settings, folder))
+        return trials[-1].val["saliency_invariance_similarity"][0]
+
+    found = search_weight(
+        similarity, target=TARGET_SI, start=PENALTIES[run.model][1], factor=10**0.25, max_trials=settings.max_trials
+    )
+    trials.sort(key=lambda trial: trial.run.weight != found.weight)  # the one that was found comes first
+    return trials
+
+
+def _trainer(callbacks: list[L.Callback], **options: Any) -> L.Trainer:
+    return L.Trainer(
+        callbacks=callbacks,
+        accelerator="auto",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **{"enable_checkpointing": False, **options},
+    )
+
+
+def quiet() -> None:
+    """One thread a process, and none of Lightning's remarks: the runs go side by side under one progress bar."""
+    torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message="search_weight: none of")  # the report says so
