@@ -46,3 +46,4 @@ from lightning_invariance.saliency import InputXGradient as InputXGradient
 from lightning_invariance.saliency import IntegratedGradients as IntegratedGradients
 from lightning_invariance.saliency import PaperSaliency as PaperSaliency
 from lightning_invariance.saliency import Saliency as Saliency
+from lightning_invariance.sensitivity import jacobian_spectral_norm as jacobian_spectral_norm

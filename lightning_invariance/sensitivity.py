@@ -1,0 +1,288 @@
+"""How strongly a network answers to any change of its input, whichever way: the Jacobian's largest singular value."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_invariance._checks import check_callable, check_count, check_number, check_tensor
+from lightning_invariance._isolation import (
+    evaluation_mode,
+    full_precision,
+    ordinary,
+    preserved_buffers,
+    preserved_random_state,
+)
+from lightning_invariance.saliency import Network
+
+#: Up to this many outputs the whole Jacobian is computed, row by row; a Lanczos iteration would cost no less.
+_FEW_OUTPUTS = 64
+
+#: How many columns of the Jacobian are raised to float64 at a time.
+_COLUMNS = 1 << 16
+
+
+def jacobian_spectral_norm(
+    network: Network,
+    x: Tensor,
+    *,
+    tolerance: float = 1e-3,
+    max_iterations: int = 100,
+    max_batch: int | None = None,
+) -> Tensor:
+    r"""Largest singular value of the Jacobian of a network's logits, at each sample.
+
+    .. math::
+        \sigma_{\max}(x) = \Big\| \frac{\partial f(x)}{\partial x} \Big\|_2
+        = \max_{\|\epsilon\| = 1} \Big\| \frac{\partial f(x)}{\partial x} \epsilon \Big\|_2
+
+    How far the logits move for the worst small perturbation of the input, in units of the logits a unit of the input;
+    figure 5 of "On genuine invariance learning without weight-tying" (Moskalev et al., 2023). In :math:`[0, \infty)`.
+    A network that regularization made less sensitive to everything has a small one, and small invariance errors for
+    that reason alone; see `selectivity`. It scales with the logits.
+
+    With up to 64 outputs the value is that of the whole Jacobian :math:`J`, by one backward pass for each output on a
+    single graph: the root of the largest eigenvalue of :math:`J J^\top`, in float64. With more, the eigenvalue comes
+    from a Lanczos iteration with :math:`J^\top u` and :math:`J v`, the latter by differentiating twice; where an
+    operation cannot be, the whole Jacobian is computed all the same.
+
+    A module is put in eval mode for the time; modes, buffers, torch's random streams and gradients are as before, and
+    nothing is computed in half precision but by a network that has it as its own.
+
+    Args:
+        network: from a batch to its logits ``(B, C)``, or outputs ``(B, ...)``, which are flattened. Samples must not
+            depend on each other.
+        x: the batch, shape ``(B, ...)``, floating point.
+        tolerance: with more than 64 outputs, the relative error at which the iteration ends, by the residual of the
+            singular pair found.
+        max_iterations: the most steps of the iteration.
+        max_batch: the most samples in one forward.
+
+    Returns:
+        One value a sample, shape ``(B,)``, in the outputs' precision, float32 at least. NaN, with a warning, where the
+        Jacobian is not finite.
+
+    Raises:
+        ValueError: if `x` is not floating point, the network gives no tensor of one row a sample or does not depend on
+            `x`, or an option is out of its range.
+
+    Warns:
+        UserWarning: where the iteration did not get to `tolerance`; its value is a lower bound.
+
+    Example:
+        A linear network's Jacobian is its weight:
+
+        >>> import torch
+        >>> from lightning_invariance import jacobian_spectral_norm
+        >>> network = torch.nn.Linear(2, 2, bias=False)
+        >>> network.weight.data = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+        >>> jacobian_spectral_norm(network, torch.randn(3, 2))
+        tensor([4., 4., 4.])
+    """
+    check_callable("network", network, "a module or a function")
+    check_tensor("x", x)
+    if not x.is_floating_point():
+        raise ValueError(f"Expected `x` to be floating point, to have a gradient, but got {x.dtype}.")
+    if x.ndim < 2:
+        raise ValueError(f"Expected `x` to have the shape (B, ...) with values to a sample but got {tuple(x.shape)}.")
+    check_number("tolerance", tolerance)
+    if tolerance <= 0:
+        raise ValueError(f"Expected `tolerance` to be above 0 but got {tolerance!r}.")
+    check_count("max_iterations", max_iterations)
+    if max_batch is not None:
+        check_count("max_batch", max_batch)
+    if len(x) == 0:
+        return x.new_zeros(0, dtype=torch.promote_types(x.dtype, torch.float32))
+
+    norms, unconverged = [], 0
+    with _undisturbed(network, x.device):
+        few: bool | None = None  # known after a forward
+        for chunk in ordinary(x.detach()).split(max_batch or len(x)):
+            jacobian = None if few is False else _Jacobian(network, chunk)
+            few = few if jacobian is None else jacobian.shape[1] <= _FEW_OUTPUTS
+            if few and jacobian is not None:
+                squares = _largest_of_gram(jacobian)
+            else:
+                squares, lacking = _largest_by_lanczos(network, chunk, tolerance, max_iterations)
+                unconverged += lacking
+            norms.append(squares.clamp_min(0.0).sqrt())
+    result = torch.cat(norms)
+    if unconverged:
+        warnings.warn(
+            f"The Jacobian's spectral norm did not converge to a relative error of {tolerance:g} in {max_iterations} "
+            f"iterations for {unconverged} of {len(x)} samples: the values are lower bounds.",
+            UserWarning,
+            stacklevel=2,
+        )
+    undefined = int(result.isnan().sum())
+    if undefined:
+        warnings.warn(
+            f"The Jacobian's spectral norm is undefined for {undefined} of {len(x)} samples, whose Jacobian is not "
+            "finite: NaN is returned.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return result
+
+
+@contextmanager
+def _undisturbed(network: Network, device: torch.device) -> Iterator[None]:
+    """Graphs are recorded inside the block, and what is run leaves no trace."""
+    module = network if isinstance(network, nn.Module) else nn.Module()
+    # `Trainer.validate` runs in inference mode; buffers are copied outside of it. A compiled network's graph can be
+    # gone through neither twice nor by a second derivative.
+    stance: AbstractContextManager[Any] = nullcontext()
+    if "torch._dynamo" in sys.modules:  # or nothing has been compiled yet
+        stance = torch.compiler.set_stance("force_eager")
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        full_precision(device),
+        evaluation_mode(module),
+        preserved_random_state(device),
+        preserved_buffers(module),
+        stance,
+    ):
+        yield
+
+
+class _Jacobian:
+    """The Jacobian of one batch's outputs ``(B, C)``, as a graph that vectors are sent back through.
+
+    Samples do not depend on each other, so that one backward pass of the whole batch is one for each sample.
+    """
+
+    def __init__(self, network: Network, x: Tensor) -> None:
+        self._leaf = x.detach().clone().requires_grad_()
+        outputs = network(self._leaf.clone())  # of a copy: a leaf is not to be written in place, as ReLUs may
+        if not isinstance(outputs, Tensor) or outputs.ndim == 0 or len(outputs) != len(x):
+            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ValueError(f"Expected `network` to give logits of shape ({len(x)}, classes) but got {got}.")
+        self._logits = outputs.reshape(len(x), -1)
+        if self._logits.shape[1] == 0 or not self._logits.is_floating_point():
+            raise ValueError(
+                f"Expected `network` to give floating-point values for each sample but got shape "
+                f"{tuple(outputs.shape)} of {outputs.dtype}."
+            )
+        self._of_vector: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(B, C)``."""
+        return self._logits.shape[0], self._logits.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the outputs are."""
+        return self._logits.device
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The network's own precision."""
+        return self._logits.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The outputs' precision, float32 at least."""
+        return torch.promote_types(self._logits.dtype, torch.float32)
+
+    def transposed(self, u: Tensor) -> Tensor:
+        r""":math:`J^\top u`, shape ``(B, D)``, of vectors ``(B, C)``."""
+        gradient = self._backward(u.to(self._logits.dtype), create_graph=False)
+        return gradient.flatten(1)
+
+    def times(self, v: Tensor) -> Tensor:
+        r""":math:`J v`, shape ``(B, C)``, of vectors ``(B, D)``: the gradient of :math:`u \mapsto v^\top J^\top u`."""
+        if self._of_vector is None:
+            # Linear in u, so its graph serves all vectors, whatever u it was made with.
+            u = torch.ones_like(self._logits).requires_grad_()
+            self._of_vector = u, self._backward(u, create_graph=True)
+        u, product = self._of_vector
+        (result,) = torch.autograd.grad(product, u, v.reshape(product.shape).to(product.dtype), retain_graph=True)
+        return result
+
+    def _backward(self, u: Tensor, create_graph: bool) -> Tensor:
+        gradient = None
+        if self._logits.requires_grad:
+            (gradient,) = torch.autograd.grad(
+                self._logits, self._leaf, u, retain_graph=True, create_graph=create_graph, allow_unused=True
+            )
+        if gradient is None:
+            raise ValueError(
+                "Expected `network` to give logits that have a gradient with respect to `x` but got none: they do not "
+                "depend on it, or the network detaches them."
+            )
+        return gradient
+
+
+def _largest_of_gram(jacobian: _Jacobian) -> Tensor:
+    r"""Largest eigenvalue of :math:`J J^\top`, shape ``(B,)``, from all rows of the Jacobian."""
+    samples, outputs = jacobian.shape
+    rows = []
+    for row in torch.eye(outputs, device=jacobian.device):
+        rows.append(jacobian.transposed(row.expand(samples, outputs)))
+    gram = torch.zeros(samples, outputs, outputs, dtype=torch.float64, device=jacobian.device)
+    for columns in zip(*(row.split(_COLUMNS, dim=1) for row in rows), strict=True):
+        part = torch.stack(columns, dim=1).double()
+        gram += part @ part.mT
+    return _largest_eigenvalue(gram).values.to(jacobian.dtype)
+
+
+def _largest_by_lanczos(network: Network, x: Tensor, tolerance: float, max_iterations: int) -> tuple[Tensor, int]:
+    r"""Largest eigenvalue of :math:`J J^\top`, shape ``(B,)``, and for how many samples it has not converged.
+
+    Lanczos' iteration with full reorthogonalisation, in float64 but for the network, for all samples side by side.
+    The residual of a Ritz pair bounds how far an eigenvalue can be.
+    """
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attentions cannot be differentiated twice
+        jacobian = _Jacobian(network, x)
+    samples, outputs = jacobian.shape
+    steps = min(max_iterations, outputs)
+    # The same for every sample, so that the value does not depend on what else is in the batch.
+    start = torch.randn(outputs, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    u = (start / start.norm()).to(jacobian.device).expand(samples, outputs)
+    basis = u[:, None]
+    tridiagonal = torch.zeros(samples, steps, steps, dtype=torch.float64, device=jacobian.device)
+    slack = max(1e-2, 10 * torch.finfo(jacobian.precision).eps)
+    for step in range(steps):
+        v = jacobian.transposed(u)
+        alpha = v.double().square().sum(dim=1)
+        try:
+            w = jacobian.times(v).double()
+        except RuntimeError:
+            return _largest_of_gram(jacobian), 0
+        tridiagonal[:, step, step] = alpha
+        values, last = _largest_eigenvalue(tridiagonal[:, : step + 1, : step + 1])
+        # uᵀ J Jᵀ u both ways: an operation that cannot be differentiated twice need not say so.
+        if bool(((u * w).sum(dim=1) - alpha).abs().gt(slack * values).any()):
+            return _largest_of_gram(jacobian), 0
+        for _ in range(2):  # once leaves what rounding put in
+            w = w - (basis.mT @ (basis @ w[..., None]))[..., 0]
+        beta = w.norm(dim=1)
+        lacking = beta * last.abs() > 2 * tolerance * values  # σ = √θ: half the relative error
+        if step + 1 == outputs or not bool(lacking.any()):
+            return values.to(jacobian.dtype), 0
+        if step + 1 < steps:
+            tridiagonal[:, step, step + 1] = tridiagonal[:, step + 1, step] = beta
+            u = torch.where(beta[:, None] > 0, w / beta[:, None], 0.0)  # 0 where the space is exhausted
+            basis = torch.cat([basis, u[:, None]], dim=1)
+    return values.to(jacobian.dtype), int(lacking.sum())
+
+
+class _Eigenpair(NamedTuple):
+    values: Tensor
+    last: Tensor
+
+
+def _largest_eigenvalue(matrices: Tensor) -> _Eigenpair:
+    """The largest eigenvalue of symmetric matrices ``(B, k, k)`` and its vector's last entry; NaN if not finite."""
+    finite = matrices.isfinite().flatten(1).all(dim=1)
+    values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], matrices, 0.0))
+    return _Eigenpair(torch.where(finite, values[:, -1], torch.nan), torch.where(finite, vectors[:, -1, -1], torch.nan))
