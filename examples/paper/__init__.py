@@ -1,1 +1,1 @@
-"""The experiments of \"On genuine invariance learning without weight-tying\", through the package alone."""
+"""The experiments of the paper "On genuine invariance learning without weight-tying", through the package alone."""

@@ -1,7 +1,7 @@
 """The experiments of "On genuine invariance learning without weight-tying" (Moskalev et al., 2023), start to end.
 
     python -m examples.paper --out paper_results                      # MNIST
-    python -m examples.paper --out paper_fashion --dataset fashion --seeds 1
+    python -m examples.paper --out paper_fashion --dataset fashion --seeds 1 --table-1-only
     python -m examples.paper --out paper_quick --quick                # a smoke run
 
 Every training is a file in the folder, so that a run that was interrupted goes on where it stopped. At the end the
@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from examples.paper.plan import Experiments, runs_without_search, runs_with_weight, searches
+from examples.paper.plan import Experiments, runs_with_weight, runs_without_search, searches
 from examples.paper.report import write_report
 from examples.paper.runs import Result, Run, Settings, execute, search
 
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side")
+    parser.add_argument("--table-1-only", action="store_true", help="WT, DA and IR; no other penalties, no CNNs")
     parser.add_argument("--quick", action="store_true", help="few images, epochs and seeds: does everything run?")
     arguments = parser.parse_args()
     settings = Settings(
@@ -46,11 +47,10 @@ def main() -> None:
         epochs=arguments.epochs,
         seeds=arguments.seeds,
         cnn_seeds=min(arguments.seeds, 2),
+        table_1_only=arguments.table_1_only,
     )
     if arguments.quick:
-        settings = replace(
-            settings, epochs=4, seeds=1, cnn_epochs=1, cnn_seeds=1, max_trials=1, sizes=(600, 200, 100)
-        )
+        settings = replace(settings, epochs=4, seeds=1, cnn_epochs=1, cnn_seeds=1, max_trials=1, sizes=(600, 200, 100))
     arguments.out.mkdir(parents=True, exist_ok=True)
     experiments = run_all(settings, arguments.out, arguments.jobs)
     write_report(experiments, settings, arguments.out)

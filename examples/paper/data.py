@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import lightning as L
@@ -31,6 +32,7 @@ class Source:
     description: str
 
 
+@lru_cache
 def load(dataset: str, folder: Path | None = None, download: bool = False) -> Source:
     """Loads ``"mnist"`` or ``"fashion"``, all images there are, pooled.
 
@@ -63,7 +65,9 @@ def load(dataset: str, folder: Path | None = None, download: bool = False) -> So
 def _source(images: np.ndarray, labels: np.ndarray, description: str) -> Source:
     images = np.asarray(images, dtype=np.float32).reshape(-1, 28, 28) / 255
     return Source(
-        torch.from_numpy(images), torch.from_numpy(np.asarray(labels, dtype=np.int64)), f"{description}, {len(images):,}"
+        torch.from_numpy(images),
+        torch.from_numpy(np.asarray(labels, dtype=np.int64)),
+        f"{description}, {len(images):,}",
     )
 
 
@@ -119,19 +123,24 @@ class TransformingImages(L.LightningDataModule):
         drift: other images, which the test images can be blended with.
         action: the group.
         sizes: how many images train, test and validate; by `sizes_for` if None.
+
+    Attributes:
+        black: the value that black has after normalisation.
     """
 
     def __init__(
         self, source: Source, drift: Source, action: Action, sizes: tuple[int, int, int] | None = None
     ) -> None:
         super().__init__()
+        self.description, self.drift_description = source.description, drift.description
         keep = source.labels < CLASSES
         images, labels = _padded(source.images[keep]), source.labels[keep]
         self.sizes = sizes_for(len(images)) if sizes is None else sizes
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         train, test, val = order[: sum(self.sizes)].split(self.sizes)
-        self.mean, self.std = images[train].mean(), images[train].std()
-        images = (images - self.mean) / self.std
+        mean, std = images[train].mean(), images[train].std()
+        images = (images - mean) / std
+        self.black = float(-mean / std)
         self.action = action
         self.train_set = TensorDataset(images[train], labels[train])
         self._upright = TensorDataset(images[test], labels[test])
@@ -139,9 +148,8 @@ class TransformingImages(L.LightningDataModule):
         self.val_set = TensorDataset(
             action.act(images[val], action.sample(len(val), torch.Generator().manual_seed(2))), labels[val]
         )
-        other = _padded(drift.images)
-        chosen = torch.randperm(len(other), generator=torch.Generator().manual_seed(3))
-        other = other[chosen[torch.arange(len(test)) % len(chosen)]]
+        chosen = torch.randperm(len(drift.images), generator=torch.Generator().manual_seed(3))
+        other = _padded(drift.images[chosen[torch.arange(len(test)) % len(chosen)]])
         self._other = (other - other.mean()) / other.std()
 
     def test_set(self, beta: float = 0.0) -> TensorDataset:

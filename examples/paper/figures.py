@@ -17,6 +17,7 @@ from examples.paper.paper_numbers import FIGURE_4_DI, FIGURE_4_RATIO, FIGURE_5
 from examples.paper.plan import FIGURE_5 as REGULARISERS
 from examples.paper.plan import TABLE_1, Experiments, mean_and_deviation
 from examples.paper.runs import BETAS, GROUPS, Settings, network_of
+from lightning_invariance import PaperSaliency
 from lightning_invariance.report import plot_saliency_orbit
 
 COLOURS = {"WT": "tab:green", "DA": "tab:orange", "IR": "tab:blue"}
@@ -56,9 +57,15 @@ def _first_networks(experiments: Experiments, settings: Settings, folder: Path, 
 
 def saliency_over_orbit(experiments: Experiments, settings: Settings, folder: Path, group: str) -> Figure:
     """Figures 1 and 3: one row a model, one column an element."""
-    images, labels = settings.data(GROUPS[group]).test_set().tensors
-    networks = _first_networks(experiments, settings, folder, group)
-    return plot_saliency_orbit(networks, images[0], GROUPS[group], target=int(labels[0]))
+    data = settings.data(GROUPS[group])
+    images, labels = data.test_set().tensors
+    return plot_saliency_orbit(
+        _first_networks(experiments, settings, folder, group),
+        images[0],
+        GROUPS[group],
+        saliency=PaperSaliency(baseline=data.black),
+        target=int(labels[0]),
+    )
 
 
 def embedding(experiments: Experiments, settings: Settings, folder: Path, group: str) -> Figure:
@@ -124,9 +131,7 @@ def sensitivity(experiments: Experiments, settings: Settings) -> Figure:
     figure = Figure(figsize=(4.2 * len(GROUPS), 5), layout="constrained")
     panels = figure.subplots(2, len(GROUPS))
     for column, group in zip(panels.T, GROUPS, strict=True):
-        ours: Mapping[str, Any] = {
-            model: experiments.of(group, model, settings.epochs) for model in REGULARISERS
-        }
+        ours: Mapping[str, Any] = {model: experiments.of(group, model, settings.epochs) for model in REGULARISERS}
         for position, measure, axes in zip((0, 1), ("jacobian_spectral_norm", "accuracy"), column, strict=True):
             heights = [mean_and_deviation([r.test[measure][0] for r in ours[model]]) for model in REGULARISERS]
             places = np.arange(len(REGULARISERS))

@@ -14,6 +14,7 @@ from lightning_invariance import Action
 from lightning_invariance.baselines import OrbitPooled, SteerableClassifier, TiedFirstLayerMLP
 
 IN_SHAPE = (1, SIDE, SIDE)
+ORDERS = {"C4": 4, "D4": 8}
 
 
 class Classifier(L.LightningModule):
@@ -57,9 +58,9 @@ def perceptron() -> nn.Sequential:
 def convolutional() -> nn.Sequential:
     """A small convolutional network in the perceptron's place."""
     layers: list[nn.Module] = []
-    for before, after in pairwise([1, 16, 32, 64]):
+    for before, after in pairwise([1, 8, 16, 32]):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * 64, CLASSES))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * 32, CLASSES))
 
 
 def build(model: str, action: Action) -> nn.Module:
@@ -69,7 +70,13 @@ def build(model: str, action: Action) -> nn.Module:
     if model.startswith("CNN"):
         return convolutional()
     if model.startswith("escnn"):
-        return SteerableClassifier(model.split()[1], 1, CLASSES, SIDE)
+        group = model.split()[1]
+        return SteerableClassifier(group, 1, CLASSES, SIDE, width=8 // ORDERS[group])  # as many channels as the CNN
     if model == "WT":
         return TiedFirstLayerMLP(action, IN_SHAPE, CLASSES)
     return perceptron()
+
+
+def is_convolutional(model: str) -> bool:
+    """Whether a model of that name is trained for fewer epochs and explained on fewer images: it takes longer."""
+    return model.startswith(("CNN", "escnn"))

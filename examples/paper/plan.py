@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from examples.paper.data import PAPER_SIZES
 from examples.paper.runs import GROUPS, PENALTIES, Result, Run, Settings
 
 TABLE_1 = ("WT", "DA", "IR")
@@ -18,50 +19,59 @@ CNN_TABLE = {
 
 
 def searches(settings: Settings) -> list[Run]:
-    """The first runs of each regularised model, whose weight is to be found."""
-    return [Run(group, model, 0, _epochs(model, settings)) for group in GROUPS for model in PENALTIES]
+    """The first runs of the regularised perceptrons, whose weight is to be found."""
+    models = ("IR",) if settings.table_1_only else ("IR", "IR KL", "IR normalised L2")
+    return [Run(group, model, 0, settings.epochs) for group in reversed(GROUPS) for model in models]
 
 
 def runs_without_search(settings: Settings) -> list[Run]:
     """The models that have no weight, all seeds; and those that explain differences from the paper."""
     runs = [
-        Run(group, model, seed, _epochs(model, settings))
+        Run(group, model, seed, settings.epochs)
         for group in GROUPS
-        for model in (*TABLE_1, *CNN_TABLE[group])
+        for model in ("WT", "DA")
+        for seed in range(settings.seeds)
+    ]
+    if settings.table_1_only:
+        return runs
+    runs += [
+        Run(group, model, seed, settings.cnn_epochs)
+        for group, models in CNN_TABLE.items()
+        for model in models
         if model not in PENALTIES
-        for seed in range(_seeds(model, settings))
+        for seed in range(settings.cnn_seeds)
     ]
-    return runs + explaining_runs(settings)
-
-
-def runs_with_weight(settings: Settings, found: Sequence[Run]) -> list[Run]:
-    """The other seeds of the regularised models of the tables, with the weights found on the first seed."""
-    return [
-        Run(first.group, first.model, seed, first.epochs, first.weight)
-        for first in found
-        if first.model in ("IR", "CNN IR")
-        for seed in range(1, _seeds(first.model, settings))
-    ]
-
-
-def explaining_runs(settings: Settings) -> list[Run]:
-    """DA with as many steps as the paper's, and with a half and a quarter of the images: what the differences are."""
-    train = (settings.sizes or settings.data(GROUPS["R4"]).sizes)[0]
-    more_epochs = round(settings.epochs * 10_000 / train)
-    runs = []
-    for group in GROUPS:
-        if train < 10_000:
-            runs.append(Run(group, "DA", 0, more_epochs))
-        runs += [Run(group, "DA", 0, settings.epochs * part, train_size=train // part) for part in (2, 4)]
+    # DA with as many steps as the paper's; and half of the images, with as many steps as all of them give.
+    train = _fewer_images(settings)
+    if train is not None:
+        runs += [Run(group, "DA", 0, round(settings.epochs * PAPER_SIZES[0] / train)) for group in GROUPS]
+        runs += [
+            Run(group, model, 0, 2 * settings.epochs, train_size=train // 2)
+            for group in GROUPS
+            for model in ("DA", "WT")
+        ]
     return runs
 
 
-def _epochs(model: str, settings: Settings) -> int:
-    return settings.cnn_epochs if model.startswith(("CNN", "escnn")) else settings.epochs
+def runs_with_weight(settings: Settings, found: Sequence[Run]) -> list[Run]:
+    """The other seeds of IR, IR with half of the images, and the regularised CNN, all with the weight found for IR."""
+    runs = []
+    train = _fewer_images(settings)
+    for first in (run for run in found if run.model == "IR"):
+        group, weight = first.group, first.weight
+        runs += [Run(group, "IR", seed, settings.epochs, weight) for seed in range(1, settings.seeds)]
+        if settings.table_1_only:
+            continue
+        runs += [Run(group, "CNN IR", seed, settings.cnn_epochs, weight) for seed in range(settings.cnn_seeds)]
+        if train is not None:
+            runs.append(Run(group, "IR", 0, 2 * settings.epochs, weight, train_size=train // 2))
+    return runs
 
 
-def _seeds(model: str, settings: Settings) -> int:
-    return settings.cnn_seeds if model.startswith(("CNN", "escnn")) else settings.seeds
+def _fewer_images(settings: Settings) -> int | None:
+    """How many images train, where they are fewer than the paper's."""
+    train = (settings.sizes or settings.data(GROUPS["R4"]).sizes)[0]
+    return train if train < PAPER_SIZES[0] else None
 
 
 @dataclass
