@@ -134,7 +134,7 @@ class InvarianceMonitor(InjectingCallback):
         self.max_batch = max_batch
         self.history: list[MonitorRecord] = []
         self._evaluators: list[InvarianceEvaluator] = []
-        self._told: set[str] = set()
+        self._told_without_labels = False
         self._verified = False
         self._evaluator()  # wrong measures, saliency or sizes fail here
 
@@ -312,8 +312,8 @@ class InvarianceMonitor(InjectingCallback):
 
     def _tell_without_labels(self, evaluator: InvarianceEvaluator) -> None:
         left_out = evaluator.measures.needing("target")
-        if "labels" not in self._told and (left_out or self.saliency_samples):
-            self._told.add("labels")
+        if not self._told_without_labels and (left_out or self.saliency_samples):
+            self._told_without_labels = True
             without = f", and {', '.join(left_out)} are left out" if left_out else ""
             rank_zero_info(
                 f"{_NAME}: no labels found in the batch (say where they are with `target=`): saliency maps explain the "
