@@ -10,17 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from callbacks_helpers import (
-    CLASSES,
-    SIDE,
-    Classifier,
-    MaxOverPixels,
-    gradient_map,
-    loader,
-    measures_by_hand,
-    paper_map,
-    trainer_for,
-)
+from callbacks_helpers import MaxOverPixels, gradient_map, measures_by_hand, paper_map
+from helpers import CLASSES, SIDE, Classifier, loader, trainer_for
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from lightning_utilities.core import rank_zero

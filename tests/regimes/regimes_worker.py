@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers import CLASSES, SIDE, Images, loader, logit_term, made, rotated, trainer_for
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from regimes_helpers import (
-    CLASSES,
-    SIDE,
     WEIGHT,
     Adversaries,
     AdversariesWithTerm,
@@ -31,12 +30,6 @@ from regimes_helpers import (
     WithTerm,
     convnet,
     dropping,
-    images,
-    loader,
-    logit_term,
-    made,
-    rotated,
-    trainer_for,
 )
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -169,11 +162,6 @@ class Dropping(Classifier):
 
 class DroppingWithTerm(Logit, Dropping):
     pass
-
-
-class Tested(Classifier):
-    def test_step(self, batch: Any, batch_idx: int) -> Any:
-        return self.validation_step(batch, batch_idx)
 
 
 class CompiledInPlace(Classifier):
@@ -342,7 +330,7 @@ class OnlyOnTheFirst(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         rank = int(os.environ.get("LOCAL_RANK", "0"))
-        yield from (images(6, 4) if rank == 0 else [])
+        yield from (Images(6, 4) if rank == 0 else [])
 
 
 class EmptyOnTheSecond(LightningDataModule):
@@ -358,7 +346,7 @@ class EmptyOnTheSecond(LightningDataModule):
     def val_dataloader(self) -> Any:
         assert self.trainer is not None
         # A sampler of its own, which Lightning leaves as it is.
-        return DataLoader(images(6, 4), 4, sampler=range(6 if self.trainer.global_rank == 0 else 0))
+        return DataLoader(Images(6, 4), 4, sampler=range(6 if self.trainer.global_rank == 0 else 0))
 
     test_dataloader = val_dataloader
 
@@ -414,7 +402,7 @@ MAY_SKIP = [("data module", "fit"), ("data module", "validate"), ("data module",
 
 
 def may_skip(owner: str, method: str) -> dict[str, Any]:
-    steps, data, module = Steps(), EmptyOnTheSecond(), made(Tested)
+    steps, data, module = Steps(), EmptyOnTheSecond(), made(Classifier)
     if owner == "module":
         data.allow_zero_length_dataloader_with_multiple_devices = False
         module.allow_zero_length_dataloader_with_multiple_devices = True

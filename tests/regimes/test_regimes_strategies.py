@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import regimes_worker
 import torch
+from helpers import Classifier, loader, made, trainer_for
 from torch import Tensor
 
 import lightning_invariance
@@ -37,8 +38,8 @@ class Launch:
     """Two processes that ran to their end, or were stopped, and what they wrote."""
 
     def __init__(self, folder: Path) -> None:
-        package = Path(lightning_invariance.__file__).parents[1]
-        paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
+        package, tests = Path(lightning_invariance.__file__).parents[1], Path(__file__).parents[1]
+        paths = [str(package), str(tests), *filter(None, [os.environ.get("PYTHONPATH")])]
         shared = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),
@@ -159,17 +160,17 @@ def test_lightning_skips_the_validation_of_a_process_whose_loader_is_known_to_be
 
 @pytest.mark.parametrize(("owner", "method"), regimes_worker.MAY_SKIP)
 def test_loaders_that_may_be_empty_are_refused_on_all_processes(launch: Launch, owner: str, method: str) -> None:
-    name = "EmptyOnTheSecond" if owner == "data module" else "Tested"
+    name = "EmptyOnTheSecond" if owner == "data module" else "Classifier"
     for result in launch.results(f"empty loader on the second, {owner}, {method}"):
         assert f"_with_multiple_devices` to be False in {name} with several processes but got True" in result["error"]
         assert result["steps"] == 0
 
 
 def test_loaders_that_may_be_empty_are_no_matter_to_a_single_process() -> None:
-    module = regimes_worker.made(regimes_worker.Classifier)
+    module = made(Classifier)
     module.allow_zero_length_dataloader_with_multiple_devices = True
     monitor = InvarianceMonitor(C4())
-    regimes_worker.trainer_for([monitor]).validate(module, regimes_worker.loader(8), verbose=False)
+    trainer_for([monitor]).validate(module, loader(8), verbose=False)
     assert len(monitor.history) == 1
 
 
