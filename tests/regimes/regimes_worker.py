@@ -101,6 +101,10 @@ class ShardingWithTerm(Shards, WithTerm):
     pass
 
 
+class ShardingStacked(Shards, Stacked):
+    pass
+
+
 class Spare(Classifier):
     """A layer that nothing uses."""
 
@@ -197,6 +201,10 @@ CELLS: dict[str, Cell] = {
     ),
     "ddp, accumulation": Cell(Classifier, WithTerm, options={"accumulate_grad_batches": 4}),
     "ddp, clipping": Cell(Classifier, WithTerm, options={"gradient_clip_val": 0.05}),
+    "ddp, clipping by value": Cell(
+        Classifier, WithTerm, options={"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}
+    ),
+    "ddp, bf16-true": Cell(Classifier, Stacked, options={"precision": "bf16-true"}),
     "ddp, bf16-mixed": Cell(Classifier, Stacked, options={"precision": "bf16-mixed"}),
     "ddp, batch normalisation": Cell(Normalised, NormalisedWithTerm),
     "ddp, dropout": Cell(Dropping, DroppingWithTerm),
@@ -214,7 +222,15 @@ CELLS: dict[str, Cell] = {
     "fsdp, wrapped layers, accumulation": Cell(
         Classifier, WithTerm, fsdp_wrapped, options={"accumulate_grad_batches": 4}
     ),
+    "fsdp, wrapped layers, clipping by value": Cell(
+        Classifier, WithTerm, fsdp_wrapped, options={"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}
+    ),
+    "fsdp, wrapped layers, bf16-mixed": Cell(Classifier, Stacked, fsdp_wrapped, options={"precision": "bf16-mixed"}),
+    "fsdp, wrapped layers, dropout": Cell(Dropping, DroppingWithTerm, fsdp_wrapped),
     "fsdp2": Cell(Sharding, ShardingWithTerm, fsdp2),
+    "fsdp2, clipping": Cell(Sharding, ShardingWithTerm, fsdp2, options={"gradient_clip_val": 0.05}),
+    "fsdp2, bf16-mixed": Cell(Sharding, ShardingStacked, fsdp2, options={"precision": "bf16-mixed"}),
+    "fsdp2, bf16-true": Cell(Sharding, ShardingStacked, fsdp2, options={"precision": "bf16-true"}),
     "fsdp2, accumulation": Cell(Sharding, ShardingWithTerm, fsdp2, options={"accumulate_grad_batches": 4}),
 }
 
