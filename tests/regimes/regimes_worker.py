@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from helpers import CLASSES, SIDE, Images, loader, logit_term, made, rotated, trainer_for
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from regimes_helpers import (
-    CLASSES,
-    SIDE,
     WEIGHT,
     Adversaries,
     AdversariesWithTerm,
@@ -31,12 +30,6 @@ from regimes_helpers import (
     WithTerm,
     convnet,
     dropping,
-    images,
-    loader,
-    logit_term,
-    made,
-    rotated,
-    trainer_for,
 )
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -105,6 +98,10 @@ class Sharding(Shards, Classifier):
 
 
 class ShardingWithTerm(Shards, WithTerm):
+    pass
+
+
+class ShardingStacked(Shards, Stacked):
     pass
 
 
@@ -204,6 +201,10 @@ CELLS: dict[str, Cell] = {
     ),
     "ddp, accumulation": Cell(Classifier, WithTerm, options={"accumulate_grad_batches": 4}),
     "ddp, clipping": Cell(Classifier, WithTerm, options={"gradient_clip_val": 0.05}),
+    "ddp, clipping by value": Cell(
+        Classifier, WithTerm, options={"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}
+    ),
+    "ddp, bf16-true": Cell(Classifier, Stacked, options={"precision": "bf16-true"}),
     "ddp, bf16-mixed": Cell(Classifier, Stacked, options={"precision": "bf16-mixed"}),
     "ddp, batch normalisation": Cell(Normalised, NormalisedWithTerm),
     "ddp, dropout": Cell(Dropping, DroppingWithTerm),
@@ -221,7 +222,15 @@ CELLS: dict[str, Cell] = {
     "fsdp, wrapped layers, accumulation": Cell(
         Classifier, WithTerm, fsdp_wrapped, options={"accumulate_grad_batches": 4}
     ),
+    "fsdp, wrapped layers, clipping by value": Cell(
+        Classifier, WithTerm, fsdp_wrapped, options={"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}
+    ),
+    "fsdp, wrapped layers, bf16-mixed": Cell(Classifier, Stacked, fsdp_wrapped, options={"precision": "bf16-mixed"}),
+    "fsdp, wrapped layers, dropout": Cell(Dropping, DroppingWithTerm, fsdp_wrapped),
     "fsdp2": Cell(Sharding, ShardingWithTerm, fsdp2),
+    "fsdp2, clipping": Cell(Sharding, ShardingWithTerm, fsdp2, options={"gradient_clip_val": 0.05}),
+    "fsdp2, bf16-mixed": Cell(Sharding, ShardingStacked, fsdp2, options={"precision": "bf16-mixed"}),
+    "fsdp2, bf16-true": Cell(Sharding, ShardingStacked, fsdp2, options={"precision": "bf16-true"}),
     "fsdp2, accumulation": Cell(Sharding, ShardingWithTerm, fsdp2, options={"accumulate_grad_batches": 4}),
 }
 
@@ -337,7 +346,25 @@ class OnlyOnTheFirst(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         rank = int(os.environ.get("LOCAL_RANK", "0"))
-        yield from (images(6, 4) if rank == 0 else [])
+        yield from (Images(6, 4) if rank == 0 else [])
+
+
+class EmptyOnTheSecond(LightningDataModule):
+    """As on the first process alone, of a length that is known: the second process then skips validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    def train_dataloader(self) -> Any:
+        return loader(24)
+
+    def val_dataloader(self) -> Any:
+        assert self.trainer is not None
+        # A sampler of its own, which Lightning leaves as it is.
+        return DataLoader(Images(6, 4), 4, sampler=range(6 if self.trainer.global_rank == 0 else 0))
+
+    test_dataloader = val_dataloader
 
 
 class Failing(Classifier):
@@ -369,6 +396,42 @@ def validated_on_the_first() -> dict[str, Any]:
     }
 
 
+class Validations(Callback):
+    """How often validation was started."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_validation_epoch_start(self, *args: Any) -> None:
+        self.count += 1
+
+
+def validated_by_lightning_alone() -> dict[str, Any]:
+    validations = Validations()
+    trainer = trainer_for([validations], devices=2, strategy=ddp(), use_distributed_sampler=False)
+    trainer.fit(made(Classifier), datamodule=EmptyOnTheSecond())
+    return {"count": validations.count}
+
+
+#: What says that loaders may be empty, and the Trainer's method.
+MAY_SKIP = [("data module", "fit"), ("data module", "validate"), ("data module", "test"), ("module", "fit")]
+
+
+def may_skip(owner: str, method: str) -> dict[str, Any]:
+    steps, data, module = Steps(), EmptyOnTheSecond(), made(Classifier)
+    if owner == "module":
+        data.allow_zero_length_dataloader_with_multiple_devices = False
+        module.allow_zero_length_dataloader_with_multiple_devices = True
+    callbacks = [steps, InvarianceMonitor(C4())]
+    trainer = trainer_for(callbacks, devices=2, strategy=ddp(), use_distributed_sampler=False)
+    error = None
+    try:
+        getattr(trainer, method)(module, datamodule=data)
+    except ValueError as refusal:
+        error = str(refusal)
+    return {"error": error, "steps": steps.count}
+
+
 def failed() -> dict[str, Any]:
     module = made(Failing)
     error = ""
@@ -395,6 +458,9 @@ def main(folder: Path) -> None:
     for name, (make, strategy) in REFUSED.items():
         keep(name, refused(make, strategy))
     keep("no validation batches on the second", validated_on_the_first())
+    keep("empty loader on the second, Lightning alone", validated_by_lightning_alone())
+    for owner, method in MAY_SKIP:
+        keep(f"empty loader on the second, {owner}, {method}", may_skip(owner, method))
     for name, monitored in {**MONITORED, **MONITOR_REFUSED}.items():
         keep(name, measured(monitored, monitored.strategy))
     keep("failed on the second", failed())  # the last: the processes have lost each other
