@@ -160,11 +160,6 @@ class InvarianceEvaluator:
         """The measures with their standard errors; see `MeasureCollection.compute`."""
         return self.measures.compute(wanted)
 
-    def reset(self) -> None:
-        """Forgets everything seen."""
-        self.measures.reset()
-        self.samples = 0
-
 
 def _first(target: Tensor | None, samples: int, of: int) -> Tensor | None:
     """The labels of the first samples; what is not one a sample is left for the measures to refuse, not cut to fit."""

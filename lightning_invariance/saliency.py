@@ -20,7 +20,7 @@ from lightning_invariance._checks import (
     check_target,
     check_tensor,
 )
-from lightning_invariance._isolation import ordinary
+from lightning_invariance._isolation import full_precision, ordinary
 from lightning_invariance.actions import Action, AffineAction, PermutationAction, ProductAction
 
 Network = Callable[[Tensor], Tensor]
@@ -403,6 +403,5 @@ def _smooth(maps: Tensor) -> Tensor:
     side = torch.exp(-torch.tensor([1.0, 0.0, 1.0], device=maps.device, dtype=maps.dtype) / 2)
     kernel = torch.outer(side, side)
     planes = maps.reshape(-1, 1, *maps.shape[-2:])
-    # Autocast would filter in half precision.
-    with torch.autocast(maps.device.type, enabled=False):
+    with full_precision(maps.device):
         return F.conv2d(planes, (kernel / kernel.sum())[None, None], padding=1).reshape(maps.shape)

@@ -91,8 +91,9 @@ class InvarianceMonitor(InjectingCallback):
         history: a `MonitorRecord` for each epoch and data loader, in order.
 
     Raises:
-        ValueError: if an argument is none of what is expected; in the first validation step, if the group cannot act
-            on the input, or network, input, labels or logits cannot be found.
+        ValueError: if an argument is none of what is expected; before training, if parameters are sharded in a way
+            that a hook cannot undo, or a process may skip validation because its loader is empty; in the first
+            validation step, if the group cannot act on the input, or network, input, labels or logits cannot be found.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -133,12 +134,14 @@ class InvarianceMonitor(InjectingCallback):
         self.max_batch = max_batch
         self.history: list[MonitorRecord] = []
         self._evaluators: list[InvarianceEvaluator] = []
-        self._told: set[str] = set()
+        self._told_without_labels = False
         self._verified = False
         self._evaluator()  # wrong measures, saliency or sizes fail here
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         resolve_network(pl_module, self.network, _NAME)  # a wrong name fails before any work is done
+        if stage in self._stages and trainer.world_size > 1:
+            _refuse_processes_that_skip_validation(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         self._verified = False
         super().setup(trainer, pl_module, stage)
 
@@ -309,8 +312,8 @@ class InvarianceMonitor(InjectingCallback):
 
     def _tell_without_labels(self, evaluator: InvarianceEvaluator) -> None:
         left_out = evaluator.measures.needing("target")
-        if "labels" not in self._told and (left_out or self.saliency_samples):
-            self._told.add("labels")
+        if not self._told_without_labels and (left_out or self.saliency_samples):
+            self._told_without_labels = True
             without = f", and {', '.join(left_out)} are left out" if left_out else ""
             rank_zero_info(
                 f"{_NAME}: no labels found in the batch (say where they are with `target=`): saliency maps explain the "
@@ -358,6 +361,21 @@ class _NetworkOfInput(nn.Module):
         args, kwargs = self._arguments.with_input(x)
         with self._context():
             return logits_of(self.network(*args, **kwargs), _NAME)
+
+
+def _refuse_processes_that_skip_validation(*owners: Any) -> None:
+    """A process whose loaders are known to be empty runs no hook at all: the others would gather without it.
+
+    Before any loader is made, so that no process is left waiting: which of them are empty, none can tell the others.
+    """
+    for owner in owners:
+        if getattr(owner, "allow_zero_length_dataloader_with_multiple_devices", False):
+            raise ValueError(
+                f"{_NAME}: expected `allow_zero_length_dataloader_with_multiple_devices` to be False in "
+                f"{type(owner).__name__} with several processes but got True: one whose loader is empty skips the "
+                "epoch, and the others would wait for it for ever. Give each process a sample, or a loader without a "
+                "length (of an IterableDataset), which may be empty."
+            )
 
 
 def _is_fsdp(module: nn.Module) -> bool:

@@ -90,12 +90,6 @@ class MeasureCollection:
         """The measures whose update names this input."""
         return tuple(name for name, inputs in self._inputs.items() if argument in inputs)
 
-    def reset(self) -> None:
-        """Forgets everything seen."""
-        self._updated.clear()
-        for metric in self._metrics.values():
-            metric.reset()
-
     def update(self, outputs: OrbitOutputs, target: Tensor | None = None) -> None:
         """Adds a batch's logits to the measures of logits, or its maps to those of saliency.
 

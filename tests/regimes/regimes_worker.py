@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from regimes_helpers import (
     CLASSES,
@@ -169,6 +169,11 @@ class Dropping(Classifier):
 
 class DroppingWithTerm(Logit, Dropping):
     pass
+
+
+class Tested(Classifier):
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.validation_step(batch, batch_idx)
 
 
 class CompiledInPlace(Classifier):
@@ -340,6 +345,24 @@ class OnlyOnTheFirst(IterableDataset[Any]):
         yield from (images(6, 4) if rank == 0 else [])
 
 
+class EmptyOnTheSecond(LightningDataModule):
+    """As on the first process alone, of a length that is known: the second process then skips validation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+    def train_dataloader(self) -> Any:
+        return loader(24)
+
+    def val_dataloader(self) -> Any:
+        assert self.trainer is not None
+        # A sampler of its own, which Lightning leaves as it is.
+        return DataLoader(images(6, 4), 4, sampler=range(6 if self.trainer.global_rank == 0 else 0))
+
+    test_dataloader = val_dataloader
+
+
 class Failing(Classifier):
     """Fails on the second process, in the second batch."""
 
@@ -369,6 +392,42 @@ def validated_on_the_first() -> dict[str, Any]:
     }
 
 
+class Validations(Callback):
+    """How often validation was started."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_validation_epoch_start(self, *args: Any) -> None:
+        self.count += 1
+
+
+def validated_by_lightning_alone() -> dict[str, Any]:
+    validations = Validations()
+    trainer = trainer_for([validations], devices=2, strategy=ddp(), use_distributed_sampler=False)
+    trainer.fit(made(Classifier), datamodule=EmptyOnTheSecond())
+    return {"count": validations.count}
+
+
+#: What says that loaders may be empty, and the Trainer's method.
+MAY_SKIP = [("data module", "fit"), ("data module", "validate"), ("data module", "test"), ("module", "fit")]
+
+
+def may_skip(owner: str, method: str) -> dict[str, Any]:
+    steps, data, module = Steps(), EmptyOnTheSecond(), made(Tested)
+    if owner == "module":
+        data.allow_zero_length_dataloader_with_multiple_devices = False
+        module.allow_zero_length_dataloader_with_multiple_devices = True
+    callbacks = [steps, InvarianceMonitor(C4())]
+    trainer = trainer_for(callbacks, devices=2, strategy=ddp(), use_distributed_sampler=False)
+    error = None
+    try:
+        getattr(trainer, method)(module, datamodule=data)
+    except ValueError as refusal:
+        error = str(refusal)
+    return {"error": error, "steps": steps.count}
+
+
 def failed() -> dict[str, Any]:
     module = made(Failing)
     error = ""
@@ -395,6 +454,9 @@ def main(folder: Path) -> None:
     for name, (make, strategy) in REFUSED.items():
         keep(name, refused(make, strategy))
     keep("no validation batches on the second", validated_on_the_first())
+    keep("empty loader on the second, Lightning alone", validated_by_lightning_alone())
+    for owner, method in MAY_SKIP:
+        keep(f"empty loader on the second, {owner}, {method}", may_skip(owner, method))
     for name, monitored in {**MONITORED, **MONITOR_REFUSED}.items():
         keep(name, measured(monitored, monitored.strategy))
     keep("failed on the second", failed())  # the last: the processes have lost each other

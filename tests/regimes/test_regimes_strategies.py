@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import lightning_invariance
+from lightning_invariance import C4, InvarianceMonitor
 
 _MINUTES = 2
 
@@ -147,6 +148,29 @@ def test_a_process_without_validation_batches_takes_part(launch: Launch) -> None
         assert _distance(result["monitored"], result["unmonitored"]) == 0.0
         assert result["epochs"] == [0, 1]
     assert first["error"] == second["error"] > 0
+
+
+def test_lightning_skips_the_validation_of_a_process_whose_loader_is_known_to_be_empty(launch: Launch) -> None:
+    """What the refusal below is there for: no hook of the second process could take part in anything."""
+    first, second = launch.results("empty loader on the second, Lightning alone")
+    assert first["count"] == 3  # the sanity check's and two epochs'
+    assert second["count"] == 0
+
+
+@pytest.mark.parametrize(("owner", "method"), regimes_worker.MAY_SKIP)
+def test_loaders_that_may_be_empty_are_refused_on_all_processes(launch: Launch, owner: str, method: str) -> None:
+    name = "EmptyOnTheSecond" if owner == "data module" else "Tested"
+    for result in launch.results(f"empty loader on the second, {owner}, {method}"):
+        assert f"_with_multiple_devices` to be False in {name} with several processes but got True" in result["error"]
+        assert result["steps"] == 0
+
+
+def test_loaders_that_may_be_empty_are_no_matter_to_a_single_process() -> None:
+    module = regimes_worker.made(regimes_worker.Classifier)
+    module.allow_zero_length_dataloader_with_multiple_devices = True
+    monitor = InvarianceMonitor(C4())
+    regimes_worker.trainer_for([monitor]).validate(module, regimes_worker.loader(8), verbose=False)
+    assert len(monitor.history) == 1
 
 
 def test_the_error_of_the_process_that_failed_is_seen(launch: Launch) -> None:
