@@ -28,6 +28,7 @@ from lightning_invariance.callbacks import InvarianceMonitor as InvarianceMonito
 from lightning_invariance.callbacks import InvarianceRegularizer as InvarianceRegularizer
 from lightning_invariance.callbacks import MonitorRecord as MonitorRecord
 from lightning_invariance.callbacks import OrbitAugmentation as OrbitAugmentation
+from lightning_invariance.callbacks import SensitivityMonitor as SensitivityMonitor
 from lightning_invariance.callbacks import WeightRamp as WeightRamp
 from lightning_invariance.callbacks import search_weight as search_weight
 from lightning_invariance.evaluation import evaluate_invariance as evaluate_invariance

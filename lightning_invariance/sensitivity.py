@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from lightning_invariance._checks import check_callable, check_count, check_number, check_tensor
-from lightning_invariance._isolation import (
-    evaluation_mode,
-    full_precision,
-    ordinary,
-    preserved_buffers,
-    preserved_random_state,
-)
+from lightning_invariance._isolation import ordinary, undisturbed
 from lightning_invariance.saliency import Network
 
 #: Up to this many outputs the whole Jacobian is computed, row by row; a Lanczos iteration would cost no less.
@@ -104,7 +95,7 @@ def jacobian_spectral_norm(
         return x.new_zeros(0, dtype=torch.promote_types(x.dtype, torch.float32))
 
     norms, unconverged = [], 0
-    with _undisturbed(network, x.device):
+    with undisturbed(network, x.device), torch.enable_grad():
         few: bool | None = None  # known after a forward
         for chunk in ordinary(x.detach()).split(max_batch or len(x)):
             jacobian = None if few is False else _Jacobian(network, chunk)
@@ -185,27 +176,6 @@ def layer_spectral_norms(module: nn.Module, *, size: int = 32) -> dict[str, Tens
             shape = (layer.in_channels, *(max(size, span) for span in spans))
         (norms[name],) = jacobian_spectral_norm(layer, torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device))
     return norms
-
-
-@contextmanager
-def _undisturbed(network: Network, device: torch.device) -> Iterator[None]:
-    """Graphs are recorded inside the block, and what is run leaves no trace."""
-    module = network if isinstance(network, nn.Module) else nn.Module()
-    # `Trainer.validate` runs in inference mode; buffers are copied outside of it. A compiled network's graph can be
-    # gone through neither twice nor by a second derivative.
-    stance: AbstractContextManager[Any] = nullcontext()
-    if "torch._dynamo" in sys.modules:  # or nothing has been compiled yet
-        stance = torch.compiler.set_stance("force_eager")
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        full_precision(device),
-        evaluation_mode(module),
-        preserved_random_state(device),
-        preserved_buffers(module),
-        stance,
-    ):
-        yield
 
 
 class _Jacobian:
