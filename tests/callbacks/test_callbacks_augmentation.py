@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from callbacks_helpers import (
+from helpers import (
     Classifier,
     Images,
     assert_identical,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from callbacks_helpers import Classifier, convnet, fit, loader, mlp, trainer_for
+from helpers import Classifier, fit, loader, mlp, noisy, trainer_for
 from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 
@@ -53,7 +53,7 @@ def drawn(calls: list[Tensor], images: Tensor) -> list[tuple[int, ...]]:
 IMAGES = loader(2, 2).dataset.x
 
 
-@pytest.mark.parametrize("network", [mlp, convnet], ids=["stacked", "apart"])
+@pytest.mark.parametrize("network", [mlp, noisy], ids=["stacked", "apart"])
 @pytest.mark.parametrize("elements", [None, 1, 2, 3])
 def test_a_step_costs_as_many_extra_rows_as_there_are_elements(network: Any, elements: int | None) -> None:
     calls = record(InvarianceRegularizer(C4(), 0.1, elements=elements), network=network, max_epochs=3)
@@ -120,6 +120,6 @@ def test_batches_of_an_epoch_draw_different_elements() -> None:
 def test_draws_of_elements_leave_torchs_streams_alone() -> None:
     states = []
     for callbacks in ([], [InvarianceRegularizer(C4(), 0.1, elements=1), OrbitAugmentation(C4())]):
-        fit(lambda: Classifier(convnet), callbacks, data=loader(shuffle=True))
+        fit(lambda: Classifier(noisy), callbacks, data=loader(shuffle=True))
         states.append(torch.get_rng_state())
     assert torch.equal(*states)

@@ -8,19 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from callbacks_helpers import (
-    CLASSES,
-    Classifier,
-    assert_trained_alike,
-    fit,
-    gradient_map,
-    loader,
-    logit_term,
-    measures_by_hand,
-    mlp,
-    rotated,
-    trainer_for,
-)
+from callbacks_helpers import gradient_map, measures_by_hand
+from helpers import CLASSES, Classifier, assert_trained_alike, fit, loader, logit_term, mlp, rotated, trainer_for
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.demos.boring_classes import BoringModel, ManualOptimBoringModel
 from lightning.pytorch.utilities.compile import from_compiled

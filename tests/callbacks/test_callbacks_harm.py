@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from callbacks_helpers import Classifier, assert_identical, convnet, fit, flat_state, loader, mlp, trainer_for
+from helpers import Classifier, assert_identical, fit, flat, loader, mlp, noisy, trainer_for
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +21,7 @@ class Noisy(Classifier):
     """Running statistics, dropout, an optimiser with much state."""
 
     def __init__(self) -> None:
-        super().__init__(convnet)
+        super().__init__(noisy)
 
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.parameters(), lr=0.01)
@@ -32,7 +32,7 @@ def everything_after(callbacks: list[Callback], **options: Any) -> dict[str, Any
     module = Noisy()
     trainer = trainer_for(callbacks, **options)
     trainer.fit(module, loader(shuffle=True), [loader(7, seed=2), loader(5, seed=3)])
-    return flat_state(
+    return flat(
         {
             "weights": module.state_dict(),
             "optimizer": trainer.optimizers[0].state_dict(),
@@ -98,7 +98,7 @@ class Failing(Classifier):
     def __init__(
         self, where: str | None = None, error: type[BaseException] = RuntimeError, manual: bool = False
     ) -> None:
-        super().__init__(lambda: convnet(0.0))
+        super().__init__(lambda: noisy(0.0))
         self.where = where
         self.error = error
         self.automatic_optimization = not manual

@@ -10,17 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from callbacks_helpers import (
-    CLASSES,
-    SIDE,
-    Classifier,
-    MaxOverPixels,
-    gradient_map,
-    loader,
-    measures_by_hand,
-    paper_map,
-    trainer_for,
-)
+from callbacks_helpers import MaxOverPixels, gradient_map, measures_by_hand, paper_map
+from helpers import CLASSES, SIDE, Classifier, loader, trainer_for
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import CSVLogger
 from lightning_utilities.core import rank_zero
@@ -237,11 +228,17 @@ def test_several_data_loaders_are_measured_apart(as_dict: bool) -> None:
     assert [record.dataloader_idx for record in monitor.history] == [0, 1]
 
 
+@pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero")
 def test_several_test_loaders_and_an_empty_one() -> None:
-    module = classifier()
-    trainer = trainer_for([InvarianceMonitor(C4(), measures=["orbit_share"])], limit_test_batches=1)
-    trainer.test(module, [loader(4, seed=2), loader(4, seed=3)], verbose=False)
-    assert logged(trainer).keys() == {"test/orbit_share/dataloader_idx_0", "test/orbit_share/dataloader_idx_1"}
+    module, last = classifier(), loader(4, seed=3)
+    monitor = InvarianceMonitor(C4(), saliency_samples=0)
+    trainer = trainer_for([monitor])
+    trainer.test(module, [loader(4, seed=2), loader(0), last], verbose=False)
+    assert [len(record.measures) for record in monitor.history] == [8, 0, 8]
+    assert {name.rsplit("/", 1)[1] for name in logged(trainer)} == {"dataloader_idx_0", "dataloader_idx_2"}
+    expected = measures_by_hand(module.model, last.dataset.x, last.dataset.y)
+    measured = {name: float(each.value) for name, each in monitor.history[2].measures.items()}
+    assert measured == pytest.approx(expected, rel=1e-5, abs=1e-7)
 
 
 def test_a_logger_gets_the_values(tmp_path: Path) -> None:

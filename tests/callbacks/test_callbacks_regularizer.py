@@ -7,19 +7,18 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from callbacks_helpers import (
+from callbacks_helpers import TERMS, absolute_penalty
+from helpers import (
     CLASSES,
     SIDE,
-    TERMS,
     Classifier,
-    absolute_penalty,
     assert_trained_alike,
-    convnet,
     distance,
     fit,
     loader,
     logit_term,
     mlp,
+    noisy,
     rotated,
     trainer_for,
 )
@@ -122,7 +121,7 @@ def test_the_term_is_left_out_of_the_epoch_that_averages_weights() -> None:
     # The last epoch of weight averaging runs the step for the sake of batch statistics alone.
     class Batchnorm(Classifier):
         def __init__(self) -> None:
-            super().__init__(lambda: convnet(0.0))
+            super().__init__(lambda: noisy(0.0))
 
     def averaged(*callbacks: Callback) -> LightningModule:
         averaging = StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1, annealing_epochs=1)
@@ -352,7 +351,7 @@ def test_the_second_argument_can_be_the_input() -> None:
 def test_batch_normalisation_sees_each_element_as_a_batch_and_the_statistics_only_the_step() -> None:
     class Plain(Classifier):
         def __init__(self) -> None:
-            super().__init__(lambda: convnet(0.0))
+            super().__init__(lambda: noisy(0.0))
 
     class Oracle(Plain):
         def without_statistics(self, x: Tensor) -> Tensor:

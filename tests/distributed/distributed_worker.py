@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from helpers import CLASSES, SIDE, Classifier, Images, loader, made, trainer_for
+from lightning.pytorch import Callback, Trainer
+from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_invariance import (
     C4,
@@ -29,49 +30,19 @@ from lightning_invariance import (
     OrbitAugmentation,
 )
 
-SIDE, CLASSES, WEIGHT = 4, 3, 0.3
+WEIGHT = 0.3
 
 
-def images(count: int, seed: int) -> TensorDataset:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, 1, SIDE, SIDE, generator=generator)
-    return TensorDataset(x, torch.randint(CLASSES, (count,), generator=generator))
-
-
-def loader(count: int, batch_size: int = 4, seed: int = 0) -> DataLoader[Any]:
-    return DataLoader(images(count, seed), batch_size=batch_size)
-
-
-class Classifier(LightningModule):
-    """An ordinary module, with running statistics."""
-
-    allow_zero_length_dataloader_with_multiple_devices = True
-
-    def __init__(self, p: float = 0.0) -> None:
-        super().__init__()
-        self.model = nn.Sequential(
-            nn.Conv2d(1, 4, 3, padding=1),
-            nn.BatchNorm2d(4),
-            nn.Tanh(),
-            nn.Dropout(p),
-            nn.Flatten(),
-            nn.Linear(4 * SIDE * SIDE, CLASSES),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return F.cross_entropy(self(batch[0]), batch[1])
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        return F.cross_entropy(self(batch[0]), batch[1])
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        return F.cross_entropy(self(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+def normalised(p: float) -> nn.Module:
+    """With running statistics."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.Tanh(),
+        nn.Dropout(p),
+        nn.Flatten(),
+        nn.Linear(4 * SIDE * SIDE, CLASSES),
+    )
 
 
 class WithTerm(Classifier):
@@ -97,34 +68,23 @@ class OnlyOnTheFirst(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         rank = int(os.environ.get("LOCAL_RANK", "0"))
-        yield from (images(6, 4) if rank == 0 else [])
+        yield from (Images(6, 4) if rank == 0 else [])
 
 
-def made(make: type[Classifier] = Classifier, p: float = 0.0) -> Classifier:
-    torch.manual_seed(1)
-    return make(p)
+def classifier(make: type[Classifier] = Classifier, p: float = 0.0) -> Classifier:
+    module: Classifier = made(lambda: make(lambda: normalised(p)))
+    return module
 
 
-def trainer(callbacks: list[Callback], processes: int, **options: Any) -> Trainer:
-    settings: dict[str, Any] = {"strategy": "ddp"} if processes > 1 else {}
-    return Trainer(
-        accelerator="cpu",
-        devices=processes,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=2,
-        callbacks=callbacks,
-        **{**settings, **options},
-    )
+def trainer(callbacks: list[Callback], processes: int) -> Trainer:
+    return trainer_for(callbacks, devices=processes, **({"strategy": "ddp"} if processes > 1 else {}))
 
 
 def measured(processes: int, data: Any, method: str = "validate", **options: Any) -> dict[str, Any]:
     """What the monitor logs and records of untrained weights."""
     monitor = InvarianceMonitor(C4(), saliency=Gradient(), **options)
     runner = trainer([monitor], processes)
-    getattr(runner, method)(made(), data, verbose=False)
+    getattr(runner, method)(classifier(), data, verbose=False)
     return {
         "logged": {name: float(value) for name, value in runner.callback_metrics.items()},
         "records": [
@@ -135,7 +95,7 @@ def measured(processes: int, data: Any, method: str = "validate", **options: Any
 
 
 def trained(processes: int, make: type[Classifier], callbacks: list[Callback], p: float = 0.0) -> dict[str, Any]:
-    module = made(make, p)
+    module = classifier(make, p)
     runner = trainer(callbacks, processes)
     runner.fit(module, loader(24), loader(8, seed=2))
     return {
@@ -148,7 +108,7 @@ def trained(processes: int, make: type[Classifier], callbacks: list[Callback], p
 def by_element(processes: int) -> dict[str, Any]:
     monitor = InvarianceMonitor(C4(), measures={"li": LogitInvarianceError(reduction="element")})
     runner = trainer([monitor], processes)
-    runner.validate(made(), loader(21), verbose=False)
+    runner.validate(classifier(), loader(21), verbose=False)
     return {"logged": {name: float(value) for name, value in runner.callback_metrics.items()}}
 
 

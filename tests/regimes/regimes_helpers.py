@@ -2,71 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from helpers import CLASSES, SIDE, assert_trained_alike, fit, logit_term, rotated
+from helpers import Classifier as Plain
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
-CLASSES = 3
-SIDE = 4
 WEIGHT = 0.3
 
 
-# Data and trainers -----------------------------------------------------------------------------------------------
-
-
-def images(count: int, seed: int = 0) -> TensorDataset:
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(count, 1, SIDE, SIDE, generator=generator)
-    return TensorDataset(x, torch.randint(CLASSES, (count,), generator=generator))
-
-
-def loader(count: int = 12, batch_size: int = 4, *, seed: int = 0, shuffle: bool = False) -> DataLoader[Any]:
-    return DataLoader(images(count, seed), batch_size=batch_size, shuffle=shuffle)
-
-
-def trainer_for(callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:
-    settings: dict[str, Any] = {
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "max_epochs": 2,
-        **options,
-    }
-    return Trainer(callbacks=list(callbacks), **settings)
-
-
-def made(make: Callable[[], Any]) -> Any:
-    torch.manual_seed(1)
-    return make()
-
-
-def fit(
-    make: Callable[[], LightningModule],
-    callbacks: Sequence[Callback] = (),
-    *,
-    data: Iterable[Any] | None = None,
-    val: Any = None,
-    **options: Any,
-) -> LightningModule:
-    """Trains a module, from the same start every time."""
-    module = made(make)
-    trainer_for(callbacks, **options).fit(module, loader() if data is None else data, val)
-    return module
-
-
 # Modules ---------------------------------------------------------------------------------------------------------
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 8), nn.Tanh(), nn.Linear(8, CLASSES))
 
 
 def convnet() -> nn.Module:
@@ -85,16 +34,8 @@ def dropping() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, CLASSES))
 
 
-class Classifier(LightningModule):
-    """An ordinary module that knows nothing of the package; a subclass that is an oracle adds a term to its loss."""
-
-    def __init__(self, network: Callable[[], nn.Module] = mlp, lr: float = 0.1) -> None:
-        super().__init__()
-        self.model = network()
-        self.lr = lr
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+class Classifier(Plain):
+    """With a place for a term: a subclass that is an oracle adds one to its loss."""
 
     def added(self, fx: Tensor, x: Tensor) -> Tensor | float:
         return 0.0
@@ -112,12 +53,6 @@ class Classifier(LightningModule):
         self.before = torch.get_rng_state()
         fx = self(x)
         return F.cross_entropy(fx, y) + self.added(fx, x)
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        return F.cross_entropy(self(batch[0]), batch[1])
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
 
 
 class Logit:
@@ -192,21 +127,6 @@ def noise(x: Tensor) -> Tensor:
 # The term by hand ------------------------------------------------------------------------------------------------
 
 
-def rotated(x: Tensor) -> list[Tensor]:
-    return [torch.rot90(x, k, (2, 3)).contiguous() for k in (1, 2, 3)]
-
-
-def logit_term(fx: Tensor, fgx: Sequence[Tensor]) -> Tensor:
-    # Half precision is raised to float32: differences of nearly equal numbers would say nothing.
-    fx, *fgx = (z.float() if z.dtype in (torch.float16, torch.bfloat16) else z for z in (fx, *fgx))
-    return sum(0.5 * ((fx - each) ** 2).sum(1).mean() for each in fgx) / len(fgx)
-
-
-def distribution_term(fx: Tensor, fgx: Sequence[Tensor]) -> Tensor:
-    p = fx.softmax(1)
-    return sum((p * (p.log() - each.softmax(1).log())).sum(1).mean() for each in fgx) / len(fgx)
-
-
 def untracked(network: Any, x: Tensor) -> Tensor:
     """The network in train mode with the statistics of this batch, which it does not remember."""
     if not isinstance(network, nn.Sequential):
@@ -237,20 +157,6 @@ def saliency_term(run: Callable[[Tensor], Tensor], fx: Tensor, x: Tensor) -> Ten
 
 
 # Comparisons -----------------------------------------------------------------------------------------------------
-
-
-def distance(one: nn.Module, other: nn.Module) -> float:
-    """The largest difference between two modules' parameters."""
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
-    return max(float((a.detach().double() - b.detach().double()).abs().max()) for a, b in pairs)
-
-
-def assert_trained_alike(got: nn.Module, oracle: nn.Module, unlike: nn.Module, tolerance: float = 1e-6) -> None:
-    """The two took the same steps, which are not those of the third, and kept the same statistics."""
-    assert distance(got, oracle) < tolerance
-    assert distance(oracle, unlike) > 1000 * tolerance
-    for (name, buffer), (_, expected) in zip(got.named_buffers(), oracle.named_buffers(), strict=True):
-        torch.testing.assert_close(buffer, expected, atol=tolerance, rtol=0.0, msg=name)
 
 
 def compare(

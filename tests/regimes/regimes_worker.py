@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from helpers import CLASSES, SIDE, Images, loader, logit_term, made, rotated, trainer_for
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from regimes_helpers import (
-    CLASSES,
-    SIDE,
     WEIGHT,
     Adversaries,
     AdversariesWithTerm,
@@ -31,12 +30,6 @@ from regimes_helpers import (
     WithTerm,
     convnet,
     dropping,
-    images,
-    loader,
-    logit_term,
-    made,
-    rotated,
-    trainer_for,
 )
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -108,6 +101,10 @@ class ShardingWithTerm(Shards, WithTerm):
     pass
 
 
+class ShardingStacked(Shards, Stacked):
+    pass
+
+
 class Spare(Classifier):
     """A layer that nothing uses."""
 
@@ -171,11 +168,6 @@ class DroppingWithTerm(Logit, Dropping):
     pass
 
 
-class Tested(Classifier):
-    def test_step(self, batch: Any, batch_idx: int) -> Any:
-        return self.validation_step(batch, batch_idx)
-
-
 class CompiledInPlace(Classifier):
     def __init__(self) -> None:
         super().__init__()
@@ -209,6 +201,10 @@ CELLS: dict[str, Cell] = {
     ),
     "ddp, accumulation": Cell(Classifier, WithTerm, options={"accumulate_grad_batches": 4}),
     "ddp, clipping": Cell(Classifier, WithTerm, options={"gradient_clip_val": 0.05}),
+    "ddp, clipping by value": Cell(
+        Classifier, WithTerm, options={"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}
+    ),
+    "ddp, bf16-true": Cell(Classifier, Stacked, options={"precision": "bf16-true"}),
     "ddp, bf16-mixed": Cell(Classifier, Stacked, options={"precision": "bf16-mixed"}),
     "ddp, batch normalisation": Cell(Normalised, NormalisedWithTerm),
     "ddp, dropout": Cell(Dropping, DroppingWithTerm),
@@ -226,7 +222,15 @@ CELLS: dict[str, Cell] = {
     "fsdp, wrapped layers, accumulation": Cell(
         Classifier, WithTerm, fsdp_wrapped, options={"accumulate_grad_batches": 4}
     ),
+    "fsdp, wrapped layers, clipping by value": Cell(
+        Classifier, WithTerm, fsdp_wrapped, options={"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}
+    ),
+    "fsdp, wrapped layers, bf16-mixed": Cell(Classifier, Stacked, fsdp_wrapped, options={"precision": "bf16-mixed"}),
+    "fsdp, wrapped layers, dropout": Cell(Dropping, DroppingWithTerm, fsdp_wrapped),
     "fsdp2": Cell(Sharding, ShardingWithTerm, fsdp2),
+    "fsdp2, clipping": Cell(Sharding, ShardingWithTerm, fsdp2, options={"gradient_clip_val": 0.05}),
+    "fsdp2, bf16-mixed": Cell(Sharding, ShardingStacked, fsdp2, options={"precision": "bf16-mixed"}),
+    "fsdp2, bf16-true": Cell(Sharding, ShardingStacked, fsdp2, options={"precision": "bf16-true"}),
     "fsdp2, accumulation": Cell(Sharding, ShardingWithTerm, fsdp2, options={"accumulate_grad_batches": 4}),
 }
 
@@ -342,7 +346,7 @@ class OnlyOnTheFirst(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         rank = int(os.environ.get("LOCAL_RANK", "0"))
-        yield from (images(6, 4) if rank == 0 else [])
+        yield from (Images(6, 4) if rank == 0 else [])
 
 
 class EmptyOnTheSecond(LightningDataModule):
@@ -358,7 +362,7 @@ class EmptyOnTheSecond(LightningDataModule):
     def val_dataloader(self) -> Any:
         assert self.trainer is not None
         # A sampler of its own, which Lightning leaves as it is.
-        return DataLoader(images(6, 4), 4, sampler=range(6 if self.trainer.global_rank == 0 else 0))
+        return DataLoader(Images(6, 4), 4, sampler=range(6 if self.trainer.global_rank == 0 else 0))
 
     test_dataloader = val_dataloader
 
@@ -414,7 +418,7 @@ MAY_SKIP = [("data module", "fit"), ("data module", "validate"), ("data module",
 
 
 def may_skip(owner: str, method: str) -> dict[str, Any]:
-    steps, data, module = Steps(), EmptyOnTheSecond(), made(Tested)
+    steps, data, module = Steps(), EmptyOnTheSecond(), made(Classifier)
     if owner == "module":
         data.allow_zero_length_dataloader_with_multiple_devices = False
         module.allow_zero_length_dataloader_with_multiple_devices = True

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import Images, assert_trained_alike, distance, fit, loader, made, trainer_for
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -18,20 +19,7 @@ from lightning.pytorch.callbacks import (
     WeightAveraging,
 )
 from lightning.pytorch.tuner import Tuner
-from regimes_helpers import (
-    WEIGHT,
-    Classifier,
-    Logit,
-    assert_trained_alike,
-    compare,
-    convnet,
-    distance,
-    fit,
-    images,
-    loader,
-    made,
-    trainer_for,
-)
+from regimes_helpers import WEIGHT, Classifier, Logit, compare, convnet
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -101,7 +89,7 @@ def test_the_monitor_measures_the_averaged_weights(kind: type[WeightAveraging]) 
         def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
             if trainer.sanity_checking:
                 return
-            x = images(8, 2).tensors[0]
+            x = Images(8, 2).tensors[0]
             fx = pl_module.model(x)
             gaps = [(fx - pl_module.model(torch.rot90(x, k, (2, 3)))).square().sum(1).mean() / 2 for k in (1, 2, 3)]
             self.errors.append(float(sum(gaps) / 3))

@@ -7,30 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
-from regimes_helpers import (
+from helpers import (
     CLASSES,
-    WEIGHT,
-    Classifier,
-    Logit,
+    Images,
     assert_trained_alike,
-    compare,
-    convnet,
     distribution_term,
-    dropping,
     fit,
-    images,
     loader,
     logit_term,
     made,
     mlp,
     rotated,
-    saliency_term,
     trainer_for,
 )
+from lightning.pytorch import Callback
+from regimes_helpers import WEIGHT, Classifier, Logit, compare, convnet, dropping, saliency_term
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_invariance import C4, InvarianceMonitor, InvarianceRegularizer, OrbitAugmentation
 
@@ -116,18 +110,6 @@ def test_modules(kind: type[Classifier], network: Callable[[], nn.Module], accum
 # Batches ---------------------------------------------------------------------------------------------------------
 
 
-class Packed(Dataset[Any]):
-    def __init__(self, pack: Callable[[Tensor, Tensor], Any]) -> None:
-        self.tensors = images(24).tensors
-        self.pack = pack
-
-    def __len__(self) -> int:
-        return len(self.tensors[0])
-
-    def __getitem__(self, index: int) -> Any:
-        return self.pack(*(tensor[index] for tensor in self.tensors))
-
-
 class TakesTwo(Classifier):
     """Two inputs, each with a network of its own; the batch holds both, a number, and the labels."""
 
@@ -207,17 +189,17 @@ def test_batches(kind: type[TakesTwo], pack: Callable[[Tensor, Tensor], Any], in
         kind,
         Oracle,
         lambda: [InvarianceRegularizer(C4(), WEIGHT, penalty, input=input)],
-        data=DataLoader(Packed(pack), batch_size=4),
+        data=loader(24, pack=pack),
     )
 
 
 @pytest.mark.parametrize("kind", [TakesTwo, TakesKeywords])
 def test_keywords_that_could_be_several_are_asked_for(kind: type[TakesTwo]) -> None:
     if kind is TakesTwo:
-        fit(kind, [InvarianceRegularizer(C4(), WEIGHT)], data=DataLoader(Packed(as_dict), batch_size=4))
+        fit(kind, [InvarianceRegularizer(C4(), WEIGHT)], data=loader(24, pack=as_dict))
         return
     with pytest.raises(ValueError, match=r"several tensors could be meant: name it with `input=`"):
-        fit(kind, [InvarianceRegularizer(C4(), WEIGHT)], data=DataLoader(Packed(as_dict), batch_size=4))
+        fit(kind, [InvarianceRegularizer(C4(), WEIGHT)], data=loader(24, pack=as_dict))
 
 
 # Loaders ---------------------------------------------------------------------------------------------------------
@@ -227,7 +209,7 @@ class Stream(IterableDataset[Any]):
     """Its length is not known beforehand, and its last batch is smaller."""
 
     def __iter__(self) -> Iterator[Any]:
-        yield from images(22)
+        yield from Images(22)
 
 
 class WithTerm(Logit, Classifier):
@@ -282,7 +264,7 @@ def test_several_validation_loaders_beside_a_training(streams: bool) -> None:
     monitor = InvarianceMonitor(C4(), saliency_samples=0)
     trainer_for([monitor]).validate(module, val, verbose=False)
     with torch.no_grad():
-        for record, data in zip(monitor.history, (images(8, 2), images(22)), strict=True):
+        for record, data in zip(monitor.history, (Images(8, 2), Images(22)), strict=True):
             x = data.tensors[0]
             expected = logit_term(module.model(x), [module.model(each) for each in rotated(x)])
             torch.testing.assert_close(float(record.measures["logit_invariance_error"].value), float(expected))
@@ -379,7 +361,7 @@ def test_all_three_in_the_other_namespace(pl: Any) -> None:
     callbacks, expected = everyone()
     module = fit(Seeing, callbacks, data=loader(24), val=loader(8, seed=2))
     assert all(torch.equal(one, other) for one, other in zip(foreign.seen, module.seen, strict=True))
-    assert not torch.equal(torch.cat(foreign.seen[:6]), images(24).tensors[0])
+    assert not torch.equal(torch.cat(foreign.seen[:6]), Images(24).tensors[0])
     for (name, value), other in zip(
         foreign.model.state_dict().items(), module.model.state_dict().values(), strict=True
     ):

@@ -6,20 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from regimes_helpers import (
-    WEIGHT,
-    Adversaries,
-    AdversariesWithTerm,
-    Classifier,
-    Logit,
-    compare,
-    distance,
-    fit,
-    loader,
-    logit_term,
-    noise,
-    rotated,
-)
+from helpers import distance, fit, loader, logit_term, rotated
+from regimes_helpers import WEIGHT, Adversaries, AdversariesWithTerm, Classifier, Logit, compare, noise
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -7,25 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import CLASSES, SIDE, Images, distance, fit, loader, made, mlp, trainer_for
 from lightning.pytorch import Callback
-from regimes_helpers import (
-    CLASSES,
-    SIDE,
-    WEIGHT,
-    Classifier,
-    Saliency,
-    compare,
-    convnet,
-    distance,
-    dropping,
-    fit,
-    images,
-    loader,
-    made,
-    mlp,
-    saliency_term,
-    trainer_for,
-)
+from regimes_helpers import WEIGHT, Classifier, Saliency, compare, convnet, dropping, saliency_term
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -107,7 +91,7 @@ def test_saliency_in_bf16_mixed() -> None:
 
 def test_the_penalty_that_is_logged_is_one_minus_the_measured_similarity() -> None:
     """Of the class predicted on x: the monitor, given no labels, explains the same."""
-    x = images(12).tensors[0]
+    x = Images(12).tensors[0]
     module = made(lambda: Classifier(lr=0.0))
     trainer = trainer_for(regularizer(), max_epochs=1)
     trainer.fit(module, loader())
@@ -230,11 +214,7 @@ def test_the_regularizer_refuses_a_wrong_inverse_in_the_first_step(penalty: Any)
 
 @pytest.mark.parametrize("method", ["fit", "validate", "test"])
 def test_the_monitor_refuses_a_wrong_inverse_in_the_first_batch(method: str) -> None:
-    class Tested(Classifier):
-        def test_step(self, batch: Any, batch_idx: int) -> Any:
-            return self.validation_step(batch, batch_idx)
-
-    module = made(Tested)
+    module = made(Classifier)
     trainer = trainer_for([InvarianceMonitor(wrong(), saliency_samples=0)])
     data = (loader(), loader(8, seed=2)) if method == "fit" else (loader(8, seed=2),)
     with pytest.raises(ValueError, match=REFUSAL):
@@ -245,7 +225,7 @@ def test_the_monitor_refuses_a_wrong_inverse_in_the_first_batch(method: str) -> 
 
 def test_evaluation_refuses_a_wrong_inverse() -> None:
     with pytest.raises(ValueError, match=REFUSAL):
-        evaluate_invariance(made(mlp), [images(4).tensors[0]], wrong(), progress=False)
+        evaluate_invariance(made(mlp), [Images(4).tensors[0]], wrong(), progress=False)
 
 
 def test_an_element_that_changes_the_precision_is_refused() -> None:

@@ -2,94 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import regimes_worker
 import torch
+from helpers import Classifier, loader, made, trainer_for
+from processes import Launch
 from torch import Tensor
 
-import lightning_invariance
 from lightning_invariance import C4, InvarianceMonitor
-
-_MINUTES = 2
 
 pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed support"),
 ]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class Launch:
-    """Two processes that ran to their end, or were stopped, and what they wrote."""
-
-    def __init__(self, folder: Path) -> None:
-        package = Path(lightning_invariance.__file__).parents[1]
-        paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-        shared = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(paths),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
-            "NODE_RANK": "0",
-            "WORLD_SIZE": "2",
-            "OMP_NUM_THREADS": "1",
-        }
-        self.folder = folder
-        outputs = [folder / f"output-{rank}.txt" for rank in range(2)]
-        processes = []
-        for rank, output in enumerate(outputs):
-            with output.open("w") as file:
-                processes.append(
-                    subprocess.Popen(
-                        [sys.executable, regimes_worker.__file__, str(folder)],
-                        env={**shared, "LOCAL_RANK": str(rank)},
-                        stdout=file,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-        self.ended = True
-        try:
-            for process in processes:
-                process.wait(timeout=60 * _MINUTES)
-        except subprocess.TimeoutExpired:
-            self.ended = False
-        finally:
-            for process in processes:
-                process.kill()  # Lightning lets a process go on that is merely asked to end
-                process.wait()
-        self.outputs = [output.read_text() for output in outputs]
-        for rank, output in enumerate(self.outputs):
-            print(f"--- process {rank} ---\n{output[-4000:]}")
-
-    def results(self, name: str) -> list[dict[str, Any]]:
-        """What each process wrote."""
-        found = []
-        for rank in range(2):
-            file = self.folder / f"{name}-{rank}.pt"
-            assert file.exists(), f"process {rank} did not get through {name!r}"
-            found.append(torch.load(file, weights_only=True))
-        return found
-
-
 @pytest.fixture(scope="module")
 def launch() -> Iterator[Launch]:
     """Started once for all tests."""
     with tempfile.TemporaryDirectory() as folder:
-        yield Launch(Path(folder))
+        yield Launch(regimes_worker.__file__, Path(folder))
 
 
 def _distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -159,17 +94,17 @@ def test_lightning_skips_the_validation_of_a_process_whose_loader_is_known_to_be
 
 @pytest.mark.parametrize(("owner", "method"), regimes_worker.MAY_SKIP)
 def test_loaders_that_may_be_empty_are_refused_on_all_processes(launch: Launch, owner: str, method: str) -> None:
-    name = "EmptyOnTheSecond" if owner == "data module" else "Tested"
+    name = "EmptyOnTheSecond" if owner == "data module" else "Classifier"
     for result in launch.results(f"empty loader on the second, {owner}, {method}"):
         assert f"_with_multiple_devices` to be False in {name} with several processes but got True" in result["error"]
         assert result["steps"] == 0
 
 
 def test_loaders_that_may_be_empty_are_no_matter_to_a_single_process() -> None:
-    module = regimes_worker.made(regimes_worker.Classifier)
+    module = made(Classifier)
     module.allow_zero_length_dataloader_with_multiple_devices = True
     monitor = InvarianceMonitor(C4())
-    regimes_worker.trainer_for([monitor]).validate(module, regimes_worker.loader(8), verbose=False)
+    trainer_for([monitor]).validate(module, loader(8), verbose=False)
     assert len(monitor.history) == 1
 
 

@@ -8,25 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import assert_trained_alike, fit, loader, logit_term, made, rotated, trainer_for
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler
 from lightning.pytorch.plugins import MixedPrecision
-from regimes_helpers import (
-    WEIGHT,
-    Classifier,
-    Logit,
-    Saliency,
-    WithTerm,
-    assert_trained_alike,
-    compare,
-    convnet,
-    fit,
-    loader,
-    logit_term,
-    made,
-    rotated,
-    trainer_for,
-)
+from regimes_helpers import WEIGHT, Classifier, Logit, Saliency, WithTerm, compare, convnet
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from robustness_helpers import Classifier, fit, mlp
+from helpers import fit, mlp
+from robustness_helpers import Classifier
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric
@@ -1024,7 +1025,9 @@ refuse("MonitorRecord", "frozen", lambda: setattr(record, "epoch", 1), "epoch", 
 def trained(callback: Any, x: Tensor = X, y: Tensor = LABELS, network: Callable[[], nn.Module] = mlp) -> Any:
     """One step of training, or of validation where the callback takes part in that."""
     batches = DataLoader(TensorDataset(x, y), batch_size=max(len(x), 1))
-    module = fit(lambda: Classifier(network), [callback], batches, batches, max_steps=1, num_sanity_val_steps=0)
+    module = fit(
+        lambda: Classifier(network), [callback], data=batches, val=batches, max_steps=1, num_sanity_val_steps=0
+    )
     return module.losses[0], callback
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import Images, seed_all, trainer_for
 from lightning.pytorch import Callback, LightningModule, Trainer
-from robustness_helpers import Classifier, images, seed_all, trainer_for
+from robustness_helpers import Classifier
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -61,7 +62,7 @@ class Quiet(Classifier):
 
 
 def data(count: int) -> DataLoader[Any]:
-    return DataLoader(images(count, side=2), batch_size=2)
+    return DataLoader(Images(count, side=2), batch_size=2)
 
 
 class Leaking(Callback):

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import Images, assert_identical, flat, loader, noisy, same, seed_all, trainer_for
 from lightning.pytorch import Callback, LightningModule
-from robustness_helpers import Classifier, assert_identical, flat, images, loader, noisy, same, seed_all, trainer_for
+from robustness_helpers import Classifier
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Metric
@@ -33,7 +34,7 @@ class Jittered(Dataset[Any]):
     """Draws from all three streams in the workers, as augmentations do."""
 
     def __init__(self, count: int, seed: int) -> None:
-        self.images = images(count, seed)
+        self.images = Images(count, seed)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import Images, assert_identical, loader, same, seed_all, trainer_for
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from robustness_helpers import Classifier, assert_identical, images, loader, same, seed_all, trainer_for
+from robustness_helpers import Classifier
 from torch import Tensor
 
 from lightning_invariance import C4, Gradient, InvarianceMonitor, InvarianceRegularizer, OrbitAugmentation, WeightRamp
@@ -25,7 +26,7 @@ class Batches:
     """Shuffled anew in each epoch; knows where it was, which Lightning asks of a loader resumed within an epoch."""
 
     def __init__(self, batches: int = BATCHES, batch_size: int = 4) -> None:
-        self.data = images(batches * batch_size).tensors
+        self.data = Images(batches * batch_size).tensors
         self.batches, self.batch_size = batches, batch_size
         self.epoch = self.next = 0
 
