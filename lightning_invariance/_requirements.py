@@ -1,11 +1,15 @@
-"""What is optional: the one place that knows which extra brings it."""
+"""What is optional: the one place that knows how to install it."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
 
-_EXTRAS = {"matplotlib": "demo"}
+_INSTALLATION = {
+    "matplotlib": "pip install 'lightning-invariance[demo]'",
+    # What escnn's own metadata asks for needs a Fortran compiler, and none of that is used in the plane.
+    "escnn": "pip install 'numpy<2' scipy joblib requests && pip install --no-deps 'escnn>=1.0.11,<2' lie_learn==0.0.2",
+}
 
 
 def require(name: str, purpose: str) -> ModuleType:
@@ -22,6 +26,4 @@ def require(name: str, purpose: str) -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{purpose} needs {package}: pip install 'lightning-invariance[{_EXTRAS[package]}]'."
-        ) from error
+        raise ModuleNotFoundError(f"{purpose} needs {package}: {_INSTALLATION[package]}") from error
