@@ -286,6 +286,20 @@ def test_a_network_of_half_precision() -> None:
     torch.testing.assert_close(norms, jacobian_spectral_norm(network, images()), rtol=0.03, atol=0.0)
 
 
+@pytest.mark.parametrize("classes", [3, 100])
+def test_a_compiled_network_runs_as_it_was_written(classes: int) -> None:
+    """Its graph can be gone through neither twice nor by a second derivative."""
+    network, x = made(mlp, classes), images()
+    expected = jacobian_spectral_norm(network, x)
+    compiled = torch.compile(network, backend="aot_eager")
+    compiled(x)
+    assert torch.equal(jacobian_spectral_norm(compiled, x), expected)
+    in_place = copy.deepcopy(network)
+    in_place.compile(backend="aot_eager")
+    in_place(x)
+    assert torch.equal(jacobian_spectral_norm(in_place, x), expected)
+
+
 def test_modes_come_back_after_an_exception() -> None:
     network = made(mlp, 3).train()
     with pytest.raises(RuntimeError, match="mat1 and mat2"):

@@ -1077,3 +1077,26 @@ refuse(
     call,
     "expected target=3 to name 2 integer labels in the batch but got NoneType",
 )
+name, sensitivity = "SensitivityMonitor", li.SensitivityMonitor
+for wrong in ("C4", li.C4, 3):
+    refuse(name, "type", of(sensitivity, wrong), NOT_AN_ACTION)
+refuse(name, "trivial group", of(sensitivity, li.Rotations(1)), TRIVIAL)
+for option in ("samples", "every_n_epochs", "max_batch"):
+    for kind, value in (("negative", 0), ("negative", -1), ("type", 1.5)):
+        call = of(sensitivity, **{option: value})
+        refuse(name, kind, call, f"`{option}` to be an integer of at least 1 but got")
+refuse(name, "type", of(sensitivity, layers="all"), "`layers` to be one of .* but got 'all'")
+refuse(name, "type", of(sensitivity, network=3), "`network` to be the name of a submodule or None but got")
+refuse(name, "type", of(sensitivity, input=1.5), "`input` to be a position, a key or None but got")
+call = lambda: trained(li.SensitivityMonitor(li.C4()), WIDE, network=flat24)  # noqa: E731
+refuse("SensitivityMonitor", "non-square", call, SQUARE)
+call = lambda: trained(li.SensitivityMonitor(input="image"))  # noqa: E731
+refuse("SensitivityMonitor", "unknown name", call, "expected input='image' to name a tensor in")
+call = lambda: trained(li.SensitivityMonitor(network="head"))  # noqa: E731
+refuse("SensitivityMonitor", "unknown name", call, "SensitivityMonitor: expected `network` to name a submodule")
+call = lambda: trained(li.SensitivityMonitor(WRONG_INVERSE), ALTERNATING)  # noqa: E731
+refuse("SensitivityMonitor", "wrong inverse", call, inverse)
+call = lambda: trained(li.SensitivityMonitor(), INTEGERS, network=through_floats)  # noqa: E731
+refuse("SensitivityMonitor", "integer images", call, "expected the input to be floating point, to have a gradient, but")
+call = lambda: trained(li.SensitivityMonitor(li.C4()), X[:1], LABELS[:1])[0]  # noqa: E731
+give("SensitivityMonitor", "one sample", call, lambda v: v > 0, ANYTHING)
