@@ -28,6 +28,7 @@ from lightning_invariance.callbacks import InvarianceMonitor as InvarianceMonito
 from lightning_invariance.callbacks import InvarianceRegularizer as InvarianceRegularizer
 from lightning_invariance.callbacks import MonitorRecord as MonitorRecord
 from lightning_invariance.callbacks import OrbitAugmentation as OrbitAugmentation
+from lightning_invariance.callbacks import SensitivityMonitor as SensitivityMonitor
 from lightning_invariance.callbacks import WeightRamp as WeightRamp
 from lightning_invariance.callbacks import search_weight as search_weight
 from lightning_invariance.evaluation import evaluate_invariance as evaluate_invariance
@@ -39,11 +40,14 @@ from lightning_invariance.metrics import OrbitAccuracy as OrbitAccuracy
 from lightning_invariance.metrics import OrbitShare as OrbitShare
 from lightning_invariance.metrics import PredictionConsistency as PredictionConsistency
 from lightning_invariance.metrics import SaliencyInvarianceSimilarity as SaliencyInvarianceSimilarity
+from lightning_invariance.metrics import Selectivity as Selectivity
 from lightning_invariance.orbit import OrbitOutputs as OrbitOutputs
 from lightning_invariance.orbit import evaluate_orbit as evaluate_orbit
+from lightning_invariance.orbit import evaluate_perturbations as evaluate_perturbations
 from lightning_invariance.saliency import Gradient as Gradient
 from lightning_invariance.saliency import InputXGradient as InputXGradient
 from lightning_invariance.saliency import IntegratedGradients as IntegratedGradients
 from lightning_invariance.saliency import PaperSaliency as PaperSaliency
 from lightning_invariance.saliency import Saliency as Saliency
 from lightning_invariance.sensitivity import jacobian_spectral_norm as jacobian_spectral_norm
+from lightning_invariance.sensitivity import layer_spectral_norms as layer_spectral_norms

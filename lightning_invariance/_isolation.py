@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -109,3 +110,25 @@ def is_batch_coupled(module: nn.Module) -> bool:
     return any(
         submodule.training and isinstance(submodule, nn.modules.batchnorm._BatchNorm) for submodule in module.modules()
     )
+
+
+@contextmanager
+def undisturbed(network: object, device: torch.device) -> Iterator[None]:
+    """Runs the block outside of inference mode, autocast and compiled code, the module in eval mode.
+
+    Modes, buffers and torch's random streams come back as they were. What is compiled runs as it was written: its graph
+    can be gone through neither twice nor by a second derivative.
+    """
+    module = network if isinstance(network, nn.Module) else nn.Module()
+    stance: AbstractContextManager[Any] = nullcontext()
+    if "torch._dynamo" in sys.modules:  # or nothing has been compiled yet
+        stance = torch.compiler.set_stance("force_eager")
+    with (
+        torch.inference_mode(False),  # first: buffers are copied outside of it
+        full_precision(device),
+        evaluation_mode(module),
+        preserved_random_state(device),
+        preserved_buffers(module),
+        stance,
+    ):
+        yield

@@ -125,6 +125,82 @@ def evaluate_orbit(
     return outputs
 
 
+def evaluate_perturbations(
+    network: Network,
+    x: Tensor,
+    action: Action,
+    *,
+    directions: Tensor | None = None,
+    max_batch: int | None = None,
+) -> Tensor:
+    r"""Runs a network on random perturbations of a batch, as large as the group's.
+
+    .. math::
+        f(x + \epsilon_{x, g}), \qquad \epsilon_{x, g} = \frac{\| gx - x \|}{\| d_{x, g} \|} \, d_{x, g},
+        \qquad d_{x, g} \sim N(0, 1)
+
+    for every sample and every element but the identity: what `functional.selectivity` holds the orbit's logits
+    against. Where :math:`gx = x` the input is left as it is. Gradients flow as in any forward: wrap the call in
+    ``torch.no_grad()`` to measure. The network's mode is the caller's, and torch's random streams are not drawn from.
+
+    Args:
+        network: from a batch ``(B, ...)`` to its logits ``(B, ...)``.
+        x: the batch, shape ``(B, ...)``, floating point.
+        action: the group.
+        directions: :math:`d_{x, g}`, shape ``(|G| - 1, B, ...)``, of any length but 0. Drawn in the same way on every
+            call by default: pass standard normal numbers of your own to have batches independent of each other.
+        max_batch: the most samples in one forward.
+
+    Returns:
+        The logits, shape ``(|G| - 1, B, ...)``.
+
+    Raises:
+        ValueError: if the group cannot act on `x`, `x` is not floating point, `directions` is no
+            tensor of one direction for each pair, or the network gives no tensor of one row a sample.
+
+    Example:
+        >>> import torch
+        >>> from lightning_invariance import C4, evaluate_perturbations
+        >>> x = torch.randn(5, 1, 8, 8)
+        >>> perturbed = evaluate_perturbations(torch.nn.Flatten(), x, C4())
+        >>> perturbed.shape
+        torch.Size([3, 5, 64])
+        >>> sizes = (C4().act(x, 1) - x).flatten(1).norm(dim=1)
+        >>> torch.allclose((perturbed[0] - x.flatten(1)).norm(dim=1), sizes)
+        True
+    """
+    check_callable("network", network, "a module or a function")
+    check_action(action)
+    action.check(x)
+    check_tensor("x", x)
+    if not x.is_floating_point():
+        raise ValueError(f"Expected `x` to be floating point, to be perturbed, but got {x.dtype}.")
+    if max_batch is not None:
+        check_count("max_batch", max_batch)
+    moved = action.orbit(x, list(range(1, len(action))))
+    precision = torch.promote_types(x.dtype, torch.float32)
+    if directions is None:
+        generator = torch.Generator().manual_seed(0)
+        directions = torch.randn(moved.shape, dtype=precision, generator=generator).to(x.device)
+    check_tensor("directions", directions)
+    if directions.shape != moved.shape or not directions.is_floating_point():
+        raise ValueError(
+            f"Expected `directions` to have the shape {tuple(moved.shape)}, floating point, but got "
+            f"{tuple(directions.shape)} of {directions.dtype}."
+        )
+    check_same_device("directions", directions, x.device, "`x`")
+    directions = directions.to(precision)
+
+    def length(vectors: Tensor) -> Tensor:
+        lengths: Tensor = torch.linalg.vector_norm(vectors.flatten(2), dim=2)
+        return lengths.view(*moved.shape[:2], *(1,) * (x.ndim - 1))
+
+    sizes = length(moved.to(precision) - x.to(precision))
+    perturbed = (x + sizes / length(directions) * directions).to(x.dtype)
+    rows = _forward(network, perturbed.flatten(0, 1), max_batch)
+    return rows.view(*moved.shape[:2], *rows.shape[1:])
+
+
 def _is_index(element: object) -> bool:
     if isinstance(element, Tensor):
         return element.ndim == 0 and not (element.is_floating_point() or element.is_complex() or element.is_meta)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from lightning_invariance._checks import check_callable, check_count, check_number, check_tensor
-from lightning_invariance._isolation import (
-    evaluation_mode,
-    full_precision,
-    ordinary,
-    preserved_buffers,
-    preserved_random_state,
-)
+from lightning_invariance._isolation import ordinary, undisturbed
 from lightning_invariance.saliency import Network
 
 #: Up to this many outputs the whole Jacobian is computed, row by row; a Lanczos iteration would cost no less.
@@ -102,18 +95,18 @@ def jacobian_spectral_norm(
         return x.new_zeros(0, dtype=torch.promote_types(x.dtype, torch.float32))
 
     norms, unconverged = [], 0
-    with _undisturbed(network, x.device):
+    with undisturbed(network, x.device), torch.enable_grad():
         few: bool | None = None  # known after a forward
         for chunk in ordinary(x.detach()).split(max_batch or len(x)):
             jacobian = None if few is False else _Jacobian(network, chunk)
             few = few if jacobian is None else jacobian.shape[1] <= _FEW_OUTPUTS
             if few and jacobian is not None:
-                squares = _largest_of_gram(jacobian)
+                values = _norms_by_rows(jacobian)
             else:
-                squares, lacking = _largest_by_lanczos(network, chunk, tolerance, max_iterations)
+                values, lacking = _norms_by_lanczos(network, chunk, tolerance, max_iterations)
                 unconverged += lacking
-            norms.append(squares.clamp_min(0.0).sqrt())
-    result = torch.cat(norms)
+            norms.append(values)
+        result = torch.cat(norms)
     if unconverged:
         warnings.warn(
             f"The Jacobian's spectral norm did not converge to a relative error of {tolerance:g} in {max_iterations} "
@@ -132,25 +125,57 @@ def jacobian_spectral_norm(
     return result
 
 
-@contextmanager
-def _undisturbed(network: Network, device: torch.device) -> Iterator[None]:
-    """Graphs are recorded inside the block, and what is run leaves no trace."""
-    module = network if isinstance(network, nn.Module) else nn.Module()
-    # `Trainer.validate` runs in inference mode; buffers are copied outside of it. A compiled network's graph can be
-    # gone through neither twice nor by a second derivative.
-    stance: AbstractContextManager[Any] = nullcontext()
-    if "torch._dynamo" in sys.modules:  # or nothing has been compiled yet
-        stance = torch.compiler.set_stance("force_eager")
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        full_precision(device),
-        evaluation_mode(module),
-        preserved_random_state(device),
-        preserved_buffers(module),
-        stance,
-    ):
-        yield
+def layer_spectral_norms(module: nn.Module, *, size: int = 32) -> dict[str, Tensor]:
+    r"""Largest singular value of every linear and convolutional layer of a network.
+
+    .. math::
+        \sigma_{\max} = \max_{\|\epsilon\| = 1} \| W \epsilon \|_2
+
+    for the layer as a linear map, its bias aside. A convolution is the map that it is, with its own padding, stride,
+    dilation and groups, on inputs of `size` values in each spatial dimension (or as many as its kernel spans, if those
+    are more); it hardly depends on `size` where that is several times the kernel's. The norm of the kernel as a matrix
+    is another number, and no bound on how strongly the layer answers. In :math:`[0, \infty)`; their product bounds the
+    Jacobian's in a chain of layers with 1-Lipschitz activations between them.
+
+    Args:
+        module: the network; it is left as it was.
+        size: how many values a convolution's input has in each spatial dimension.
+
+    Returns:
+        A scalar for each `torch.nn.Linear`, and convolution or transposed convolution, under the layer's name in the
+        module (``""`` for the module itself); other layers are left out. To a relative error of 1e-3, exact with up to
+        64 outputs. NaN, with a warning, where weights are not finite.
+
+    Raises:
+        ValueError: if `module` is no module, a layer has no values yet, or `size` is no integer of at least 1.
+
+    Example:
+        Turning a signal's differences into a layer doubles its fastest oscillation:
+
+        >>> import torch
+        >>> from lightning_invariance import layer_spectral_norms
+        >>> differences = torch.nn.Conv1d(1, 1, 2, padding="same", padding_mode="circular", bias=False)
+        >>> differences.weight.data = torch.tensor([[[-1.0, 1.0]]])
+        >>> layer_spectral_norms(torch.nn.Sequential(differences, torch.nn.ReLU()))
+        {'0': tensor(2.)}
+    """
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"Expected `module` to be a torch.nn.Module but got {type(module).__name__}.")
+    check_count("size", size)
+    norms = {}
+    for name, layer in module.named_modules():
+        if not isinstance(layer, (nn.Linear, _ConvNd)):
+            continue
+        weight = next(layer.parameters(), None)
+        if weight is None or is_lazy(weight) or weight.is_meta:
+            raise ValueError(f"Expected `module` to hold values but got a layer {name!r} without.")
+        if isinstance(layer, nn.Linear):
+            shape: tuple[int, ...] = (layer.in_features,)
+        else:
+            spans = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+            shape = (layer.in_channels, *(max(size, span) for span in spans))
+        (norms[name],) = jacobian_spectral_norm(layer, torch.zeros(1, *shape, dtype=weight.dtype, device=weight.device))
+    return norms
 
 
 class _Jacobian:
@@ -222,8 +247,8 @@ class _Jacobian:
         return gradient
 
 
-def _largest_of_gram(jacobian: _Jacobian) -> Tensor:
-    r"""Largest eigenvalue of :math:`J J^\top`, shape ``(B,)``, from all rows of the Jacobian."""
+def _norms_by_rows(jacobian: _Jacobian) -> Tensor:
+    r""":math:`\sigma_{\max}`, shape ``(B,)``, by the largest eigenvalue of :math:`J J^\top` from all rows."""
     samples, outputs = jacobian.shape
     rows = []
     for row in torch.eye(outputs, device=jacobian.device):
@@ -232,14 +257,14 @@ def _largest_of_gram(jacobian: _Jacobian) -> Tensor:
     for columns in zip(*(row.split(_COLUMNS, dim=1) for row in rows), strict=True):
         part = torch.stack(columns, dim=1).double()
         gram += part @ part.mT
-    return _largest_eigenvalue(gram).values.to(jacobian.dtype)
+    return _root(_largest_eigenvalue(gram).values, jacobian)
 
 
-def _largest_by_lanczos(network: Network, x: Tensor, tolerance: float, max_iterations: int) -> tuple[Tensor, int]:
-    r"""Largest eigenvalue of :math:`J J^\top`, shape ``(B,)``, and for how many samples it has not converged.
+def _norms_by_lanczos(network: Network, x: Tensor, tolerance: float, max_iterations: int) -> tuple[Tensor, int]:
+    r""":math:`\sigma_{\max}`, shape ``(B,)``, and for how many samples it has not converged.
 
-    Lanczos' iteration with full reorthogonalisation, in float64 but for the network, for all samples side by side.
-    The residual of a Ritz pair bounds how far an eigenvalue can be.
+    Lanczos' iteration on :math:`J J^\top`, with full reorthogonalisation, for all samples side by side; float64 but for
+    the network. The residual of a Ritz pair bounds how far an eigenvalue can be.
     """
     with sdpa_kernel(SDPBackend.MATH):  # the fused attentions cannot be differentiated twice
         jacobian = _Jacobian(network, x)
@@ -250,6 +275,7 @@ def _largest_by_lanczos(network: Network, x: Tensor, tolerance: float, max_itera
     u = (start / start.norm()).to(jacobian.device).expand(samples, outputs)
     basis = u[:, None]
     tridiagonal = torch.zeros(samples, steps, steps, dtype=torch.float64, device=jacobian.device)
+    found, running = tridiagonal.new_zeros(samples), torch.ones(samples, dtype=torch.bool, device=jacobian.device)
     slack = max(1e-2, 10 * torch.finfo(jacobian.precision).eps)
     for step in range(steps):
         v = jacobian.transposed(u)
@@ -257,23 +283,30 @@ def _largest_by_lanczos(network: Network, x: Tensor, tolerance: float, max_itera
         try:
             w = jacobian.times(v).double()
         except RuntimeError:
-            return _largest_of_gram(jacobian), 0
+            return _norms_by_rows(jacobian), 0
         tridiagonal[:, step, step] = alpha
         values, last = _largest_eigenvalue(tridiagonal[:, : step + 1, : step + 1])
         # uᵀ J Jᵀ u both ways: an operation that cannot be differentiated twice need not say so.
         if bool(((u * w).sum(dim=1) - alpha).abs().gt(slack * values).any()):
-            return _largest_of_gram(jacobian), 0
+            return _norms_by_rows(jacobian), 0
         for _ in range(2):  # once leaves what rounding put in
             w = w - (basis.mT @ (basis @ w[..., None]))[..., 0]
         beta = w.norm(dim=1)
         lacking = beta * last.abs() > 2 * tolerance * values  # σ = √θ: half the relative error
-        if step + 1 == outputs or not bool(lacking.any()):
-            return values.to(jacobian.dtype), 0
+        # Each sample's as it was when it had converged, whatever the others still need.
+        found = torch.where(running, values, found)
+        running = running & lacking if step + 1 < outputs else torch.zeros_like(running)
+        if not bool(running.any()):
+            break
         if step + 1 < steps:
             tridiagonal[:, step, step + 1] = tridiagonal[:, step + 1, step] = beta
             u = torch.where(beta[:, None] > 0, w / beta[:, None], 0.0)  # 0 where the space is exhausted
             basis = torch.cat([basis, u[:, None]], dim=1)
-    return values.to(jacobian.dtype), int(lacking.sum())
+    return _root(found, jacobian), int(running.sum())
+
+
+def _root(squares: Tensor, jacobian: _Jacobian) -> Tensor:
+    return squares.clamp_min(0.0).sqrt().to(jacobian.dtype)
 
 
 class _Eigenpair(NamedTuple):

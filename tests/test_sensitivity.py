@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_invariance import jacobian_spectral_norm
+from lightning_invariance import C4, evaluate_orbit, functional, jacobian_spectral_norm, layer_spectral_norms
 
 Make = Callable[[int], nn.Module]
 
@@ -163,3 +166,244 @@ def test_many_outputs_agree_with_a_full_svd(make: Make, dtype: torch.dtype, tole
     network, x = made(make, 200, dtype), images(dtype=dtype)
     norms = jacobian_spectral_norm(network, x, tolerance=tolerance)
     torch.testing.assert_close(norms.double(), full(network, x), rtol=tolerance, atol=0.0)
+
+
+@pytest.mark.parametrize("classes", [5, 100])
+def test_chunks_and_neighbours_do_not_matter(classes: int) -> None:
+    network, x = made(conv, classes, torch.float64), images(7, torch.float64)
+    whole = jacobian_spectral_norm(network, x)
+    for chunked in (jacobian_spectral_norm(network, x, max_batch=3), jacobian_spectral_norm(network, x[:4])):
+        torch.testing.assert_close(chunked, whole[: len(chunked)], rtol=1e-9, atol=0.0)
+
+
+@pytest.mark.parametrize("classes", [5, 100])
+def test_it_scales_with_the_logits_and_ignores_a_shift(classes: int) -> None:
+    network, x = made(mlp, classes), images()
+    changed = jacobian_spectral_norm(lambda z: 100.0 - 3.0 * network(z), x)
+    torch.testing.assert_close(changed, 3.0 * jacobian_spectral_norm(network, x), rtol=1e-4, atol=0.0)
+
+
+def test_a_jacobian_of_rank_one_and_one_of_zeros() -> None:
+    """The iteration's space is exhausted after one step."""
+    column, row = torch.randn(100), torch.randn(64)
+    x = images()
+    norms = jacobian_spectral_norm(lambda z: (z.flatten(1) @ row)[:, None] * column, x)
+    torch.testing.assert_close(norms, (column.norm() * row.norm()).expand(6), rtol=1e-5, atol=0.0)
+    for classes in (3, 100):
+        assert (
+            jacobian_spectral_norm(lambda z, c=classes: z.flatten(1)[:, :1].repeat(1, c) * 0.0, x).tolist() == [0.0] * 6
+        )
+
+
+def test_more_outputs_than_inputs() -> None:
+    weight = torch.randn(300, 4, dtype=torch.float64)
+    norms = jacobian_spectral_norm(lambda z: z @ weight.T, torch.randn(2, 4, dtype=torch.float64), tolerance=1e-12)
+    torch.testing.assert_close(norms, torch.linalg.svdvals(weight)[0].expand(2), rtol=1e-9, atol=0.0)
+
+
+def test_outputs_of_any_shape() -> None:
+    network, x = made(mlp, 12), images()
+    flat = jacobian_spectral_norm(network, x)
+    assert torch.equal(jacobian_spectral_norm(lambda z: network(z).unflatten(1, (3, 4)), x), flat)
+    first = jacobian_spectral_norm(lambda z: network(z)[:, 0], x)
+    torch.testing.assert_close(first.double(), full(lambda z: network(z)[:, :1], x), rtol=1e-5, atol=0.0)
+
+
+def test_it_says_when_it_has_not_converged() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(400, 400)
+    top = torch.linalg.svdvals(weight)[0]
+    with pytest.warns(UserWarning, match=r"did not converge to a relative error of 1e-06 in 3 iterations for 2 of 2"):
+        norms = jacobian_spectral_norm(lambda z: z @ weight, torch.randn(2, 400), tolerance=1e-6, max_iterations=3)
+    assert (norms < top).all()
+    assert (norms > 0.5 * top).all()
+
+
+@pytest.mark.parametrize("classes", [3, 100])
+def test_a_jacobian_that_is_not_finite_is_nan_for_its_sample_alone(classes: int) -> None:
+    network, x = made(mlp, classes), images()
+    expected = jacobian_spectral_norm(network, x)
+    x[2, 0, 0, 0] = float("nan")
+    with pytest.warns(UserWarning, match="undefined for 1 of 6 samples"):
+        norms = jacobian_spectral_norm(network, x)
+    assert norms.isnan().tolist() == [False, False, True, False, False, False]
+    torch.testing.assert_close(norms[3:], expected[3:])
+
+
+# No trace ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [conv, Attention])
+@pytest.mark.parametrize("classes", [3, 100])
+def test_it_leaves_no_trace(make: Make, classes: int) -> None:
+    network, x = made(make, classes).train(), images()
+    network[-1].eval() if isinstance(network, nn.Sequential) else network.norm.eval()  # type: ignore[operator, union-attr]
+    for parameter in network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    modes = [module.training for module in network.modules()]
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    gradients = [parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None]
+    stream, before = torch.get_rng_state(), x.clone()
+    norms = jacobian_spectral_norm(network, x)
+    assert not norms.requires_grad
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert all(
+        torch.equal(p.grad, g) for p, g in zip(network.parameters(), gradients, strict=True) if p.grad is not None
+    )
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert torch.equal(x, before)
+    assert not x.requires_grad
+    torch.testing.assert_close(norms.double(), full(network.eval(), x), rtol=1e-3, atol=0.0)
+
+
+@pytest.mark.parametrize("classes", [3, 100])
+def test_in_inference_mode(classes: int) -> None:
+    network = made(conv, classes)
+    expected = jacobian_spectral_norm(network, images())
+    with torch.inference_mode():
+        x = images() + 0.0
+        assert x.is_inference()
+        norms = jacobian_spectral_norm(network, x)
+    assert not norms.is_inference()
+    assert torch.equal(norms, expected)
+    with torch.no_grad():
+        assert torch.equal(jacobian_spectral_norm(network, images()), expected)
+
+
+@pytest.mark.parametrize("classes", [3, 100])
+def test_under_autocast_it_computes_in_full_precision(classes: int) -> None:
+    network = made(conv, classes)
+    expected = jacobian_spectral_norm(network, images())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(jacobian_spectral_norm(network, images()), expected)
+
+
+def test_a_network_of_half_precision() -> None:
+    network = made(mlp, 5)
+    norms = jacobian_spectral_norm(copy.deepcopy(network).bfloat16(), images().bfloat16())
+    assert norms.dtype == torch.float32
+    torch.testing.assert_close(norms, jacobian_spectral_norm(network, images()), rtol=0.03, atol=0.0)
+
+
+@pytest.mark.parametrize("classes", [3, 100])
+def test_a_compiled_network_runs_as_it_was_written(classes: int) -> None:
+    """Its graph can be gone through neither twice nor by a second derivative."""
+    network, x = made(mlp, classes), images()
+    expected = jacobian_spectral_norm(network, x)
+    compiled = torch.compile(network, backend="aot_eager")
+    compiled(x)
+    assert torch.equal(jacobian_spectral_norm(compiled, x), expected)
+    in_place = copy.deepcopy(network)
+    in_place.compile(backend="aot_eager")
+    in_place(x)
+    assert torch.equal(jacobian_spectral_norm(in_place, x), expected)
+
+
+def test_modes_come_back_after_an_exception() -> None:
+    network = made(mlp, 3).train()
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        jacobian_spectral_norm(network, torch.randn(2, 5))
+    assert network.training
+    assert not torch.is_inference_mode_enabled()
+
+
+# Layers -----------------------------------------------------------------------------------------------------------
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(7, 5), (7,)),
+    "a large linear": (lambda: nn.Linear(80, 90, bias=False), (80,)),
+    "padded with zeros": (lambda: nn.Conv2d(2, 3, 3, padding=1), (2, 9, 9)),
+    "circular": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular"), (2, 9, 9)),
+    "reflected": (lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), (2, 9, 9)),
+    "not padded": (lambda: nn.Conv2d(3, 2, (3, 2)), (3, 9, 9)),
+    "in steps": (lambda: nn.Conv2d(2, 4, 3, stride=2, padding=1), (2, 9, 9)),
+    "dilated": (lambda: nn.Conv2d(2, 2, 3, dilation=2, padding="same"), (2, 9, 9)),
+    "in groups": (lambda: nn.Conv2d(4, 4, 3, groups=2), (4, 9, 9)),
+    "of one dimension": (lambda: nn.Conv1d(3, 8, 5), (3, 9)),
+    "of three dimensions": (lambda: nn.Conv3d(1, 2, 2), (1, 9, 9, 9)),
+    "transposed": (lambda: nn.ConvTranspose2d(3, 2, 3, stride=2), (3, 9, 9)),
+}
+
+
+@pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)
+def test_layers_agree_with_the_svd_of_their_matrix(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layer = make().double()
+    origin = layer(torch.zeros(1, *shape, dtype=torch.float64))
+    columns = [layer(e[None]) - origin for e in torch.eye(math.prod(shape), dtype=torch.float64).view(-1, *shape)]
+    matrix = torch.stack([column.flatten() for column in columns], dim=1)
+    norms = layer_spectral_norms(nn.ModuleDict({"layer": layer}), size=9)
+    assert list(norms) == ["layer"]
+    torch.testing.assert_close(norms["layer"], torch.linalg.svdvals(matrix)[0].detach(), rtol=1e-3, atol=0.0)
+
+
+def test_a_circular_convolution_has_the_largest_value_of_its_transfer_function() -> None:
+    """Sedghi, Gupta and Long, "The singular values of convolutional layers" (2019)."""
+    torch.manual_seed(1)
+    layer = nn.Conv2d(3, 5, 3, padding=1, padding_mode="circular").double()
+    transfer = torch.fft.fft2(layer.weight.detach(), s=(16, 16)).permute(2, 3, 0, 1)
+    norms = layer_spectral_norms(layer, size=16)
+    torch.testing.assert_close(norms[""], torch.linalg.svdvals(transfer).max(), rtol=1e-3, atol=0.0)
+    kernel = torch.linalg.svdvals(layer.weight.detach().flatten(1))[0]
+    assert norms[""] > 1.2 * kernel  # the kernel's matrix says something else
+
+
+def test_layers_are_named_by_their_path_and_others_left_out() -> None:
+    network = made(conv, 9)
+    norms = layer_spectral_norms(nn.ModuleDict({"body": network}), size=8)
+    assert list(norms) == ["body.0", "body.4", "body.10"]
+    assert all(norm.shape == () and not norm.requires_grad for norm in norms.values())
+
+
+def test_a_kernel_larger_than_the_size_gets_room() -> None:
+    layer = nn.Conv2d(1, 1, 5, dilation=2)
+    assert layer_spectral_norms(layer, size=3)[""] == pytest.approx(float(layer.weight.detach().norm()))
+
+
+def test_the_layers_norms_bound_the_jacobians() -> None:
+    network = made(mlp, 9)
+    bound = math.prod(float(norm) for norm in layer_spectral_norms(network).values())
+    norms = jacobian_spectral_norm(network, images())
+    assert (norms <= bound).all()
+    assert (norms > 0.1 * bound).all()
+
+
+def test_parametrized_layers_are_left_as_they_were() -> None:
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6), n_power_iterations=50)
+    state = {name: value.clone() for name, value in layer.state_dict().items()}
+    assert float(layer_spectral_norms(layer)[""]) == pytest.approx(1.0, rel=1e-2)
+    assert all(torch.equal(value, state[name]) for name, value in layer.state_dict().items())
+    assert layer.training
+
+
+# Proposition 3.1 --------------------------------------------------------------------------------------------------
+
+
+def test_gradient_flow_on_the_logit_error_of_a_linear_network_never_raises_its_norm() -> None:
+    """W(t) = W(0) exp(−Σt), Σ = εεᵀ, ε = x − gx (Moskalev et al., 2023)."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 1, 3, 3, dtype=torch.float64)
+    epsilon = (x - C4().act(x, 1)).flatten()
+    network = nn.Sequential(nn.Flatten(), nn.Linear(9, 4, bias=False)).double()
+    weight: Tensor = network[1].weight  # type: ignore[assignment]
+    # The first singular vector is given a part along ε, so that there is something to lose.
+    weight.data += torch.outer(torch.randn(4, dtype=torch.float64), epsilon / epsilon.norm())
+    start, sigma = weight.detach().clone(), torch.outer(epsilon, epsilon)
+    step = 1e-4
+    norms = [jacobian_spectral_norm(network, x).item()]
+    for _ in range(2000):
+        # LI of the one element g: ½ ‖f(x) − f(gx)‖²
+        outputs = evaluate_orbit(network, x, C4(), elements=[1])
+        loss = functional.logit_invariance_error(outputs.logits, outputs.orbit_logits)
+        (gradient,) = torch.autograd.grad(loss, weight)
+        with torch.no_grad():
+            weight -= step * gradient
+        norms.append(jacobian_spectral_norm(network, x).item())
+    flowed = start @ torch.linalg.matrix_exp(-sigma * step * 2000)
+    torch.testing.assert_close(weight.detach(), flowed, rtol=0.0, atol=1e-2 * float(start.norm()))
+    assert all(later <= earlier * (1 + 1e-12) for earlier, later in itertools.pairwise(norms))
+    assert norms[-1] < 0.9 * norms[0]
+    assert norms[-1] == pytest.approx(torch.linalg.svdvals(flowed)[0].item(), rel=1e-2)

@@ -13,3 +13,4 @@ from lightning_invariance.functional._prediction_consistency import prediction_c
 from lightning_invariance.functional._saliency_invariance_similarity import (
     saliency_invariance_similarity as saliency_invariance_similarity,
 )
+from lightning_invariance.functional._selectivity import selectivity as selectivity

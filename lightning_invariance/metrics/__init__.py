@@ -14,3 +14,4 @@ from lightning_invariance.metrics._prediction_consistency import PredictionConsi
 from lightning_invariance.metrics._saliency_invariance_similarity import (
     SaliencyInvarianceSimilarity as SaliencyInvarianceSimilarity,
 )
+from lightning_invariance.metrics._selectivity import Selectivity as Selectivity

@@ -28,6 +28,7 @@ from lightning_invariance import (
     InvarianceRegularizer,
     LogitInvarianceError,
     OrbitAugmentation,
+    SensitivityMonitor,
 )
 
 WEIGHT = 0.3
@@ -82,7 +83,12 @@ def trainer(callbacks: list[Callback], processes: int) -> Trainer:
 
 def measured(processes: int, data: Any, method: str = "validate", **options: Any) -> dict[str, Any]:
     """What the monitor logs and records of untrained weights."""
-    monitor = InvarianceMonitor(C4(), saliency=Gradient(), **options)
+    return seen_by(InvarianceMonitor(C4(), saliency=Gradient(), **options), processes, data, method)
+
+
+def seen_by(
+    monitor: InvarianceMonitor | SensitivityMonitor, processes: int, data: Any, method: str = "validate"
+) -> dict[str, Any]:
     runner = trainer([monitor], processes)
     getattr(runner, method)(classifier(), data, verbose=False)
     return {
@@ -122,6 +128,14 @@ def scenarios(processes: int) -> Iterator[tuple[str, Any]]:
     yield "several loaders", lambda: measured(processes, [loader(21), loader(7, seed=3)], saliency_samples=5)
     yield "by element", lambda: by_element(processes)
     yield "one sample", lambda: measured(processes, loader(1))
+    yield "sensitivity", lambda: seen_by(SensitivityMonitor(C4(), layers=True), processes, loader(21))
+    yield "sensitivity of few", lambda: seen_by(SensitivityMonitor(C4(), samples=9), processes, loader(21), "test")
+    yield "sensitivity of one", lambda: seen_by(SensitivityMonitor(C4(), samples=1), processes, loader(21))
+    yield (
+        "sensitivity, empty on the second",
+        lambda: seen_by(SensitivityMonitor(C4()), processes, [DataLoader(OnlyOnTheFirst(), batch_size=4), loader(8)]),
+    )
+    yield "sensitivity of a training", lambda: trained(processes, Classifier, [SensitivityMonitor(C4())], 0.5)
     yield "monitored", lambda: trained(processes, Classifier, [InvarianceMonitor(C4(), saliency=Gradient())], 0.5)
     yield "unmonitored", lambda: trained(processes, Classifier, [], 0.5)
     yield "plain", lambda: trained(processes, Classifier, [])

@@ -17,6 +17,7 @@ from lightning_invariance.metrics import (
     OrbitShare,
     PredictionConsistency,
     SaliencyInvarianceSimilarity,
+    Selectivity,
 )
 
 Batch = dict[str, Tensor]
@@ -33,6 +34,8 @@ class Case(NamedTuple):
     inputs: tuple[str, ...]
     values: Callable[[Arrays], Values]
     by_element: bool = True
+    influences: Callable[[Arrays], Values] | None = None
+    """Values of the same spread over samples as the measure's, where it is no mean over samples."""
 
     @property
     def reductions(self) -> list[str]:
@@ -53,7 +56,7 @@ class Case(NamedTuple):
         return values.per_sample.mean() if reduction == "mean" else values.per_element.mean(axis=1)
 
     def standard_error(self, batch: Batch, reduction: str) -> np.ndarray:
-        values = self.values({name: tensor.double().numpy() for name, tensor in batch.items()})
+        values = (self.influences or self.values)({name: tensor.double().numpy() for name, tensor in batch.items()})
         columns = values.per_sample[None] if reduction == "mean" else values.per_element
         errors: np.ndarray = columns.std(axis=1, ddof=1) / np.sqrt(columns.shape[1])
         return errors[0] if reduction == "mean" else errors
@@ -127,8 +130,30 @@ def _share(data: Arrays) -> Values:
     return Values(deviations.mean(axis=0) / total, deviations[1:] / total)
 
 
+def _movements(data: Arrays) -> tuple[np.ndarray, np.ndarray]:
+    by_group = ((data["orbit_logits"] - data["logits"]) ** 2).sum(axis=-1)
+    return by_group, ((data["perturbed_logits"] - data["logits"]) ** 2).sum(axis=-1)
+
+
+def _selectivity(data: Arrays) -> Values:
+    a, b = _movements(data)
+    return Values(a.mean(axis=0) / b.mean(), a / b.mean(axis=1, keepdims=True))
+
+
+def _selectivity_influences(data: Arrays) -> Values:
+    """How much each sample moves the ratio, whose standard deviation gives its error."""
+
+    def influences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        ratio = a.mean(axis=-1, keepdims=True) / b.mean(axis=-1, keepdims=True)
+        return (a - ratio * b) / b.mean(axis=-1, keepdims=True)
+
+    a, b = _movements(data)
+    return Values(influences(a.mean(axis=0), b.mean(axis=0)), influences(a, b))
+
+
 LOGITS = ("logits", "orbit_logits")
 MAPS = ("saliency", "orbit_saliency")
+PERTURBED = ("logits", "orbit_logits", "perturbed_logits")
 LABELLED = ("logits", "orbit_logits", "target")
 
 
@@ -157,6 +182,7 @@ CASES: dict[str, Case] = {
     "sigmoid_jensen_shannon": Case(sigmoid_jensen_shannon, LOGITS, _jensen_shannon("sigmoid")),
     "saliency": Case(SaliencyInvarianceSimilarity, MAPS, _cosine),
     "share": Case(OrbitShare, LOGITS, _share),
+    "selectivity": Case(Selectivity, PERTURBED, _selectivity, influences=_selectivity_influences),
     "consistency": Case(PredictionConsistency, LOGITS, _consistency),
     "accuracy": Case(OrbitAccuracy, LABELLED, _accuracy),
     "worst_accuracy": Case(worst_accuracy, LABELLED, _worst_accuracy, by_element=False),
@@ -180,11 +206,16 @@ def make_data(
         "saliency": maps,
         "orbit_saliency": maps + normal(elements, samples, 4),
         "target": torch.randint(classes, (samples,), generator=generator),
+        "perturbed_logits": logits + 2 * normal(elements, samples, classes),
     }
 
 
+#: What comes for each element and each sample.
+BY_ELEMENT = ("orbit_", "perturbed_")
+
+
 def take(batch: Batch, index: Any) -> Batch:
-    return {name: tensor[:, index] if name.startswith("orbit_") else tensor[index] for name, tensor in batch.items()}
+    return {name: tensor[:, index] if name.startswith(BY_ELEMENT) else tensor[index] for name, tensor in batch.items()}
 
 
 def split(batch: Batch, sizes: Iterable[int]) -> Iterator[Batch]:

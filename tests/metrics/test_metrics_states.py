@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
-from invariance_references import CASES, MEANS, NAMES_AND_REDUCTIONS, Batch, make_data, split, take
+from invariance_references import BY_ELEMENT, CASES, MEANS, NAMES_AND_REDUCTIONS, Batch, make_data, split, take
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -23,6 +23,7 @@ from lightning_invariance.metrics import (
     OrbitShare,
     PredictionConsistency,
     SaliencyInvarianceSimilarity,
+    Selectivity,
 )
 
 mpl.use("Agg")
@@ -271,7 +272,7 @@ def test_metrics_that_agree_on_the_first_batch_stay_apart(data: Batch) -> None:
     collection.update(**still)
     collection.update(**data)
     values = collection.compute()
-    both = {key: torch.cat([still[key], data[key]], dim=int(key.startswith("orbit_"))) for key in data}
+    both = {key: torch.cat([still[key], data[key]], dim=int(key.startswith(BY_ELEMENT))) for key in data}
     for name, reduction in NAMES_AND_REDUCTIONS:
         expected = CASES[name].expected(both, reduction)
         np.testing.assert_allclose(
@@ -307,6 +308,7 @@ def test_forward_of_a_collection(batches: list[Batch]) -> None:
         (JensenShannonInvarianceError, False, (0.0, None)),
         (OrbitShare, False, (0.0, 1.0)),
         (SaliencyInvarianceSimilarity, True, (-1.0, 1.0)),
+        (Selectivity, False, (0.0, None)),
         (PredictionConsistency, True, (0.0, 1.0)),
         (OrbitAccuracy, True, (0.0, 1.0)),
     ],

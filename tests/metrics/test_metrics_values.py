@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from invariance_references import CASES, MEANS, NAMES_AND_REDUCTIONS, Batch, make_data, split, take
+from invariance_references import BY_ELEMENT, CASES, MEANS, NAMES_AND_REDUCTIONS, Batch, make_data, split, take
 
 from lightning_invariance.metrics import Estimate, OrbitShare
 
@@ -16,7 +16,7 @@ SIZES = [5, 1, 16, 2, 30, 1, 8]
 every = pytest.mark.parametrize(("name", "reduction"), NAMES_AND_REDUCTIONS)
 POOLED = [(name, reduction) for name, reduction in NAMES_AND_REDUCTIONS if reduction != "none"]
 pooled = pytest.mark.parametrize(("name", "reduction"), POOLED)
-#: The share is a ratio: its error is held against the bootstrap.
+#: The share's error is held against the bootstrap.
 pooled_means = pytest.mark.parametrize(("name", "reduction"), [pair for pair in POOLED if pair[0] in MEANS])
 
 
@@ -46,7 +46,7 @@ def test_the_order_of_batches_does_not_matter(name: str, reduction: str, data: B
     case = CASES[name]
     batches = list(split(data, SIZES))[::-1]
     metric = case.feed(case.make(reduction=reduction), batches)
-    shuffled = {key: torch.cat([b[key] for b in batches], dim=int(key.startswith("orbit_"))) for key in data}
+    shuffled = {key: torch.cat([b[key] for b in batches], dim=int(key.startswith(BY_ELEMENT))) for key in data}
     np.testing.assert_allclose(metric.compute().numpy(), case.expected(shuffled, reduction), rtol=1e-6, atol=1e-7)
 
 
@@ -143,6 +143,15 @@ def test_the_share_has_the_error_of_a_bootstrap() -> None:
     bootstrap = share_of(within[draws], means[draws]).std(ddof=1)
     assert estimate.value.item() == pytest.approx(float(share_of(within[None], means[None])[0]), rel=1e-6)
     assert bootstrap / 1.5 < estimate.standard_error.item() < bootstrap * 1.5
+
+
+@pytest.mark.parametrize("reduction", ["mean", "element"])
+def test_the_selectivity_has_the_error_of_a_bootstrap(reduction: str) -> None:
+    case, data = CASES["selectivity"], make_data(500, seed=16)
+    estimate = case.feed(case.make(reduction=reduction), split(data, [100, 400])).compute_with_error()
+    draws = np.random.default_rng(2).integers(500, size=(300, 500))
+    bootstrap = np.std([case.expected(take(data, draw), reduction) for draw in draws], axis=0, ddof=1)
+    np.testing.assert_allclose(estimate.standard_error.numpy(), bootstrap, rtol=0.3)
 
 
 def test_the_shares_error_is_a_jackknife_over_16_folds() -> None:

@@ -109,6 +109,13 @@ NOT_AN_ACTION = r"`action` to be an Action, such as C4\(\), but got "
 TRIVIAL = r"`action` to have an element besides the identity but got Rotations\(order=1"
 
 
+def perturbed_with(measure: Callable[..., Any], base: Any, orbit: Any, **options: Any) -> Any:
+    """A measure that takes perturbed logits too: those are a good deal away, or as they must be."""
+    return measure(
+        base, orbit, orbit + 1 if isinstance(orbit, Tensor) and orbit.is_floating_point() else ORBIT, **options
+    )
+
+
 # Measures as functions -------------------------------------------------------------------------------------------
 
 
@@ -126,7 +133,11 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], str, float]] = {
     "functional.orbit_share": (functional.orbit_share, "logits", NAN),
     "functional.prediction_consistency": (functional.prediction_consistency, "logits", 1.0),
     "functional.saliency_invariance_similarity": (functional.saliency_invariance_similarity, "saliency", 1.0),
+    "functional.selectivity": (functools.partial(perturbed_with, functional.selectivity), "logits", 0.0),
 }
+
+
+ANY_OUTPUT = ("logit_invariance_error", "LogitInvarianceError", "selectivity", "Selectivity")
 
 
 def inputs_of(measure: Callable[..., Any], name: str, call: str, one: float) -> None:
@@ -137,7 +148,7 @@ def inputs_of(measure: Callable[..., Any], name: str, call: str, one: float) -> 
     refuse(call, "dtype", of(measure, BASE.to(LONG), ORBIT), f"`{name}` to be a floating-point tensor but got .*int64")
     refuse(call, "dtype", of(measure, BASE, ORBIT.cfloat()), f"{orbit} to be a floating-point .* got .*complex64")
     refuse(call, "shape", of(measure, BASE.sum(), ORBIT[:, 0, 0]), rf"`{name}` to have the shape \(B, .* but got \(\)")
-    if call in ("functional.logit_invariance_error", "LogitInvarianceError"):  # any output, a number a sample too
+    if call.split(".")[-1] in ANY_OUTPUT:  # a number a sample too
         give(call, "shape", of(measure, BASE[0], ORBIT[:, 0]), lambda v: v.shape == ())
     else:
         refuse(call, "shape", of(measure, BASE[0], ORBIT[:, 0]), rf"`{name}` to have the shape \(B, .* but got \(3,\)")
@@ -172,6 +183,20 @@ for divergence in ("distribution_invariance_error", "jensen_shannon_invariance_e
 call = of(functional.logit_invariance_error, BASE, ORBIT, normalize="norm")
 refuse("functional.logit_invariance_error", "unknown name", call, "`normalize` to be one of .* but got 'norm'")
 
+PERTURBED: list[tuple[str, Any, str]] = [
+    ("type", None, "`perturbed_logits` to be a floating-point tensor but got NoneType"),
+    ("dtype", ORBIT.to(LONG), "`perturbed_logits` to be a floating-point tensor but got torch.int64"),
+    ("shape", ORBIT[:1], r"`perturbed_logits` to have the shape \(2, 2, 3\) of `orbit_logits`.* but got \(1, 2, 3\)"),
+    ("device", ORBIT.to("meta"), "`perturbed_logits` to .* be on cpu, but got .* on meta"),
+]
+for kind, wrong, pattern in PERTURBED:
+    refuse("functional.selectivity", kind, of(functional.selectivity, BASE, ORBIT, wrong), pattern)
+    refuse("Selectivity", kind, lambda wrong=wrong: li.Selectivity().update(BASE, ORBIT, wrong), pattern)
+call = of(functional.selectivity, BASE, ORBIT, spoiled(ORBIT, NAN))
+refuse("functional.selectivity", "NaN", call, "`perturbed_logits` to be finite but got 1 NaN or infinite")
+call = of(functional.selectivity, BASE, ORBIT, BASE.repeat(2, 1, 1))
+give("functional.selectivity", "no perturbation", call, is_nan, "selectivity is undefined.*NaN")
+
 TARGETS: list[tuple[str, Any, str]] = [
     ("type", [0, 1], "`target` to hold 2 .*, one a sample, but got list"),
     ("dtype", torch.tensor([0.0, 1.0]), r"`target` to hold 2 .* but got shape \(2,\) of torch.float32"),
@@ -201,6 +226,7 @@ METRICS: dict[str, tuple[type[Any], str, float]] = {
     "OrbitShare": (li.OrbitShare, "logits", NAN),
     "PredictionConsistency": (li.PredictionConsistency, "logits", 1.0),
     "SaliencyInvarianceSimilarity": (li.SaliencyInvarianceSimilarity, "saliency", 1.0),
+    "Selectivity": (li.Selectivity, "logits", 0.0),
 }
 
 
@@ -213,7 +239,10 @@ def fed(metric: Any, *batches: tuple[Any, Any]) -> Any:
         labels = (
             (torch.zeros(torch.as_tensor(base).shape[:1], dtype=LONG),) if isinstance(metric, li.OrbitAccuracy) else ()
         )
-        metric.update(base, orbit, *labels)
+        if isinstance(metric, li.Selectivity):
+            perturbed_with(metric.update, base, orbit)
+        else:
+            metric.update(base, orbit, *labels)
     return metric
 
 
@@ -223,9 +252,9 @@ def two_groups(metric: type[Any], first: Tensor, second: Tensor) -> None:
 
 def two_groups_forward(metric: type[Any]) -> None:
     made = metric(reduction="element")
-    labels = (LABELS,) if metric is li.OrbitAccuracy else ()
-    made(BASE, ORBIT, *labels)
-    made(BASE, ORBIT[:1], *labels)
+    for orbit in (ORBIT, ORBIT[:1]):
+        further = {li.OrbitAccuracy: (LABELS,), li.Selectivity: (orbit + 1,)}
+        made(BASE, orbit, *further.get(metric, ()))
 
 
 def another_group_after_reset(metric: type[Any]) -> Tensor:
@@ -835,6 +864,78 @@ refuse(
 refuse(name, "unknown name", of(drawn, saliency="gradient"), "`saliency` to be a Saliency, .* but got str")
 
 
+# Sensitivity -----------------------------------------------------------------------------------------------------
+
+
+def perturbed_of(x: Any = X, action: Any = None, network: Any = NET, **options: Any) -> Tensor:
+    return li.evaluate_perturbations(network, x, li.C4() if action is None else action, **options)
+
+
+def norm_of(x: Any = X, network: Any = NET, **options: Any) -> Tensor:
+    return li.jacobian_spectral_norm(network, x, **options)
+
+
+for name, run in (("evaluate_perturbations", perturbed_of), ("jacobian_spectral_norm", norm_of)):
+    refuse(name, "type", of(run, [1.0]), "`x` to be a tensor.* but got list")
+    refuse(name, "device", of(run, X.to("meta")), "`x` to hold values but got a tensor on the meta device")
+    refuse(name, "integer images", of(run, INTEGERS), "`x` to be floating point, to .*, but got torch.int64")
+    for wrong in ("net", None):
+        refuse(name, "type", of(run, network=wrong), "`network` to be a module or a function but got")
+    for kind, value in (("negative", 0), ("negative", -3), ("type", 2.0), ("type", "2")):
+        refuse(name, kind, of(run, max_batch=value), "`max_batch` to be an integer of at least 1 but got")
+    for kind, wrong in (("shape", lambda x: x.mean()), ("shape", lambda x: x[:1]), ("type", lambda x: (x,))):
+        refuse(name, kind, of(run, network=wrong), "`network` to give .* but got")
+name = "evaluate_perturbations"
+for wrong in ("C4", li.C4, 3):
+    refuse(name, "type", of(perturbed_of, action=wrong), NOT_AN_ACTION)
+refuse(name, "trivial group", of(perturbed_of, action=li.Rotations(1)), TRIVIAL)
+refuse(name, "non-square", of(perturbed_of, WIDE), SQUARE)
+give(name, "empty", of(perturbed_of, X[:0]), lambda v: v.shape == (3, 0, 3))
+give(name, "one sample", of(perturbed_of, X[:1]), lambda v: v.shape == (3, 1, 3))
+give(name, "NaN", of(perturbed_of, X * NAN), is_nan)
+give(name, "infinite", of(perturbed_of, X * INF), is_nan)
+for kind, wrong in (("type", 3), ("device", X.to("meta"))):
+    refuse(name, kind, of(perturbed_of, directions=wrong), "`directions` to (be a tensor|hold values) but got")
+for kind, wrong in (("shape", X), ("dtype", torch.ones(3, *X.shape, dtype=LONG))):
+    call = of(perturbed_of, directions=wrong)
+    refuse(name, kind, call, r"`directions` to have the shape \(3, 2, 1, 4, 4\), floating point, but got")
+call = of(perturbed_of, action=li.FunctionAction([(lambda x: x[..., 1:], lambda x: x)]))
+refuse(name, "shape", call, r"Expected 'element1' .* to keep the shape \(2, 1, 4, 4\) but got \(2, 1, 4, 3\)")
+name = "jacobian_spectral_norm"
+refuse(name, "shape", of(norm_of, torch.ones(3)), r"`x` to have the shape \(B, ...\) .* but got \(3,\)")
+refuse(
+    name, "detached", of(norm_of, network=lambda x: NET(x.detach())), "`network` to give logits that have a gradient"
+)
+call = of(norm_of, network=lambda x: NET(x).argmax(1))
+refuse(name, "dtype", call, "`network` to give floating-point values for each sample but got")
+for kind, value in (("negative", 0), ("type", "1"), ("NaN", NAN)):
+    refuse(name, kind, of(norm_of, tolerance=value), "`tolerance` to be .* but got")
+for kind, value in (("negative", 0), ("type", 1.5)):
+    refuse(name, kind, of(norm_of, max_iterations=value), "`max_iterations` to be an integer of at least 1 but got")
+give(name, "empty", of(norm_of, X[:0]), lambda v: v.shape == (0,))
+give(name, "one sample", of(norm_of, X[:1]), lambda v: v.shape == (1,))
+squared = lambda x: NET(x).square()  # noqa: E731
+give(name, "NaN", of(norm_of, X * NAN, squared), is_nan, "undefined for 2 of 2 samples.*NaN")
+give(name, "infinite", of(norm_of, X * INF, squared), is_nan, "undefined for 2 of 2 samples.*NaN")
+name = "layer_spectral_norms"
+for wrong in (None, "net", torch.relu):
+    refuse(name, "type", of(li.layer_spectral_norms, wrong), "`module` to be a torch.nn.Module but got")
+for kind, value in (("negative", 0), ("type", 1.5)):
+    refuse(name, kind, of(li.layer_spectral_norms, NET, size=value), "`size` to be an integer of at least 1 but got")
+for kind, layer in (("empty", nn.LazyLinear(3)), ("device", nn.Linear(2, 3, device="meta"))):
+    refuse(name, kind, of(li.layer_spectral_norms, layer), "`module` to hold values but got a layer '' without")
+give(name, "empty", of(li.layer_spectral_norms, nn.ReLU()), lambda norms: norms == {})
+call = lambda: li.layer_spectral_norms(Call(nn.utils.skip_init(nn.Linear, 2, 3)).apply(poisoned))[  # noqa: E731
+    "function"
+]
+give(name, "NaN", call, is_nan, "undefined for 1 of 1 samples")
+
+
+def poisoned(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.constant_(module.weight, NAN)
+
+
 # Callbacks -------------------------------------------------------------------------------------------------------
 
 CALLBACKS: dict[str, Callable[..., Any]] = {
@@ -976,3 +1077,26 @@ refuse(
     call,
     "expected target=3 to name 2 integer labels in the batch but got NoneType",
 )
+name, sensitivity = "SensitivityMonitor", li.SensitivityMonitor
+for wrong in ("C4", li.C4, 3):
+    refuse(name, "type", of(sensitivity, wrong), NOT_AN_ACTION)
+refuse(name, "trivial group", of(sensitivity, li.Rotations(1)), TRIVIAL)
+for option in ("samples", "every_n_epochs", "max_batch"):
+    for kind, value in (("negative", 0), ("negative", -1), ("type", 1.5)):
+        call = of(sensitivity, **{option: value})
+        refuse(name, kind, call, f"`{option}` to be an integer of at least 1 but got")
+refuse(name, "type", of(sensitivity, layers="all"), "`layers` to be one of .* but got 'all'")
+refuse(name, "type", of(sensitivity, network=3), "`network` to be the name of a submodule or None but got")
+refuse(name, "type", of(sensitivity, input=1.5), "`input` to be a position, a key or None but got")
+call = lambda: trained(li.SensitivityMonitor(li.C4()), WIDE, network=flat24)  # noqa: E731
+refuse("SensitivityMonitor", "non-square", call, SQUARE)
+call = lambda: trained(li.SensitivityMonitor(input="image"))  # noqa: E731
+refuse("SensitivityMonitor", "unknown name", call, "expected input='image' to name a tensor in")
+call = lambda: trained(li.SensitivityMonitor(network="head"))  # noqa: E731
+refuse("SensitivityMonitor", "unknown name", call, "SensitivityMonitor: expected `network` to name a submodule")
+call = lambda: trained(li.SensitivityMonitor(WRONG_INVERSE), ALTERNATING)  # noqa: E731
+refuse("SensitivityMonitor", "wrong inverse", call, inverse)
+call = lambda: trained(li.SensitivityMonitor(), INTEGERS, network=through_floats)  # noqa: E731
+refuse("SensitivityMonitor", "integer images", call, "expected the input to be floating point, to have a gradient, but")
+call = lambda: trained(li.SensitivityMonitor(li.C4()), X[:1], LABELS[:1])[0]  # noqa: E731
+give("SensitivityMonitor", "one sample", call, lambda v: v > 0, ANYTHING)

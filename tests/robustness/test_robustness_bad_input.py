@@ -87,6 +87,10 @@ KINDS: dict[str, tuple[tuple[str, ...], set[str]]] = {
         ("InvarianceMonitor", "InvarianceRegularizer", "OrbitAugmentation"),
         {"type", "non-square", "one sample", "integer images", "wrong inverse", "unknown name", "trivial group"},
     ),
+    "sensitivity": (
+        ("jacobian_spectral_norm", "evaluate_perturbations"),
+        {"type", "shape", "dtype", "device", "empty", "one sample", "NaN", "infinite", "integer images", "negative"},
+    ),
     "elements": (("InvarianceRegularizer", "evaluate_orbit", "C4", "SO3"), {"elements > |G|"}),
 }
 

@@ -1,0 +1,290 @@
+"""What the monitors share: a part in validation and test epochs that leaves them as they were."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DistributedSampler
+
+from lightning_invariance._checks import check_count
+from lightning_invariance.callbacks._base import (
+    InjectingCallback,
+    check_network_name,
+    check_spec,
+    suffix_among_peers,
+)
+from lightning_invariance.callbacks._injection import Injector, NetworkCall, is_compiled
+from lightning_invariance.callbacks._locate import Arguments, logits_of, resolve_network
+from lightning_invariance.metrics._base import Estimate
+
+
+@dataclass(frozen=True)
+class MonitorRecord:
+    """What the monitor measured on one data loader in one epoch.
+
+    Attributes:
+        stage: ``"val"`` or ``"test"``.
+        epoch: the trainer's epoch at the time.
+        dataloader_idx: which of the data loaders.
+        measures: an `Estimate` (value and standard error over samples) for each measure.
+    """
+
+    stage: str
+    epoch: int
+    dataloader_idx: int
+    measures: dict[str, Estimate]
+
+
+class EpochMonitor(InjectingCallback):
+    """A callback that sees the network's calls in validation and test epochs, and logs at an epoch's end.
+
+    Args:
+        every_n_epochs: measures in every n-th training epoch only (validation outside of ``fit`` and tests always).
+        network: the name of the submodule whose output are the logits; the module's own forward by default.
+        input: where the network's arguments hold its input.
+
+    Raises:
+        ValueError: if an argument is none of what is expected.
+    """
+
+    _stages = ("fit", "validate", "test")
+    _name: str
+    """What it is called in messages."""
+
+    def __init__(self, every_n_epochs: int, network: str | None, input: int | str | None) -> None:
+        check_network_name(network)
+        check_spec("input", input)
+        check_count("every_n_epochs", every_n_epochs)
+        super().__init__(_CallRecorder(self))
+        self.every_n_epochs = every_n_epochs
+        self.network = network
+        self.input = input
+        self.history: list[MonitorRecord] = []
+
+    @abstractmethod
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, loaders: int) -> None:
+        """Gets ready for an epoch over so many data loaders; 0 where it is not to be measured."""
+
+    @abstractmethod
+    def _measure(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloaders: Any, dataloader_idx: int
+    ) -> None:
+        """Measures a batch whose step has run."""
+
+    @abstractmethod
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Logs and records an epoch."""
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Lets go of an epoch that is over, or that an exception ended."""
+
+    def _check_strategy(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises where the strategy does not let a hook run the network."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        resolve_network(pl_module, self.network, self._name)  # a wrong name fails before any work is done
+        if stage in self._stages and trainer.world_size > 1:
+            _refuse_processes_that_skip_validation(self._name, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        super().setup(trainer, pl_module, stage)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._let_go()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Also of a call, where an exception came between a step and its batch's end."""
+        self._forget()
+        self._recorder.armed = False
+        self._recorder.take()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_strategy(trainer, pl_module)
+
+    # An epoch ---------------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loaders = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+        self._start(trainer, pl_module, len(loaders))
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module, len(trainer.num_test_batches))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._measure(trainer, pl_module, batch, trainer.val_dataloaders, dataloader_idx)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._measure(trainer, pl_module, batch, trainer.test_dataloaders, dataloader_idx)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close(trainer, pl_module, "test")
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule, loaders: int) -> None:
+        self._check_strategy(trainer, pl_module)
+        training = trainer.state.fn == "fit" and not trainer.sanity_checking
+        due = not training or (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        self._begin(trainer, pl_module, loaders if due else 0)
+        self._recorder.armed = due
+
+    def _close(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._recorder.armed = False
+        self._finish(trainer, pl_module, stage)
+        self._forget()  # the sanity check's samples must not leak into the first epoch
+
+    def _publish(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        stage: str,
+        dataloader_idx: int,
+        loaders: int,
+        computed: Mapping[str, Estimate],
+    ) -> None:
+        """Records and logs what was computed, alike on all processes."""
+        measured = {name: Estimate(*(part.cpu() for part in estimate)) for name, estimate in computed.items()}
+        if not trainer.sanity_checking:
+            self.history.append(MonitorRecord(stage, trainer.current_epoch, dataloader_idx, measured))
+        if not trainer.barebones:
+            suffix = suffix_among_peers(trainer, self) + (f"/dataloader_idx_{dataloader_idx}" if loaders > 1 else "")
+            # The values are the same on all processes already: synchronising keeps Lightning from warning about it.
+            named = self._named(measured, stage, suffix)
+            pl_module.log_dict(named, add_dataloader_idx=False, sync_dist=trainer.world_size > 1)
+
+    def _named(self, measured: dict[str, Estimate], stage: str, suffix: str) -> dict[str, float]:
+        """The scalars under the names that they are logged by."""
+        return {
+            f"{stage}/{name}{suffix}": float(estimate.value)
+            for name, estimate in measured.items()
+            if estimate.value.ndim == 0
+        }
+
+    @property
+    def _recorder(self) -> _CallRecorder:
+        assert isinstance(self._injector, _CallRecorder)
+        return self._injector
+
+
+class _CallRecorder(Injector):
+    """Keeps the network's call until the batch's end."""
+
+    steps = ("validation_step", "test_step")
+
+    def __init__(self, callback: EpochMonitor) -> None:
+        self._callback = callback
+        self._call: NetworkCall | None = None
+        self.armed = False
+
+    def watched(self, module: LightningModule) -> nn.Module | None:
+        if not self.armed or is_compiled(module):
+            return None
+        return resolve_network(module, self._callback.network, self._callback._name)
+
+    def after_step(self, module: LightningModule, args: tuple[Any, ...], output: Any, call: NetworkCall | None) -> Any:
+        self._call = call if self.armed else None
+        return output
+
+    def take(self) -> NetworkCall | None:
+        """The call, which is forgotten: it holds a batch of activations."""
+        call, self._call = self._call, None
+        return call
+
+
+class NetworkOfInput(nn.Module):
+    """A network as a function of the input alone: a module, as some attributions ask for one."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        arguments: Arguments,
+        context: Callable[[], AbstractContextManager[Any]],
+        owner: str,
+    ) -> None:
+        super().__init__()
+        self.training = network.training
+        self.network = network
+        self._owner = owner
+        self._arguments = arguments
+        self._context = context
+
+    def forward(self, x: Tensor) -> Tensor:
+        args, kwargs = self._arguments.with_input(x)
+        with self._context():
+            return logits_of(self.network(*args, **kwargs), self._owner)
+
+
+def _refuse_processes_that_skip_validation(name: str, *owners: Any) -> None:
+    """A process whose loaders are known to be empty runs no hook at all: the others would gather without it.
+
+    Before any loader is made, so that no process is left waiting: which of them are empty, none can tell the others.
+    """
+    for owner in owners:
+        if getattr(owner, "allow_zero_length_dataloader_with_multiple_devices", False):
+            raise ValueError(
+                f"{name}: expected `allow_zero_length_dataloader_with_multiple_devices` to be False in "
+                f"{type(owner).__name__} with several processes but got True: one whose loader is empty skips the "
+                "epoch, and the others would wait for it for ever. Give each process a sample, or a loader without a "
+                "length (of an IterableDataset), which may be empty."
+            )
+
+
+def positions_of(dataloaders: Any, dataloader_idx: int, seen: int, samples: int) -> tuple[range, int]:
+    """The positions in the data set of a batch's samples, and how many come before a `DistributedSampler`'s repeats.
+
+    It deals positions out in turn, ``rank + i * world_size``, and past the data set's end begins again from the front.
+
+    Args:
+        dataloaders: the trainer's data loaders, in whatever form it keeps them.
+        dataloader_idx: which of them.
+        seen: how many samples this process has had from it before.
+        samples: how many are in this batch.
+    """
+    sampler = _sampler(dataloaders, dataloader_idx)
+    if not isinstance(sampler, DistributedSampler):
+        return range(seen, seen + samples), samples
+    positions = range(
+        sampler.rank + seen * sampler.num_replicas,
+        sampler.rank + (seen + samples) * sampler.num_replicas,
+        sampler.num_replicas,
+    )
+    dataset_size = len(sampler.dataset)  # type: ignore[arg-type]
+    return positions, sum(position < dataset_size for position in positions)
+
+
+def _sampler(dataloaders: Any, dataloader_idx: int) -> Any:
+    if isinstance(dataloaders, dict):
+        dataloaders = list(dataloaders.values())
+    loader = dataloaders[dataloader_idx] if isinstance(dataloaders, (list, tuple)) else dataloaders
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    for candidate in (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
+        if isinstance(candidate, DistributedSampler):
+            return candidate
+    return None

@@ -1,0 +1,219 @@
+"""Measures in every validation and test epoch how strongly a network answers to changes of its input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_invariance._checks import check_choice, check_count
+from lightning_invariance._isolation import full_precision, ordinary, undisturbed
+from lightning_invariance.actions import Action
+from lightning_invariance.actions._base import check_action
+from lightning_invariance.callbacks._base import arguments_and_logits, is_sharded
+from lightning_invariance.callbacks._epochs import EpochMonitor, NetworkOfInput, positions_of
+from lightning_invariance.callbacks._locate import Arguments, resolve_network
+from lightning_invariance.callbacks._random import generator_for
+from lightning_invariance.functional._orbit_values import OrbitValues
+from lightning_invariance.metrics._base import Estimate, SampleMeanMetric
+from lightning_invariance.metrics._selectivity import Selectivity
+from lightning_invariance.orbit import evaluate_orbit, evaluate_perturbations
+from lightning_invariance.sensitivity import jacobian_spectral_norm, layer_spectral_norms
+
+_NAME = "SensitivityMonitor"
+
+
+class SensitivityMonitor(EpochMonitor):
+    r"""Measures and logs how strongly a network answers to changes of its input, in each validation and test epoch.
+
+    Small invariance errors may come of a network that became insensitive to its input altogether, as regularization
+    makes it (figure 5 of "On genuine invariance learning without weight-tying", Moskalev et al., 2023). Logged as
+    ``val/<name>`` and ``test/<name>``, like the measures of `InvarianceMonitor`, beside which it is to be read:
+
+    - ``jacobian_spectral_norm``: the mean over samples of the Jacobian's largest singular value; see
+      `lightning_invariance.jacobian_spectral_norm`;
+    - with an action ``selectivity``: how far the group moves the logits, over random perturbations as large, the same
+      in every epoch; see `lightning_invariance.functional.selectivity`;
+    - with ``layers=True`` ``spectral_norm/<layer>`` of each linear and convolutional layer; see
+      `lightning_invariance.layer_spectral_norms`.
+
+    Everything that was measured, with standard errors over samples, is in `history`. The network runs in eval mode and
+    without autocast. A monitor leaves training as it was bit for bit. Under distributed sampling the samples, and the
+    numbers, are those of a single process.
+
+    Args:
+        action: the group, for the selectivity; None to leave that out.
+        samples: how many samples of each data loader, from the first, are measured.
+        every_n_epochs: measures in every n-th training epoch only (validation outside of ``fit`` and tests always).
+        layers: whether to measure the layers too.
+        network: the name of the submodule whose output are the logits; the module's own forward by default.
+        input: where the network's arguments hold the input: a position, a keyword or a key; by default the first
+            tensor, or the only floating-point one of a mapping.
+        max_batch: the most samples in one forward.
+
+    Attributes:
+        history: a `MonitorRecord` for each epoch and data loader, in order.
+
+    Raises:
+        ValueError: if an argument is none of what is expected; before training, if a strategy shares the parameters
+            out among processes (FSDP, model parallel), or a process may skip validation because its loader is empty; in
+            the first validation step, if the input is not floating point, the group cannot act on it, or network, input
+            or logits cannot be found.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_invariance import C4, InvarianceMonitor, SensitivityMonitor
+        >>> monitors = [InvarianceMonitor(C4()), SensitivityMonitor(C4(), samples=128)]
+        >>> trainer = Trainer(callbacks=monitors, logger=False, enable_checkpointing=False)
+    """
+
+    _name = _NAME
+
+    def __init__(
+        self,
+        action: Action | None = None,
+        samples: int = 64,
+        every_n_epochs: int = 1,
+        *,
+        layers: bool = False,
+        network: str | None = None,
+        input: int | str | None = None,
+        max_batch: int | None = None,
+    ) -> None:
+        if action is not None:
+            check_action(action)
+        check_count("samples", samples)
+        check_choice("layers", layers, (False, True))
+        if max_batch is not None:
+            check_count("max_batch", max_batch)
+        super().__init__(every_n_epochs, network, input)
+        self.action = action
+        self.samples = samples
+        self.layers = layers
+        self.max_batch = max_batch
+        self._loaders: list[_LoaderSums] = []
+        self._verified = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._verified = False
+
+    def _check_strategy(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if is_sharded(trainer):
+            raise ValueError(
+                f"{_NAME}: expected a strategy that keeps the network's parameters whole in every process, to send "
+                f"several gradients through one graph, but got {type(trainer.strategy).__name__}: measure a "
+                "checkpoint with `jacobian_spectral_norm` instead."
+            )
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, loaders: int) -> None:
+        self._loaders = [_LoaderSums(pl_module.device) for _ in range(loaders)]
+
+    def _measure(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloaders: Any, dataloader_idx: int
+    ) -> None:
+        call = self._recorder.take()
+        if not self._loaders:
+            return
+        sums = self._loaders[dataloader_idx]
+        arguments, _ = arguments_and_logits(_NAME, pl_module, self.network, self.input, batch, call)
+        if arguments.has_other_tensors and self.max_batch is not None:
+            raise ValueError(
+                f"{_NAME}: expected `max_batch` to be None for a network that takes several tensors "
+                f"but got {self.max_batch}."
+            )
+        if not arguments.x.is_floating_point():
+            raise ValueError(
+                f"{_NAME}: expected the input to be floating point, to have a gradient, but got {arguments.x.dtype}."
+            )
+        if self.action is not None and not self._verified:
+            self.action.verify(arguments.x)
+            self._verified = True
+        positions, kept = positions_of(dataloaders, dataloader_idx, sums.samples, len(arguments.x))
+        sums.samples += len(arguments.x)
+        wanted = [position for position in positions[:kept] if position < self.samples]
+        if wanted:
+            with torch.inference_mode(False):
+                self._add(trainer, resolve_network(pl_module, self.network, _NAME), arguments, wanted, sums)
+
+    def _add(
+        self, trainer: Trainer, module: nn.Module, arguments: Arguments, positions: list[int], sums: _LoaderSums
+    ) -> None:
+        """Measures the first samples of a batch; outside of inference mode, so that gradients can be had."""
+        first = arguments.first(len(positions))
+        x = ordinary(first.x)
+
+        @contextmanager
+        def precision() -> Iterator[None]:
+            # The network's own, but for autocast: differences of nearly equal logits say nothing in half precision.
+            with trainer.precision_plugin.val_step_context(), full_precision(x.device):
+                yield
+
+        network = NetworkOfInput(module, first, precision, _NAME)
+        sums.norms.update(jacobian_spectral_norm(network, x, max_batch=self.max_batch))
+        if self.action is None:
+            return
+        with undisturbed(network, x.device), torch.no_grad():
+            outputs = evaluate_orbit(network, x, self.action, max_batch=self.max_batch)
+            perturbed = evaluate_perturbations(
+                network,
+                x,
+                self.action,
+                directions=_directions(x, len(self.action) - 1, positions),
+                max_batch=self.max_batch,
+            )
+            sums.selectivity.update(outputs.logits, outputs.orbit_logits, perturbed)
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        layers: dict[str, Estimate] = {}
+        if self._loaders and self.layers:
+            norms = layer_spectral_norms(resolve_network(pl_module, self.network, _NAME))
+            for name, norm in norms.items():
+                # Weights are no samples: there is nothing to estimate an error from.
+                layers[f"spectral_norm/{name}" if name else "spectral_norm"] = Estimate(
+                    norm, torch.full_like(norm, torch.nan)
+                )
+        for dataloader_idx, sums in enumerate(self._loaders):
+            # Every process takes part, whether it has seen a sample or not.
+            computed = {"jacobian_spectral_norm": sums.norms.compute_with_error()}
+            if self.action is not None:
+                computed["selectivity"] = sums.selectivity.compute_with_error()
+            self._publish(trainer, pl_module, stage, dataloader_idx, len(self._loaders), {**computed, **layers})
+
+    def _forget(self) -> None:
+        self._loaders = []
+
+
+class _LoaderSums:
+    """What has been seen of a data loader."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.samples = 0
+        self.norms = _MeanNorm().to(device)
+        self.selectivity = Selectivity().to(device)
+
+
+class _MeanNorm(SampleMeanMetric):
+    """The mean over samples of the Jacobian's spectral norm."""
+
+    _measure = "The Jacobian's spectral norm"
+
+    def __init__(self) -> None:
+        super().__init__(reduction="mean", nan_strategy="warn")
+
+    def update(self, norms: Tensor) -> None:
+        """Adds a batch's norms, shape ``(B,)``."""
+        finite = norms.isfinite()
+        self._add(OrbitValues(torch.where(finite, norms, 0.0), norms[None]), finite)
+
+
+def _directions(x: Tensor, elements: int, positions: list[int]) -> Tensor:
+    """Standard normal numbers, ``(elements, B, ...)``, that depend on the samples' positions in the data set alone."""
+    precision = torch.promote_types(x.dtype, torch.float32)
+    shape = (elements, *x.shape[1:])
+    drawn = [torch.randn(shape, dtype=precision, generator=generator_for(_NAME, each)) for each in positions]
+    return torch.stack(drawn, dim=1).to(x.device)
