@@ -123,15 +123,22 @@ class TransformingImages(L.LightningDataModule):
         drift: other images, which the test images can be blended with.
         action: the group.
         sizes: how many images train, test and validate; by `sizes_for` if None.
+        batch: how many images make a training batch.
 
     Attributes:
         black: the value that black has after normalisation.
     """
 
     def __init__(
-        self, source: Source, drift: Source, action: Action, sizes: tuple[int, int, int] | None = None
+        self,
+        source: Source,
+        drift: Source,
+        action: Action,
+        sizes: tuple[int, int, int] | None = None,
+        batch: int = BATCH,
     ) -> None:
         super().__init__()
+        self.batch = batch
         self.description, self.drift_description = source.description, drift.description
         keep = source.labels < CLASSES
         images, labels = _padded(source.images[keep]), source.labels[keep]
@@ -162,7 +169,7 @@ class TransformingImages(L.LightningDataModule):
         return TensorDataset(self.action.act((1 - beta) * images + beta * self._other, self._elements), labels)
 
     def train_dataloader(self) -> DataLoader:
-        return loader(self.train_set, shuffle=True)
+        return loader(self.train_set, self.batch, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
         return loader(self.val_set)
@@ -175,7 +182,7 @@ def _padded(images: Tensor) -> Tensor:
     return F.pad(images[:, None], [(SIDE - images.shape[-1]) // 2] * 4)
 
 
-def loader(dataset: TensorDataset, shuffle: bool = False) -> DataLoader:
+def loader(dataset: TensorDataset, batch: int = BATCH, shuffle: bool = False) -> DataLoader:
     """Batches as whole slices of tensors: much faster here than collating samples one by one."""
     sampler = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
-    return DataLoader(dataset, sampler=BatchSampler(sampler, BATCH, drop_last=False), batch_size=None)
+    return DataLoader(dataset, sampler=BatchSampler(sampler, batch, drop_last=False), batch_size=None)

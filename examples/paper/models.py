@@ -71,7 +71,7 @@ def build(model: str, action: Action) -> nn.Module:
         return convolutional()
     if model.startswith("escnn"):
         group = model.split()[1]
-        return SteerableClassifier(group, 1, CLASSES, SIDE, width=8 // ORDERS[group])  # as many channels as the CNN
+        return SteerableClassifier(group, 1, CLASSES, SIDE, width=16 // ORDERS[group])  # twice the CNN's channels
     if model == "WT":
         return TiedFirstLayerMLP(action, IN_SHAPE, CLASSES)
     return perceptron()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from examples.paper.data import PAPER_SIZES
-from examples.paper.runs import GROUPS, PENALTIES, Result, Run, Settings
+from examples.paper.runs import CNN_WEIGHT, GROUPS, PENALTIES, Result, Run, Settings
 
 TABLE_1 = ("WT", "DA", "IR")
 FIGURE_5 = ("DA", "IR KL", "IR normalised L2", "IR")
@@ -35,10 +35,9 @@ def runs_without_search(settings: Settings) -> list[Run]:
     if settings.table_1_only:
         return runs
     runs += [
-        Run(group, model, seed, settings.cnn_epochs)
+        Run(group, model, seed, settings.cnn_epochs, CNN_WEIGHT if model in PENALTIES else 0.0)
         for group, models in CNN_TABLE.items()
         for model in models
-        if model not in PENALTIES
         for seed in range(settings.cnn_seeds)
     ]
     # DA with as many steps as the paper's; and half of the images, with as many steps as all of them give.
@@ -54,16 +53,13 @@ def runs_without_search(settings: Settings) -> list[Run]:
 
 
 def runs_with_weight(settings: Settings, found: Sequence[Run]) -> list[Run]:
-    """The other seeds of IR, IR with half of the images, and the regularised CNN, all with the weight found for IR."""
+    """The other seeds of IR, and IR with half of the images, with the weight found on the first seed."""
     runs = []
     train = _fewer_images(settings)
     for first in (run for run in found if run.model == "IR"):
         group, weight = first.group, first.weight
         runs += [Run(group, "IR", seed, settings.epochs, weight) for seed in range(1, settings.seeds)]
-        if settings.table_1_only:
-            continue
-        runs += [Run(group, "CNN IR", seed, settings.cnn_epochs, weight) for seed in range(settings.cnn_seeds)]
-        if train is not None:
+        if train is not None and not settings.table_1_only:
             runs.append(Run(group, "IR", 0, 2 * settings.epochs, weight, train_size=train // 2))
     return runs
 
