@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from lightning_invariance.saliency import Network
 
 #: Up to this many outputs the whole Jacobian is computed, row by row; a Lanczos iteration would cost no less.
 _FEW_OUTPUTS = 64
+
+#: The probability, for a sample, that the iteration ends before it has seen the largest singular value.
+_MISSED = 1e-3
 
 #: How many columns of the Jacobian are raised to float64 at a time.
 _COLUMNS = 1 << 16
@@ -53,8 +56,8 @@ def jacobian_spectral_norm(
         network: from a batch to its logits ``(B, C)``, or outputs ``(B, ...)``, which are flattened. Samples must not
             depend on each other.
         x: the batch, shape ``(B, ...)``, floating point.
-        tolerance: with more than 64 outputs, the relative error at which the iteration ends, by the residual of the
-            singular pair found.
+        tolerance: with more than 64 outputs, the relative error. The iteration starts at random, the same way every
+            time, and goes on until a larger value would have been missed with a probability of at most 1e-3 a sample.
         max_iterations: the most steps of the iteration.
         max_batch: the most samples in one forward.
 
@@ -257,14 +260,19 @@ def _norms_by_rows(jacobian: _Jacobian) -> Tensor:
     for columns in zip(*(row.split(_COLUMNS, dim=1) for row in rows), strict=True):
         part = torch.stack(columns, dim=1).double()
         gram += part @ part.mT
-    return _root(_largest_eigenvalue(gram).values, jacobian)
+    return _root(_eigenpairs(gram)[0][:, -1], jacobian)
 
 
 def _norms_by_lanczos(network: Network, x: Tensor, tolerance: float, max_iterations: int) -> tuple[Tensor, int]:
     r""":math:`\sigma_{\max}`, shape ``(B,)``, and for how many samples it has not converged.
 
     Lanczos' iteration on :math:`J J^\top`, with full reorthogonalisation, for all samples side by side; float64 but for
-    the network. The residual of a Ritz pair bounds how far an eigenvalue can be.
+    the network.
+
+    A Ritz value that has settled need not be the largest: the iteration may not have seen the largest yet. Its k-th
+    vector is :math:`p_k(J J^\top) u` for a polynomial :math:`p_k`, and its norm is 1, so that an eigenvector of any
+    eigenvalue :math:`\lambda` can make up no more than :math:`1 / |p_k(\lambda)|` of the start :math:`u`. It ends when
+    that is, above the tolerance, so little as a random start has with a probability under `_MISSED`.
     """
     with sdpa_kernel(SDPBackend.MATH):  # the fused attentions cannot be differentiated twice
         jacobian = _Jacobian(network, x)
@@ -276,6 +284,8 @@ def _norms_by_lanczos(network: Network, x: Tensor, tolerance: float, max_iterati
     basis = u[:, None]
     tridiagonal = torch.zeros(samples, steps, steps, dtype=torch.float64, device=jacobian.device)
     found, running = tridiagonal.new_zeros(samples), torch.ones(samples, dtype=torch.bool, device=jacobian.device)
+    # A component of a random direction in n dimensions is within ±s with a probability of at most s √(2n / π).
+    least = _MISSED / math.sqrt(2 * outputs / math.pi)
     slack = max(1e-2, 10 * torch.finfo(jacobian.precision).eps)
     for step in range(steps):
         v = jacobian.transposed(u)
@@ -285,14 +295,18 @@ def _norms_by_lanczos(network: Network, x: Tensor, tolerance: float, max_iterati
         except RuntimeError:
             return _norms_by_rows(jacobian), 0
         tridiagonal[:, step, step] = alpha
-        values, last = _largest_eigenvalue(tridiagonal[:, : step + 1, : step + 1])
+        ritz, vectors = _eigenpairs(tridiagonal[:, : step + 1, : step + 1])
+        values = ritz[:, -1]
         # uᵀ J Jᵀ u both ways: an operation that cannot be differentiated twice need not say so.
         if bool(((u * w).sum(dim=1) - alpha).abs().gt(slack * values).any()):
             return _norms_by_rows(jacobian), 0
         for _ in range(2):  # once leaves what rounding put in
             w = w - (basis.mT @ (basis @ w[..., None]))[..., 0]
         beta = w.norm(dim=1)
-        lacking = beta * last.abs() > 2 * tolerance * values  # σ = √θ: half the relative error
+        # 1 / p_k(λ) = β_k [(λ − T)⁻¹]_1k at the least λ whose root is further from the value's than the tolerance.
+        distances = (1 + tolerance) ** 2 * values[:, None] - ritz
+        hidden = beta * (vectors[:, 0] * vectors[:, -1] / distances).sum(dim=1).abs()
+        lacking = (hidden > least) & (values > 0)
         # Each sample's as it was when it had converged, whatever the others still need.
         found = torch.where(running, values, found)
         running = running & lacking if step + 1 < outputs else torch.zeros_like(running)
@@ -309,13 +323,8 @@ def _root(squares: Tensor, jacobian: _Jacobian) -> Tensor:
     return squares.clamp_min(0.0).sqrt().to(jacobian.dtype)
 
 
-class _Eigenpair(NamedTuple):
-    values: Tensor
-    last: Tensor
-
-
-def _largest_eigenvalue(matrices: Tensor) -> _Eigenpair:
-    """The largest eigenvalue of symmetric matrices ``(B, k, k)`` and its vector's last entry; NaN if not finite."""
-    finite = matrices.isfinite().flatten(1).all(dim=1)
-    values, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], matrices, 0.0))
-    return _Eigenpair(torch.where(finite, values[:, -1], torch.nan), torch.where(finite, vectors[:, -1, -1], torch.nan))
+def _eigenpairs(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Ascending eigenvalues, and vectors, of symmetric matrices ``(B, k, k)``; NaN where those are not finite."""
+    finite = matrices.isfinite().flatten(1).all(dim=1)[:, None]
+    values, vectors = torch.linalg.eigh(torch.where(finite[..., None], matrices, 0.0))
+    return torch.where(finite, values, torch.nan), vectors

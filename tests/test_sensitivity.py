@@ -209,6 +209,20 @@ def test_outputs_of_any_shape() -> None:
     torch.testing.assert_close(first.double(), full(lambda z: network(z)[:, :1], x), rtol=1e-5, atol=0.0)
 
 
+@pytest.mark.parametrize("second", [0.9, 0.96, 0.99])
+def test_a_second_value_close_to_the_largest_is_not_taken_for_it(second: float) -> None:
+    """An iteration settles on the second where the start has little of the first; each network has another start."""
+    torch.manual_seed(0)
+    values = torch.cat([torch.tensor([1.0, second]), torch.linspace(0.8, 0.0, 98)]).double()
+    misses = 0
+    for _ in range(100):
+        left, right = torch.linalg.qr(torch.randn(2, 100, 100, dtype=torch.float64)).Q
+        weight = left * values @ right
+        norm = jacobian_spectral_norm(lambda z, w=weight: z @ w.T, torch.zeros(1, 100, dtype=torch.float64))
+        misses += abs(float(norm) - 1) > 1e-3
+    assert misses == 0
+
+
 def test_it_says_when_it_has_not_converged() -> None:
     torch.manual_seed(0)
     weight = torch.randn(400, 400)
