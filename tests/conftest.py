@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Examples that need escnn are skipped where it is not installed."""
+    if find_spec("escnn") is not None:
+        return
+    for item in items:
+        if isinstance(item, pytest.DoctestItem) and any(
+            name in example.source for example in item.dtest.examples for name in ("escnn", "SteerableClassifier")
+        ):
+            item.add_marker(pytest.mark.skip(reason="escnn is not installed"))
 
 
 @pytest.fixture(autouse=True)

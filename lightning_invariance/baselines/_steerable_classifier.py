@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 from lightning_invariance._checks import check_choice, check_count
 from lightning_invariance._isolation import full_precision
@@ -137,12 +138,9 @@ class SteerableClassifier(nn.Module):
             >>> torch.allclose(network.export()(x), network(x), atol=1e-5)
             True
         """
-        layers = [
-            layer.export() if isinstance(layer, (_SteerableConv, _Fourier, _InvariantPooling)) else layer
-            for layer in self.features
-        ]
-        # Through a copy: what the caller does to one does not reach the other.
-        return copy.deepcopy(nn.Sequential(*layers, self.head)).eval()
+        own = (_SteerableConv, _Fourier, _InvariantPooling)
+        layers = [layer.export() if isinstance(layer, own) else copy.deepcopy(layer) for layer in self.features]
+        return nn.Sequential(*layers, copy.deepcopy(self.head)).eval()
 
     def extra_repr(self) -> str:
         return f"group={self.group!r}, in_channels={self.in_channels}, image_size={self.image_size}"
@@ -224,10 +222,10 @@ class _InvariantPooling(nn.Module):
 
 
 def _convolution(weight: Tensor, padding: int = 0, groups: int = 1) -> nn.Conv2d:
-    fields_out, fields_in, height, width = weight.shape
-    layer = nn.Conv2d(fields_in * groups, fields_out, (height, width), padding=padding, groups=groups, bias=False).to(
-        weight
-    )
+    fields_out, fields_in, *kernel = weight.shape
+    options = {"padding": padding, "groups": groups, "bias": False, "device": weight.device, "dtype": weight.dtype}
+    # Initialisation is skipped, which would draw random numbers.
+    layer: nn.Conv2d = skip_init(nn.Conv2d, fields_in * groups, fields_out, tuple(kernel), **options)
     layer.weight.copy_(weight)
     return layer
 

@@ -1,0 +1,192 @@
+"""The group that an escnn network was built with, as an action to measure it by."""
+
+from __future__ import annotations
+
+from math import radians
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_invariance._checks import check_count, check_seed
+from lightning_invariance._requirements import require
+from lightning_invariance.actions import (
+    C4,
+    D4,
+    SO2,
+    Action,
+    AffineAction,
+    HorizontalFlip,
+    LinearAction,
+    PermutationAction,
+    Rotations,
+    VerticalFlip,
+)
+
+
+def action_of(space: Any, *, samples: int = 16, seed: int = 0) -> Action:
+    r"""The action of an escnn gspace on images, or of a field type on feature fields.
+
+    .. math::
+        (g f)(p) = \rho(g)\, f(g^{-1} p)
+
+    (Weiler and Cesa, 2019.) Element ``i`` is the ``i``-th of escnn's own ``space.fibergroup.elements`` and moves a
+    batch as ``GeometricTensor.transform`` does. The action is this package's own where there is one: `C4`, `D4`,
+    `HorizontalFlip`, `VerticalFlip`, `Rotations`, `SO2`. It is exact on the plane wherever the group is one of
+    rotations by 90° and flips that a square has; other rotations and flips interpolate.
+
+    Args:
+        space: a gspace of the plane (``escnn.gspaces.rot2dOnR2(4)``), for images whose channels are scalars; or a
+            ``FieldType`` on one, the type of a network's input. Where its representations are not trivial, channels
+            are multiplied by :math:`\rho(g)`, up to rounding.
+        samples: of SO(2) and O(2), how many elements are drawn besides the identity; of O(2), every other one is a
+            reflection.
+        seed: of the draw.
+
+    Returns:
+        An action on batches ``(B, ..., H, W)``, or ``(B, space.size, H, W)`` where :math:`\rho` is not trivial.
+
+    Raises:
+        ValueError: if `space` is neither, is not one of the plane, or has no element besides the identity; if `samples`
+            is no integer of at least 1.
+        ModuleNotFoundError: if escnn is not installed; the message says how to install it.
+
+    Example:
+        >>> from escnn import gspaces
+        >>> from lightning_invariance.baselines import action_of
+        >>> action_of(gspaces.rot2dOnR2(4)), action_of(gspaces.rot2dOnR2(8))
+        (C4(), Rotations(order=8, interpolation='bilinear', padding='zeros'))
+    """
+    field_types: Any = require("escnn.nn", "action_of").FieldType
+    gspaces: Any = require("escnn.gspaces", "action_of")
+    check_count("samples", samples)
+    check_seed("seed", seed)
+    gspace = space.gspace if isinstance(space, field_types) else space
+    if not isinstance(gspace, gspaces.GSpace2D):
+        raise ValueError(
+            f"Expected `space` to be a gspace of the plane, such as escnn.gspaces.rot2dOnR2(4), or a field type on one "
+            f"but got {space!r}."
+        )
+    elements = _elements(gspace, samples, seed)
+    if len(elements) < 2:
+        raise ValueError(f"Expected `space` to have a symmetry besides the identity but got {space!r}.")
+    plane = _plane_action(gspace, elements, samples, seed)
+    if space is gspace:
+        return plane
+    fibres = torch.stack([space.fiber_representation(element) for element in elements])
+    fibres[0] = torch.eye(space.size)  # to the last bit
+    if torch.allclose(fibres, fibres[:1]):
+        return plane
+    return _FieldAction(plane, LinearAction(fibres, dim=-3))
+
+
+def _elements(gspace: Any, samples: int, seed: int) -> list[Any]:
+    group = gspace.fibergroup
+    if group.order() > 0:
+        return list(group.elements)
+    angles = [radians(degrees) for degrees in SO2(samples, seed).degrees]
+    if gspace.flips_order:
+        return [group.element((index % 2, angle)) for index, angle in enumerate(angles)]
+    return [group.element(angle) for angle in angles]
+
+
+def _plane_action(gspace: Any, elements: list[Any], samples: int, seed: int) -> Action:
+    # escnn's y axis points up, an image's rows run down.
+    upright = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
+    matrices = torch.stack([upright * torch.from_numpy(gspace.basespace_action(element)) for element in elements])
+    chosen = _square_symmetries(matrices)
+    if chosen is not None:
+        named = {(0, 1, 2, 3): C4(), tuple(range(8)): D4(), (0, 4): HorizontalFlip(), (0, 6): VerticalFlip()}
+        return named.get(chosen) or _SquareSymmetries(chosen)
+    if not gspace.flips_order:
+        return Rotations(len(elements)) if gspace.fibergroup.order() > 0 else SO2(samples, seed)
+    matrices[0] = torch.eye(2)  # to the last bit
+    return AffineAction(torch.nn.functional.pad(matrices, (0, 1)))
+
+
+def _square_symmetries(matrices: Tensor) -> tuple[int, ...] | None:
+    """Which elements of `D4` the matrices are, or None where one is none of them."""
+    turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)  # counter-clockwise where rows run down
+    flip = torch.diag(torch.tensor([-1.0, 1.0], dtype=torch.float64))
+    turns = [torch.linalg.matrix_power(turn, k) for k in range(4)]
+    square = torch.stack([*turns, *(turned @ flip for turned in turns)])
+    distance = torch.cdist(matrices.flatten(1), square.flatten(1), p=torch.inf).min(dim=1)
+    return tuple(distance.indices.tolist()) if bool((distance.values < 1e-6).all()) else None
+
+
+class _SquareSymmetries(PermutationAction):
+    """Some elements of `D4`, by their indices in it."""
+
+    def __init__(self, elements: tuple[int, ...]) -> None:
+        self.elements = elements
+
+    def __len__(self) -> int:
+        return len(self.elements)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(D4().labels[element] for element in self.elements)
+
+    def index_table(self, sizes: tuple[int, ...]) -> Tensor:
+        return D4().index_table(sizes)[list(self.elements)]
+
+    @property
+    def _faithful_sizes(self) -> tuple[int, ...]:
+        return (2, 2)
+
+    def _check_sizes(self, sizes: tuple[int, ...]) -> None:
+        if any(element % 2 for element in self.elements):  # some exchange height and width
+            D4().check(torch.empty(1, *sizes, device="meta"))
+
+    def _permute(self, x: Tensor, element: int) -> Tensor:
+        flips, turns = divmod(self.elements[element], 4)
+        return torch.rot90(x.flip(-1) if flips else x, turns, (-2, -1))
+
+    def _arguments(self) -> dict[str, object]:
+        return {"elements": self.elements}
+
+
+class _FieldAction(Action):
+    """Moves the points of a feature field by one action and its channels by another, with the same element."""
+
+    def __init__(self, plane: Action, fibres: LinearAction) -> None:
+        self.plane = plane
+        self.fibres = fibres
+
+    def __len__(self) -> int:
+        return len(self.plane)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.plane.labels
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        return (-3, -2, -1)
+
+    @property
+    def cayley_table(self) -> Tensor | None:
+        return self.plane.cayley_table
+
+    def check(self, x: Tensor) -> None:
+        self.plane.check(x)
+        self.fibres.check(x)
+
+    def verify(self, x: Tensor) -> None:
+        """Raises where the group cannot act on `x`; the inverses follow from the matrices and need no check."""
+        self.check(x)
+
+    def _act_one(self, x: Tensor, element: int) -> Tensor:
+        return self.fibres.act(self.plane.act(x, element), element)
+
+    def _invert_one(self, x: Tensor, element: int) -> Tensor:
+        return self.plane.invert(self.fibres.invert(x, element), element)
+
+    def _act_each(self, x: Tensor, index: Tensor) -> Tensor:
+        return self.fibres.act(self.plane.act(x, index), index)
+
+    def _invert_each(self, x: Tensor, index: Tensor) -> Tensor:
+        return self.plane.invert(self.fibres.invert(x, index), index)
+
+    def _arguments(self) -> dict[str, object]:
+        return {"plane": self.plane, "fibres": self.fibres}
