@@ -5,11 +5,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check install clean
+.PHONY: demo paper paper-quick test check install clean
 
 # Trains three networks on scikit-learn's digits and shows how invariant they are.
 demo: $(STAMP)
 	$(BIN)/python examples/digits.py --out demo_results
+
+# The paper's experiments; about an hour on two cores. A run that was interrupted goes on where it stopped.
+paper: $(STAMP)
+	$(BIN)/python -m examples.paper --out paper_results
+
+# The same with few images and epochs: does everything run?
+paper-quick: $(STAMP)
+	$(BIN)/python -m examples.paper --out paper_quick --quick
 
 # Everything that must hold: format, lint, types, doctests, tests.
 test: check
@@ -32,4 +40,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo_results paper_results paper_quick .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side")
     parser.add_argument("--table-1-only", action="store_true", help="WT, DA and IR; no other penalties, no CNNs")
+    parser.add_argument("--beside", type=Path, help="results folder whose tables the report shows too")
     parser.add_argument("--quick", action="store_true", help="few images, epochs and seeds: does everything run?")
     arguments = parser.parse_args()
     settings = Settings(
@@ -53,7 +54,7 @@ def main() -> None:
         settings = replace(settings, epochs=4, seeds=1, cnn_epochs=1, cnn_seeds=1, max_trials=1, sizes=(600, 200, 100))
     arguments.out.mkdir(parents=True, exist_ok=True)
     experiments = run_all(settings, arguments.out, arguments.jobs)
-    write_report(experiments, settings, arguments.out)
+    write_report(experiments, settings, arguments.out, arguments.beside)
     print(f"\nWritten to {arguments.out}: report.html, results.json, figures")
 
 

@@ -40,10 +40,11 @@ def draw_figures(experiments: Experiments, settings: Settings, folder: Path) -> 
         "Figure 4: accuracy relative to β = 0, and DI, while the test images drift towards the other data set. "
         "Solid: here (means over seeds). Dotted: the paper's, read off its figure.",
     )
-    drawings["sensitivity.png"] = (
-        lambda: sensitivity(experiments, settings),
-        "Figure 5: largest singular value of the Jacobian (mean over test images) and accuracy. Hatched: the paper's.",
-    )
+    if not settings.table_1_only:
+        drawings["sensitivity.png"] = (
+            lambda: sensitivity(experiments, settings),
+            "Figure 5: largest singular value of the Jacobian (mean over test images) and accuracy. Hatched: the paper's.",
+        )
     for name, (draw, _) in drawings.items():
         draw().savefig(folder / name, dpi=90)
     return {name: caption for name, (_, caption) in drawings.items()}

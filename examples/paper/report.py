@@ -19,7 +19,7 @@ from examples.paper.figures import draw_figures
 from examples.paper.paper_numbers import COLUMNS, TABLE_1
 from examples.paper.plan import CNN_TABLE, Experiments, mean_and_deviation
 from examples.paper.plan import TABLE_1 as MODELS
-from examples.paper.runs import GROUPS, PENALTIES, TARGET_SI, Result, Settings
+from examples.paper.runs import CNN_BATCH, CNN_WEIGHT, GROUPS, PENALTIES, TARGET_SI, Result, Settings
 
 HEADINGS = {
     "accuracy": "accuracy %",
@@ -41,12 +41,19 @@ figcaption, .note { color: #555; font-size: .9rem; }
 """
 
 
-def write_report(experiments: Experiments, settings: Settings, folder: Path) -> None:
-    """Writes `results.json`, the figures, `tables.md` and `report.html`."""
+def write_report(experiments: Experiments, settings: Settings, folder: Path, beside: Path | None = None) -> None:
+    """Writes `results.json`, the figures, `tables.md` and `report.html`, with the tables of another folder beside."""
     figures = draw_figures(experiments, settings, folder)
-    tables = [table_1(experiments, settings), cnn_table(experiments, settings), search_table(experiments)]
+    tables = [table_1(experiments, settings)]
+    if not settings.table_1_only:
+        tables.append(cnn_table(experiments, settings))
+    tables.append(search_table(experiments))
+    if beside is not None:
+        tables += [
+            tuple(table) for table in json.loads((beside / "results.json").read_text(encoding="utf-8"))["tables"]
+        ]
     claims = check_claims(experiments, settings)
-    differences = explain_differences(experiments, settings, folder)
+    differences = explain_differences(experiments, settings, folder) if settings.dataset == "mnist" else []
     about = describe(settings)
     everything = {
         "settings": {
@@ -55,6 +62,7 @@ def write_report(experiments: Experiments, settings: Settings, folder: Path) -> 
         "about": about,
         "results": [asdict(result) for result in experiments.results],
         "searches": [[asdict(trial) for trial in trials] for trials in experiments.searched],
+        "tables": tables,
         "claims": claims,
         "differences": differences,
     }
@@ -71,21 +79,27 @@ Table = tuple[str, str, list[str], list[list[str]]]
 
 
 def table_1(experiments: Experiments, settings: Settings) -> Table:
-    """Table 1, ours and the paper's one above the other."""
+    """Table 1; on MNIST the paper's rows are below ours."""
     rows = []
+    train, test, _ = settings.data(GROUPS["R4"]).sizes
     for group in GROUPS:
         for model in MODELS:
             results = experiments.of(group, model, settings.epochs)
             rows.append([group, model, *(_cell(column, _over_seeds(results, column)) for column in HEADINGS)])
+            if settings.dataset != "mnist":
+                continue
             papers = dict(zip(COLUMNS, TABLE_1[group][model], strict=True))
             rows.append(
                 ["", "paper", *(_cell(column, papers[column]) if column in papers else "" for column in HEADINGS)]
             )
     note = (
-        f"Mean ± standard deviation over {settings.seeds} seed(s), {settings.epochs} epochs. The paper's rows are "
-        "Transforming-MNIST with 10,000 training images."
+        f"Mean ± standard deviation over {settings.seeds} seed(s), {settings.epochs} epochs, {train:,} training and "
+        f"{test:,} test images."
     )
-    return "Table 1", note, ["group", "model", *HEADINGS.values()], rows
+    if settings.dataset == "mnist":
+        note += " The paper's rows are Transforming-MNIST with 10,000 and 50,000."
+    title = {"mnist": "Transforming-MNIST", "fashion": "Transforming-FMNIST"}[settings.dataset]
+    return f"Table 1, {title}", note, ["group", "model", *HEADINGS.values()], rows
 
 
 def cnn_table(experiments: Experiments, settings: Settings) -> Table:
@@ -97,8 +111,8 @@ def cnn_table(experiments: Experiments, settings: Settings) -> Table:
             cells = [_cell(column, _over_seeds(results, column)) for column in HEADINGS]
             rows.append([group, model, *cells, f"{results[0].parameters:,}", f"{_mean_seconds(results):.0f}"])
     note = (
-        f"Mean ± standard deviation over {settings.cnn_seeds} seed(s), {settings.cnn_epochs} epochs: fewer than in "
-        "table 1. Seconds are those of training and measuring on one thread, with another run beside."
+        f"Mean ± standard deviation over {settings.cnn_seeds} seed(s), {settings.cnn_epochs} epochs in batches of "
+        f"{CNN_BATCH}: fewer epochs than in table 1. CNN IR has ν = {CNN_WEIGHT:g}, which was not searched for. Seconds are those of training and measuring on one thread, with another run beside."
     )
     return (
         "Convolutional networks and escnn",
@@ -132,7 +146,12 @@ def search_table(experiments: Experiments) -> Table:
         "on the first seed; the other seeds keep it. SI ± standard error over images; both at the epoch of the best "
         f"validation accuracy. Penalties: {', '.join(f'{model}: {name}' for model, name in PENALTIES.items())}."
     )
-    return "The search for ν", note, ["group", "model", "ν", "SI, validation", "accuracy %, validation", ""], rows
+    return (
+        f"The search for ν, {experiments.searched[0][0].run.epochs} epochs",
+        note,
+        ["group", "model", "ν", "SI, validation", "accuracy %, validation", ""],
+        rows,
+    )
 
 
 def describe(settings: Settings) -> dict[str, str]:
@@ -199,14 +218,10 @@ def _page(
             _html_table(heading, rows),
             f"<p class=note>{html.escape(note)}</p>",
         ]
-    parts.append("<h2>Where the numbers differ from the paper's</h2>")
-    parts.append(
-        _html_table(
-            ["difference", "experiment", "conclusion"],
-            [[row["difference"], row["experiment"], row["conclusion"]] for row in differences],
-            "text",
-        )
-    )
+    if differences:
+        parts.append("<h2>Where the numbers differ from the paper's</h2>")
+        names = ["difference", "experiment", "conclusion"]
+        parts.append(_html_table(names, [[row[name] for name in names] for row in differences], "text"))
     parts.append("<h2>Figures</h2>")
     for name, caption in figures.items():
         image = base64.b64encode((folder / name).read_bytes()).decode()

@@ -1100,3 +1100,21 @@ call = lambda: trained(li.SensitivityMonitor(), INTEGERS, network=through_floats
 refuse("SensitivityMonitor", "integer images", call, "expected the input to be floating point, to have a gradient, but")
 call = lambda: trained(li.SensitivityMonitor(li.C4()), X[:1], LABELS[:1])[0]  # noqa: E731
 give("SensitivityMonitor", "one sample", call, lambda v: v > 0, ANYTHING)
+
+name, found = "search_weight", li.search_weight
+refuse(name, "type", of(found, 3), "`train` to be a function from a weight to a score but got 3")
+refuse(name, "type", of(found, lambda weight: "high"), "`train` to return a number but got 'high'")
+for option, values in (("target", (NAN, "1")), ("start", (0, -1.0, INF)), ("factor", (1.0, NAN))):
+    for value in values:
+        refuse(name, "negative", of(found, lambda weight: 1.0, **{option: value}), f"`{option}` to be a finite number")
+refuse(name, "negative", of(found, lambda weight: 1.0, max_trials=0), "`max_trials` to be an integer of at least 1")
+give(name, "NaN", of(found, lambda weight: NAN, max_trials=2), lambda s: not s.reached and len(s.trials) == 2)
+
+name, steerable = "baselines.SteerableClassifier", baselines.SteerableClassifier
+refuse(name, "unknown name", of(steerable, "C5", 1, 3, 8), "`group` to be one of .* but got 'C5'")
+for option in ("in_channels", "num_classes", "image_size", "width", "depth"):
+    arguments = {"in_channels": 1, "num_classes": 3, "image_size": 8, option: 0}
+    refuse(name, "negative", of(steerable, "C4", **arguments), f"`{option}` to be an integer of at least 1 but got 0")
+
+name = "baselines.action_of"
+refuse(name, "type", of(baselines.action_of, 3), "[Ee]xpected .* but got")

@@ -1,0 +1,80 @@
+"""The paper's experiments run from end to end, resume, and say of a tied network what is true."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from examples.paper.data import Source, TransformingImages, load, sizes_for  # noqa: E402
+from lightning_invariance import C4  # noqa: E402
+
+
+def idx(values: np.ndarray) -> bytes:
+    """The format as its authors describe it, written independently of the reader."""
+    header = bytes([0, 0, 8, values.ndim]) + b"".join(size.to_bytes(4, "big") for size in values.shape)
+    return header + values.astype(np.uint8).tobytes()
+
+
+def test_idx_files_plain_and_compressed(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    images = {part: generator.integers(0, 256, (3, 28, 28)) for part in ("train", "t10k")}
+    labels = {part: generator.integers(0, 10, 3) for part in ("train", "t10k")}
+    for part in images:
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(images[part]))
+        (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels[part])))
+    source = load("mnist", tmp_path)
+    expected = np.concatenate([images["train"], images["t10k"]]) / 255
+    np.testing.assert_allclose(source.images.numpy(), expected, atol=1e-7)
+    assert source.labels.tolist() == [*labels["train"], *labels["t10k"]]
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(images["train"])[:-1])
+    load.cache_clear()
+    with pytest.raises(ValueError, match="train-images-idx3-ubyte"):
+        load("mnist", tmp_path)
+
+
+def test_sizes() -> None:
+    assert sizes_for(63_000) == (10_000, 50_000, 2_000)
+    assert sizes_for(4_500) == (3_000, 1_000, 500)
+
+
+def test_images_are_padded_normalised_and_without_the_last_class() -> None:
+    images, labels = torch.rand(90, 28, 28), torch.arange(90) % 10
+    source = Source(images, labels, "noise")
+    data = TransformingImages(source, source, C4(), sizes=(50, 20, 11))
+    x, y = data.train_set.tensors
+    assert x.shape == (50, 1, 36, 36)
+    assert int(y.max()) == 8
+    assert float(x.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(x.std()) == pytest.approx(1, abs=1e-5)
+    assert float(x[0, 0, 0, 0]) == pytest.approx(data.black, abs=1e-6)
+    assert len(data.val_set) == 11
+    assert not torch.equal(data.test_set(0.5).tensors[0], data.test_set(0.0).tensors[0])
+
+
+def test_quick_run_and_resume(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "examples.paper", "--quick", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    tied = [result for result in results["results"] if result["run"]["model"] == "WT"]
+    assert {result["run"]["group"] for result in tied} == {"R4", "T3"}
+    for result in tied:
+        assert result["test"]["logit_invariance_error"][0] < 1e-8
+        assert result["test"]["saliency_invariance_similarity"][0] == pytest.approx(1, abs=1e-5)
+    assert len(results["claims"]) == 5
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 6
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()} == written
