@@ -43,7 +43,7 @@ def draw_figures(experiments: Experiments, settings: Settings, folder: Path) -> 
     if not settings.table_1_only:
         drawings["sensitivity.png"] = (
             lambda: sensitivity(experiments, settings),
-            "Figure 5: largest singular value of the Jacobian (mean over test images) and accuracy. Hatched: the paper's.",
+            "Figure 5: largest singular value of the Jacobian (mean over images) and accuracy. Hatched: the paper's.",
         )
     for name, (draw, _) in drawings.items():
         draw().savefig(folder / name, dpi=90)

@@ -112,7 +112,8 @@ def cnn_table(experiments: Experiments, settings: Settings) -> Table:
             rows.append([group, model, *cells, f"{results[0].parameters:,}", f"{_mean_seconds(results):.0f}"])
     note = (
         f"Mean ± standard deviation over {settings.cnn_seeds} seed(s), {settings.cnn_epochs} epochs in batches of "
-        f"{CNN_BATCH}: fewer epochs than in table 1. CNN IR has ν = {CNN_WEIGHT:g}, which was not searched for. Seconds are those of training and measuring on one thread, with another run beside."
+        f"{CNN_BATCH}: fewer epochs than in table 1. CNN IR has ν = {CNN_WEIGHT:g}, which was not searched for. "
+        "Seconds are those of training and measuring on one thread, with another run beside."
     )
     return (
         "Convolutional networks and escnn",
