@@ -78,13 +78,13 @@ def _fewer_images(
     # The last doubling's gain; gains shrink as accuracy saturates, so that this bounds what more images give.
     half = max(size for size in points if size < train)
     gain = (points[train] - points[half]) / log2(train / half)
-    reached = points[train] + gain * log2(PAPER_IMAGES / train)
+    reached = min(points[train] + gain * log2(PAPER_IMAGES / train), 1.0)
     text = "accuracy by number of training images, seed 0, equal steps: " + ", ".join(
         f"{size:,} {points[size]:.3f}" for size in sorted(points)
     )
     if points[train] < paper <= reached + bar:
-        return text, f"explained by fewer images: at this gain a doubling, {PAPER_IMAGES:,} would give {reached:.3f}"
-    return text, f"at this gain a doubling, {PAPER_IMAGES:,} images would give {reached:.3f}: the rest is unexplained"
+        return text, f"fewer images can explain it: at this gain a doubling, {PAPER_IMAGES:,} give up to {reached:.3f}"
+    return text, f"at this gain a doubling, {PAPER_IMAGES:,} images give up to {reached:.3f}: the rest is unexplained"
 
 
 def _more_steps(
@@ -179,7 +179,7 @@ def _sensitivity_row(experiments: Experiments, settings: Settings, group: str) -
     return {
         "difference": f"{group}, figure 5: σ_max " + ", ".join(cells),
         "experiment": "σ_max by ν: " + "; ".join(by_weight),
-        "conclusion": "falls with ν, which the paper does not give; nor does it say how σ_max is averaged",
+        "conclusion": "unexplained; the paper gives neither ν nor how σ_max is averaged",
     }
 
 
