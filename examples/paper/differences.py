@@ -103,6 +103,8 @@ def _more_steps(
         f"DA, seed 0, {longer[0].run.epochs} epochs, as many steps as the paper's: {NAMES[column]} from "
         f"{before:.3g} to {after:.3g} (best epoch {longer[0].best_epoch})"
     )
+    if longer[0].best_epoch == result.best_epoch:
+        return text, "unexplained: the epoch that validates best, and so the network, is the same with more of them"
     if abs(after - paper) <= bar:
         return text, "explained by fewer steps"
     closer = abs(after - paper) < abs(before - paper)
