@@ -57,10 +57,10 @@ def action_of(space: Any, *, samples: int = 16, seed: int = 0) -> Action:
         >>> action_of(gspaces.rot2dOnR2(4)), action_of(gspaces.rot2dOnR2(8))
         (C4(), Rotations(order=8, interpolation='bilinear', padding='zeros'))
     """
-    field_types: Any = require("escnn.nn", "action_of").FieldType
-    gspaces: Any = require("escnn.gspaces", "action_of")
     check_count("samples", samples)
     check_seed("seed", seed)
+    field_types: Any = require("escnn.nn", "action_of").FieldType
+    gspaces: Any = require("escnn.gspaces", "action_of")
     gspace = space.gspace if isinstance(space, field_types) else space
     if not isinstance(gspace, gspaces.GSpace2D):
         raise ValueError(

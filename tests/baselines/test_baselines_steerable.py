@@ -6,6 +6,7 @@ import copy
 import io
 import os
 import pickle
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,16 +19,22 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+import lightning_invariance
 from lightning_invariance import C4, D4, Gradient, InvarianceMonitor, InvarianceRegularizer
 
 pytest.importorskip("escnn.nn", exc_type=ImportError)
 
+import baselines_worker
 from escnn import gspaces
 from escnn import nn as enn
 
 from lightning_invariance.baselines import SteerableClassifier
 
-PACKAGE = Path(sys.modules["lightning_invariance"].__file__).parents[1]
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join([str(Path(lightning_invariance.__file__).parents[1]), *sys.path]),
+    "OMP_NUM_THREADS": "1",
+}
 GROUPS = ["C4", "D4", "C8", "SO2"]
 LATTICE = {"C4": C4(), "D4": D4(), "C8": C4(), "SO2": C4()}
 SIZES = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 27, 28, 29, 30, 31, 32, 33]
@@ -437,6 +444,47 @@ def test_the_regularizer_has_nothing_to_do(tmp_path):
     assert float(fitted.callback_metrics["train/invariance_penalty"]) < 1e-8
 
 
+# In two processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed support")
+def test_two_processes_take_the_mean_of_their_gradients(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {**ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "WORLD_SIZE": "2"}
+    command = [sys.executable, baselines_worker.__file__, "D4", str(tmp_path)]
+    processes = [subprocess.Popen(command, env={**shared, "LOCAL_RANK": rank}) for rank in "01"]
+    try:
+        assert [process.wait(timeout=180) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+    # The same by hand: two copies, each with its own half of the data, stepping together.
+    copies = [baselines_worker.Module("D4").model.train() for _ in range(2)]
+    x, y = baselines_worker.data()
+    for start in range(0, 8, baselines_worker.BATCH):
+        mine = slice(start, start + baselines_worker.BATCH)
+        gradients = [
+            torch.autograd.grad(F.cross_entropy(network(x[rank::2][mine]), y[rank::2][mine]), [*network.parameters()])
+            for rank, network in enumerate(copies)
+        ]
+        with torch.no_grad():
+            for network in copies:
+                for parameter, left, right in zip(network.parameters(), *gradients, strict=True):
+                    parameter -= baselines_worker.RATE * (left + right) / 2
+    trained = [torch.load(tmp_path / f"state-{rank}.pt", weights_only=True) for rank in range(2)]
+    untrained = baselines_worker.Module("D4").model.state_dict()
+    for name, parameter in copies[0].named_parameters():
+        assert not torch.equal(parameter, untrained[name]), name
+        for state in trained:
+            torch.testing.assert_close(state[name], parameter.detach(), rtol=1e-4, atol=1e-6)
+    for name, buffer in copies[0].named_buffers():  # running statistics are the first process's
+        torch.testing.assert_close(trained[0][name], buffer, rtol=1e-4, atol=1e-6)
+
+
 # Where escnn finds nothing on the disk ---------------------------------------------------------------------------
 
 COLD = """
@@ -473,7 +521,7 @@ except TypeError as error:
 def test_flips_are_built_on_a_cold_cache(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", COLD, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=300,

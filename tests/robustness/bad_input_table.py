@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -796,6 +797,49 @@ for kind, value in (("NaN", NAN), ("infinite", INF)):
     give(name, kind, of(through, spoilt), lambda v: not v[0].isfinite().any() and v[1].isfinite().all())
 
 
+def steerable(group: Any = "C4", channels: Any = 1, classes: Any = 3, size: Any = 4, **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return baselines.SteerableClassifier(group, channels, classes, size, **{"width": 2, "depth": 2, **options})
+
+
+def steered(x: Any) -> Tensor:
+    return steerable().eval()(x)
+
+
+name = "baselines.SteerableClassifier"
+for wrong in ("C3", "c4", 4, None, li.C4()):
+    refuse(name, "unknown name", of(steerable, wrong), "`group` to be one of .* but got")
+for argument, option in (
+    ("in_channels", "channels"),
+    ("num_classes", "classes"),
+    ("image_size", "size"),
+    ("width", "width"),
+    ("depth", "depth"),
+):
+    for kind, wrong in (("negative", 0), ("negative", -3), ("type", "3"), ("type", 2.5), ("type", (4, 4))):
+        refuse(name, kind, of(steerable, **{option: wrong}), f"`{argument}` to be an integer of at least 1 but got")
+name = "baselines.action_of"
+for kind, wrong in (("negative", 0), ("type", 2.5), ("type", None)):
+    refuse(name, kind, of(baselines.action_of, None, samples=wrong), "`samples` to be an integer of at least 1 but got")
+for wrong in (0.5, None, "0"):
+    refuse(
+        name, "type", of(baselines.action_of, None, seed=wrong), "`seed` to be an integer of at most 64 bits but got"
+    )
+if find_spec("escnn") is not None:
+    for wrong in ("C4", None, li.C4(), 4):
+        refuse(name, "type", of(baselines.action_of, wrong), "`space` to be a gspace of the plane, .* but got")
+    name = "baselines.SteerableClassifier"
+    refuse(name, "type", of(steered, [1.0]), OF_SHAPE)
+    for kind, wrong in (("non-square", WIDE), ("shape", X[0]), ("shape", torch.zeros(2, 2, 4, 4))):
+        refuse(name, kind, of(steered, wrong), OF_SHAPE)
+    refuse(name, "integer images", of(steered, INTEGERS), OF_SHAPE)
+    give(name, "empty", of(steered, X[:0]), lambda v: v.shape == (0, 3))
+    give(name, "one sample", of(steered, X[:1]), lambda v: v.shape == (1, 3))
+    for kind, value in (("NaN", NAN), ("infinite", INF)):
+        spoilt = torch.cat([X[:1] * value, X[1:]])
+        give(name, kind, of(steered, spoilt), lambda v: not v[0].isfinite().any() and v[1].isfinite().all())
+
+
 # Reports ---------------------------------------------------------------------------------------------------------
 
 name, table = "report.markdown_table", report.markdown_table
@@ -1109,12 +1153,3 @@ for option, values in (("target", (NAN, "1")), ("start", (0, -1.0, INF)), ("fact
         refuse(name, "negative", of(found, lambda weight: 1.0, **{option: value}), f"`{option}` to be a finite number")
 refuse(name, "negative", of(found, lambda weight: 1.0, max_trials=0), "`max_trials` to be an integer of at least 1")
 give(name, "NaN", of(found, lambda weight: NAN, max_trials=2), lambda s: not s.reached and len(s.trials) == 2)
-
-name, steerable = "baselines.SteerableClassifier", baselines.SteerableClassifier
-refuse(name, "unknown name", of(steerable, "C5", 1, 3, 8), "`group` to be one of .* but got 'C5'")
-for option in ("in_channels", "num_classes", "image_size", "width", "depth"):
-    arguments = {"in_channels": 1, "num_classes": 3, "image_size": 8, option: 0}
-    refuse(name, "negative", of(steerable, "C4", **arguments), f"`{option}` to be an integer of at least 1 but got 0")
-
-name = "baselines.action_of"
-refuse(name, "type", of(baselines.action_of, 3), "[Ee]xpected .* but got")

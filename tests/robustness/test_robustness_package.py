@@ -185,6 +185,7 @@ def test_core_dependencies_have_both_bounds(requirement: str) -> None:
 
 SCRIPT = """
 import importlib.machinery
+import pkgutil
 import sys
 import warnings
 
@@ -213,11 +214,19 @@ results = li.evaluate_invariance(network, [x], li.C4(), progress=False)
 assert torch.allclose(metric.compute(), results["logit_invariance_error"].value)
 assert "saliency_invariance_similarity" in results
 print(report.markdown_table({{"network": results}}))
+for module in pkgutil.walk_packages(li.__path__, "lightning_invariance."):
+    importlib.import_module(module.name)
+for needs_escnn in (lambda: baselines.SteerableClassifier("C4", 1, 10, 28), lambda: baselines.action_of("C4")):
+    try:
+        needs_escnn()
+    except ModuleNotFoundError as error:
+        print(error)
 assert not {blocked} & {{name.split(".")[0] for name in sys.modules}}
 """
 
 
-@pytest.mark.parametrize("blocked", [{"escnn", "captum", "sklearn", "lie_learn"}])
+# lie_learn is imported by escnn, which does not come alone: escnn without it is no escnn.
+@pytest.mark.parametrize("blocked", [{"escnn", "captum", "sklearn", "lie_learn"}, {"lie_learn"}])
 def test_it_works_without_the_optional_packages(blocked: set[str]) -> None:
     environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(PACKAGE.parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -229,3 +238,6 @@ def test_it_works_without_the_optional_packages(blocked: set[str]) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "| network |" in done.stdout
+    for name in ("SteerableClassifier", "action_of"):
+        assert f"{name} needs escnn: pip install 'numpy<2'" in done.stdout
+    assert done.stdout.count("pip install --no-deps 'escnn>=1.0.11,<2' lie_learn==0.0.2") == 2
