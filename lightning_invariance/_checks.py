@@ -27,10 +27,11 @@ def is_number(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, Real)
 
 
-def check_number(name: str, value: Any) -> None:
-    """Raises a `ValueError` unless `value` is a finite number."""
-    if not is_number(value) or not -float("inf") < value < float("inf"):
-        raise ValueError(f"Expected `{name}` to be a finite number but got {value!r}.")
+def check_number(name: str, value: Any, above: float | None = None) -> None:
+    """Raises a `ValueError` unless `value` is a finite number, above a bound where there is one."""
+    if not is_number(value) or not -float("inf") < value < float("inf") or (above is not None and value <= above):
+        bound = "" if above is None else f" above {above}"
+        raise ValueError(f"Expected `{name}` to be a finite number{bound} but got {value!r}.")
 
 
 def check_seed(name: str, value: object) -> None:
@@ -56,6 +57,22 @@ def check_tensor(name: str, value: object, purpose: str = "") -> None:
     if not isinstance(value, Tensor):
         raise ValueError(f"Expected `{name}` to be a tensor{purpose} but got {type(value).__name__}.")
     check_not_meta(name, value)
+
+
+def check_floating(name: str, value: Tensor, purpose: str) -> None:
+    """Raises a `ValueError` unless `value` is floating point."""
+    if not value.is_floating_point():
+        raise ValueError(f"Expected `{name}` to be floating point, {purpose}, but got {value.dtype}.")
+
+
+def check_has_gradient(gradient: Tensor | None) -> Tensor:
+    """The gradient of a network's logits; raises a `ValueError` where there is none."""
+    if gradient is None:
+        raise ValueError(
+            "Expected `network` to give logits that have a gradient with respect to `x` but got none: they do not "
+            "depend on it, or the network detaches them."
+        )
+    return gradient
 
 
 def check_not_meta(name: str, value: Tensor) -> None:

@@ -112,6 +112,11 @@ def is_batch_coupled(module: nn.Module) -> bool:
     )
 
 
+def module_of(network: object) -> nn.Module:
+    """The network, or, where it is a function, a module without anything to preserve."""
+    return network if isinstance(network, nn.Module) else nn.Module()
+
+
 @contextmanager
 def undisturbed(network: object, device: torch.device) -> Iterator[None]:
     """Runs the block outside of inference mode, autocast and compiled code, the module in eval mode.
@@ -119,7 +124,7 @@ def undisturbed(network: object, device: torch.device) -> Iterator[None]:
     Modes, buffers and torch's random streams come back as they were. What is compiled runs as it was written: its graph
     can be gone through neither twice nor by a second derivative.
     """
-    module = network if isinstance(network, nn.Module) else nn.Module()
+    module = module_of(network)
     stance: AbstractContextManager[Any] = nullcontext()
     if "torch._dynamo" in sys.modules:  # or nothing has been compiled yet
         stance = torch.compiler.set_stance("force_eager")

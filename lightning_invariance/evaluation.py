@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lightning_invariance._checks import check_callable, check_count, check_iterable, check_not_meta
-from lightning_invariance._isolation import evaluation_mode, ordinary, preserved_buffers, preserved_random_state
+from lightning_invariance._isolation import (
+    evaluation_mode,
+    module_of,
+    ordinary,
+    preserved_buffers,
+    preserved_random_state,
+)
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.metrics._base import Estimate
@@ -98,7 +104,7 @@ class InvarianceEvaluator:
             x = ordinary(x)
             target = None if target is None else ordinary(target)
             base_logits = None if base_logits is None else ordinary(base_logits)
-            with preserved_buffers(module if module is not None else nn.Module()):
+            with preserved_buffers(module_of(module)):
                 self._measure(network_for, x, base_logits, target, kept, explained, run)
 
     def _measure(
@@ -217,7 +223,7 @@ def evaluate_invariance(
     check_callable("network", network, "a module or a function")
     check_iterable("batches", batches, "batches of inputs, or pairs (x, target)")
     evaluator = InvarianceEvaluator(action, measures, saliency, saliency_samples, max_batch)
-    module = network if isinstance(network, nn.Module) else nn.Module()
+    module = module_of(network)
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
     if device is not None and device.type == "meta":
         raise ValueError("Expected `network` to hold values but got one on the meta device.")

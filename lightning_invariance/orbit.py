@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_invariance._checks import (
     check_callable,
     check_count,
+    check_floating,
     check_iterable,
     check_same_device,
     check_target,
@@ -173,8 +174,7 @@ def evaluate_perturbations(
     check_action(action)
     action.check(x)
     check_tensor("x", x)
-    if not x.is_floating_point():
-        raise ValueError(f"Expected `x` to be floating point, to be perturbed, but got {x.dtype}.")
+    check_floating("x", x, "to be perturbed")
     if max_batch is not None:
         check_count("max_batch", max_batch)
     moved = action.orbit(x, list(range(1, len(action))))

@@ -15,6 +15,8 @@ from lightning_invariance._checks import (
     check_callable,
     check_classes_named,
     check_count,
+    check_floating,
+    check_has_gradient,
     check_not_meta,
     check_number,
     check_target,
@@ -164,7 +166,7 @@ class IntegratedGradients(Saliency):
         self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
     ) -> tuple[Tensor, Tensor]:
         _check_arguments(network, x, target, max_batch)
-        _check_floating(x)
+        check_floating("x", x, "to have a gradient")
         x = _detached(x)
         with torch.no_grad():
             logits = torch.cat([_checked_logits(network(part), part) for part in x.split(max_batch or max(len(x), 1))])
@@ -318,7 +320,7 @@ def _logits_and_gradient(
 
     `named` says that the targets are known to be classes: to look is to wait for the device.
     """
-    _check_floating(x)
+    check_floating("x", x, "to have a gradient")
     # `Trainer.validate` runs in inference mode, where no graph is recorded, and its tensors cannot enter one.
     with torch.inference_mode(False), torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
@@ -328,12 +330,7 @@ def _logits_and_gradient(
         chosen = predicted_class(logits) if target is None else _detached(target).long()
         explained = logits.gather(1, chosen[:, None].to(logits.device)).sum()
         gradient = torch.autograd.grad(explained, leaf, allow_unused=True)[0] if explained.requires_grad else None
-    if gradient is None:
-        raise ValueError(
-            "Expected `network` to give logits that have a gradient with respect to `x` but got none: they do not "
-            "depend on it, or the network detaches them."
-        )
-    return logits.detach(), gradient
+    return logits.detach(), check_has_gradient(gradient)
 
 
 def _chunked(
@@ -367,11 +364,6 @@ def _check_arguments(network: Network, x: Tensor, target: Tensor | None, max_bat
     if target is not None:
         check_target(target, len(x))
         check_not_meta("target", target)
-
-
-def _check_floating(x: Tensor) -> None:
-    if not x.is_floating_point():
-        raise ValueError(f"Expected `x` to be floating point, to have a gradient, but got {x.dtype}.")
 
 
 def _checked_logits(logits: Tensor, x: Tensor) -> Tensor:

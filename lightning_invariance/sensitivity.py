@@ -11,7 +11,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from lightning_invariance._checks import check_callable, check_count, check_number, check_tensor
+from lightning_invariance._checks import (
+    check_callable,
+    check_count,
+    check_floating,
+    check_has_gradient,
+    check_number,
+    check_tensor,
+)
 from lightning_invariance._isolation import ordinary, undisturbed
 from lightning_invariance.saliency import Network
 
@@ -84,13 +91,10 @@ def jacobian_spectral_norm(
     """
     check_callable("network", network, "a module or a function")
     check_tensor("x", x)
-    if not x.is_floating_point():
-        raise ValueError(f"Expected `x` to be floating point, to have a gradient, but got {x.dtype}.")
+    check_floating("x", x, "to have a gradient")
     if x.ndim < 2:
         raise ValueError(f"Expected `x` to have the shape (B, ...) with values to a sample but got {tuple(x.shape)}.")
-    check_number("tolerance", tolerance)
-    if tolerance <= 0:
-        raise ValueError(f"Expected `tolerance` to be above 0 but got {tolerance!r}.")
+    check_number("tolerance", tolerance, above=0)
     check_count("max_iterations", max_iterations)
     if max_batch is not None:
         check_count("max_batch", max_batch)
@@ -242,12 +246,7 @@ class _Jacobian:
             (gradient,) = torch.autograd.grad(
                 self._logits, self._leaf, u, retain_graph=True, create_graph=create_graph, allow_unused=True
             )
-        if gradient is None:
-            raise ValueError(
-                "Expected `network` to give logits that have a gradient with respect to `x` but got none: they do not "
-                "depend on it, or the network detaches them."
-            )
-        return gradient
+        return check_has_gradient(gradient)
 
 
 def _norms_by_rows(jacobian: _Jacobian) -> Tensor:

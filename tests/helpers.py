@@ -98,12 +98,12 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 8), nn.Tanh(), nn.Linear(8, CLASSES))
 
 
-def noisy(p: float = 0.5) -> nn.Module:
+def noisy(p: float = 0.5, activation: Callable[[], nn.Module] = nn.ReLU) -> nn.Module:
     """With running statistics and random numbers."""
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1),
         nn.BatchNorm2d(4),
-        nn.ReLU(),
+        activation(),
         nn.Dropout(p),
         nn.Flatten(),
         nn.Linear(4 * SIDE * SIDE, CLASSES),

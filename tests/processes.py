@@ -24,7 +24,7 @@ def _free_port() -> int:
 
 
 class Launch:
-    """Two processes that ran to their end, or were stopped, and what they wrote."""
+    """Two processes that ran to their end, or were stopped, what they wrote and the codes that they ended with."""
 
     def __init__(self, script: str, folder: Path) -> None:
         package, tests = Path(lightning_invariance.__file__).parents[1], Path(__file__).parent
@@ -61,6 +61,7 @@ class Launch:
             for process in processes:
                 process.kill()  # Lightning lets a process go on that is merely asked to end
                 process.wait()
+        self.codes = [process.returncode for process in processes]
         self.outputs = [output.read_text() for output in outputs]
         for rank, output in enumerate(self.outputs):
             print(f"--- process {rank} ---\n{output[-4000:]}")

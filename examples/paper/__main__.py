@@ -51,7 +51,16 @@ def main() -> None:
         table_1_only=arguments.table_1_only,
     )
     if arguments.quick:
-        settings = replace(settings, epochs=4, seeds=1, cnn_epochs=1, cnn_seeds=1, max_trials=1, sizes=(600, 200, 100))
+        settings = replace(
+            settings,
+            epochs=4,
+            seeds=1,
+            cnn_epochs=1,
+            cnn_seeds=1,
+            max_trials=1,
+            explained_samples=16,
+            sizes=(300, 100, 50),
+        )
     arguments.out.mkdir(parents=True, exist_ok=True)
     experiments = run_all(settings, arguments.out, arguments.jobs)
     write_report(experiments, settings, arguments.out, arguments.beside)
@@ -71,7 +80,10 @@ def run_all(settings: Settings, folder: Path, jobs: int) -> Experiments:
         _collect(waiting, "Searches and runs without a weight", searched, results)
         waiting = submit(execute, runs_with_weight(settings, [trials[0].run for trials in searched]))
         _collect(waiting, "Runs with the weights found", searched, results)
-    return Experiments(results, searched)
+    # In an order that does not depend on which was done first.
+    return Experiments(
+        sorted(results, key=lambda result: result.run.name), sorted(searched, key=lambda trials: trials[0].run.name)
+    )
 
 
 def _collect(waiting: dict[Any, str], title: str, searched: list[list[Result]], results: list[Result]) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from statistics import mean
 
+from examples.paper.paper_numbers import DI, LI, SI
 from examples.paper.plan import FIGURE_5, Experiments
 from examples.paper.runs import GROUPS, TARGET_SI, Settings
-
-LI, DI, SI = "logit_invariance_error", "distribution_invariance_error", "saliency_invariance_similarity"
 
 
 def check_claims(experiments: Experiments, settings: Settings) -> list[dict[str, str]]:

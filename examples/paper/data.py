@@ -122,7 +122,7 @@ class TransformingImages(L.LightningDataModule):
         source: the images.
         drift: other images, which the test images can be blended with.
         action: the group.
-        sizes: how many images train, test and validate; by `sizes_for` if None.
+        sizes: how many images train, test and validate.
         batch: how many images make a training batch.
 
     Attributes:
@@ -134,7 +134,7 @@ class TransformingImages(L.LightningDataModule):
         source: Source,
         drift: Source,
         action: Action,
-        sizes: tuple[int, int, int] | None = None,
+        sizes: tuple[int, int, int],
         batch: int = BATCH,
     ) -> None:
         super().__init__()
@@ -142,9 +142,8 @@ class TransformingImages(L.LightningDataModule):
         self.description, self.drift_description = source.description, drift.description
         keep = source.labels < CLASSES
         images, labels = _padded(source.images[keep]), source.labels[keep]
-        self.sizes = sizes_for(len(images)) if sizes is None else sizes
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-        train, test, val = order[: sum(self.sizes)].split(self.sizes)
+        train, test, val = order[: sum(sizes)].split(sizes)
         mean, std = images[train].mean(), images[train].std()
         images = (images - mean) / std
         self.black = float(-mean / std)

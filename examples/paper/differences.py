@@ -10,6 +10,7 @@ from math import hypot, isnan, log2
 from pathlib import Path
 from statistics import mean
 
+from examples.paper.data import PAPER_SIZES
 from examples.paper.paper_numbers import COLUMNS, FIGURE_4_RATIO, FIGURE_5, TABLE_1
 from examples.paper.plan import FIGURE_5 as REGULARISERS
 from examples.paper.plan import TABLE_1 as MODELS
@@ -21,7 +22,7 @@ from lightning_invariance.saliency import Saliency
 NAMES = dict(zip(COLUMNS, ("accuracy", "LI", "DI", "SI"), strict=True))
 #: Half a unit of the last digit that the paper prints, where it gives no deviation.
 ROUNDING = dict(zip(COLUMNS, (0.0005, 0.005, 0.05, 0.005), strict=True))
-PAPER_IMAGES = 10_000
+PAPER_IMAGES = PAPER_SIZES[0]
 
 
 def explain_differences(experiments: Experiments, settings: Settings, folder: Path) -> list[dict[str, str]]:
@@ -66,7 +67,7 @@ def _fewer_images(
     experiments: Experiments, settings: Settings, result: Result, paper: float, bar: float
 ) -> tuple[str, str]:
     """The same number of steps with a half and a quarter of the images; log-linear in their number."""
-    train = _train_size(settings)
+    train = settings.split[0]
     fewer = {
         r.run.train_size: r.test["accuracy"][0]
         for r in experiments.results
@@ -183,7 +184,3 @@ def _sensitivity_row(experiments: Experiments, settings: Settings, group: str) -
         "experiment": "σ_max by ν: " + "; ".join(by_weight),
         "conclusion": "unexplained; the paper gives neither ν nor how σ_max is averaged",
     }
-
-
-def _train_size(settings: Settings) -> int:
-    return (settings.sizes or settings.data(GROUPS["R4"]).sizes)[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +25,36 @@ COLOURS = {"WT": "tab:green", "DA": "tab:orange", "IR": "tab:blue"}
 
 def draw_figures(experiments: Experiments, settings: Settings, folder: Path) -> dict[str, str]:
     """Draws all figures into the folder; returns their file names and captions."""
-    drawings: dict[str, tuple[Callable[[], Figure], str]] = {}
+    captions = {}
+
+    def keep(name: str, figure: Figure, caption: str) -> None:
+        figure.savefig(folder / name, dpi=90)
+        captions[name] = caption
+
     for group in GROUPS:
-        drawings[f"saliency_{group}.png"] = (
-            lambda group=group: saliency_over_orbit(experiments, settings, folder, group),
+        keep(
+            f"saliency_{group}.png",
+            saliency_over_orbit(experiments, settings, folder, group),
             f"Figures 1 and 3, {group}: saliency maps of one test image over its orbit, brought back to one pose.",
         )
-        drawings[f"tsne_{group}.png"] = (
-            lambda group=group: embedding(experiments, settings, folder, group),
+        keep(
+            f"tsne_{group}.png",
+            embedding(experiments, settings, folder, group),
             f"Figure 2, {group}: t-SNE of the penultimate layer on test images; crosses are the orbit of one of them.",
         )
-    drawings["drift.png"] = (
-        lambda: drift(experiments, settings),
+    keep(
+        "drift.png",
+        drift(experiments, settings),
         "Figure 4: accuracy relative to β = 0, and DI, while the test images drift towards the other data set. "
         "Solid: here (means over seeds). Dotted: the paper's, read off its figure.",
     )
     if not settings.table_1_only:
-        drawings["sensitivity.png"] = (
-            lambda: sensitivity(experiments, settings),
+        keep(
+            "sensitivity.png",
+            sensitivity(experiments, settings),
             "Figure 5: largest singular value of the Jacobian (mean over images) and accuracy. Hatched: the paper's.",
         )
-    for name, (draw, _) in drawings.items():
-        draw().savefig(folder / name, dpi=90)
-    return {name: caption for name, (_, caption) in drawings.items()}
+    return captions
 
 
 def _first_networks(experiments: Experiments, settings: Settings, folder: Path, group: str) -> dict[str, nn.Module]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 NAN = float("nan")
-COLUMNS = ("accuracy", "logit_invariance_error", "distribution_invariance_error", "saliency_invariance_similarity")
+LI, DI, SI = "logit_invariance_error", "distribution_invariance_error", "saliency_invariance_similarity"
+COLUMNS = ("accuracy", LI, DI, SI)
 #: (mean, standard deviation over 4 seeds) for each of `COLUMNS`; accuracy as a fraction. NaN where none is given.
 TABLE_1 = {
     "R4": {

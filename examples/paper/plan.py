@@ -66,7 +66,7 @@ def runs_with_weight(settings: Settings, found: Sequence[Run]) -> list[Run]:
 
 def _fewer_images(settings: Settings) -> int | None:
     """How many images train, where they are fewer than the paper's."""
-    train = (settings.sizes or settings.data(GROUPS["R4"]).sizes)[0]
+    train = settings.split[0]
     return train if train < PAPER_SIZES[0] else None
 
 

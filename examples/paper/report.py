@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.paper.claims import check_claims
+from examples.paper.data import PAPER_SIZES
 from examples.paper.differences import explain_differences
 from examples.paper.figures import draw_figures
 from examples.paper.paper_numbers import COLUMNS, TABLE_1
@@ -81,7 +82,7 @@ Table = tuple[str, str, list[str], list[list[str]]]
 def table_1(experiments: Experiments, settings: Settings) -> Table:
     """Table 1; on MNIST the paper's rows are below ours."""
     rows = []
-    train, test, _ = settings.data(GROUPS["R4"]).sizes
+    train, test, _ = settings.split
     for group in GROUPS:
         for model in MODELS:
             results = experiments.of(group, model, settings.epochs)
@@ -126,7 +127,7 @@ def cnn_table(experiments: Experiments, settings: Settings) -> Table:
 def search_table(experiments: Experiments) -> Table:
     """Every weight that was tried."""
     rows = []
-    for trials in sorted(experiments.searched, key=lambda trials: (trials[0].run.group, trials[0].run.model)):
+    for trials in experiments.searched:
         first = trials[0]
         for trial in sorted(trials, key=lambda trial: trial.run.weight):
             chosen = trial is first
@@ -158,11 +159,11 @@ def search_table(experiments: Experiments) -> Table:
 def describe(settings: Settings) -> dict[str, str]:
     """Which data, which sizes, which versions."""
     data = settings.data(GROUPS["R4"])
-    train, test, val = data.sizes
+    train, test, val = settings.split
     return {
         "data": data.description,
         "sizes": f"{train:,} training, {test:,} test, {val:,} validation images"
-        + ("" if data.sizes == (10_000, 50_000, 2_000) else " (the paper: 10,000, 50,000 and 2,000)"),
+        + ("" if settings.split == PAPER_SIZES else " (the paper: 10,000, 50,000 and 2,000)"),
         "drift": data.drift_description,
         "versions": ", ".join(f"{package} {version(package)}" for package in PACKAGES),
         "python": f"{platform.python_version()} on {platform.machine()}",

@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from examples.paper.data import BATCH, Source, TransformingImages, load, loader, photographs
+from examples.paper.data import BATCH, CLASSES, Source, TransformingImages, load, loader, photographs, sizes_for
 from examples.paper.models import Classifier, build, is_convolutional
 from lightning_invariance import (
     C4,
@@ -25,7 +25,7 @@ from lightning_invariance import (
     InvarianceRegularizer,
     OrbitAugmentation,
     PaperSaliency,
-    jacobian_spectral_norm,
+    SensitivityMonitor,
     search_weight,
 )
 
@@ -57,17 +57,27 @@ class Settings:
     sizes: tuple[int, int, int] | None = None
     table_1_only: bool = False
 
+    @property
+    def split(self) -> tuple[int, int, int]:
+        """How many images train, test and validate: `sizes`, or what there is of the data set allows."""
+        return self.sizes or sizes_for(int((self._source().labels < CLASSES).sum()))
+
     def data(self, action: Action, batch: int = BATCH) -> TransformingImages:
         """The data set, and the one that it drifts towards: the other of the two, or photographs."""
-        folders = {"mnist": self.mnist_folder, "fashion": self.fashion_folder}
-        other = {"mnist": "fashion", "fashion": "mnist"}[self.dataset]
-        source = load(self.dataset, folders[self.dataset], self.download)
+        source = self._source()
         try:
-            drift = load(other, folders[other], self.download)
+            drift = self._load({"mnist": "fashion", "fashion": "mnist"}[self.dataset])
         except FileNotFoundError:
             patches = photographs(len(source.images))
             drift = Source(patches, torch.zeros(len(patches)), "patches of scikit-learn's photographs")
-        return TransformingImages(source, drift, action, self.sizes, batch)
+        return TransformingImages(source, drift, action, self.split, batch)
+
+    def _source(self) -> Source:
+        return self._load(self.dataset)
+
+    def _load(self, dataset: str) -> Source:
+        folders = {"mnist": self.mnist_folder, "fashion": self.fashion_folder}
+        return load(dataset, folders[dataset], self.download)
 
 
 @dataclass(frozen=True)
@@ -101,12 +111,12 @@ class Result:
     """What a run gave: every number by name, as (value, standard error over samples)."""
 
     run: Run
-    test: dict[str, tuple[float, float]] = field(default_factory=dict)
-    val: dict[str, tuple[float, float]] = field(default_factory=dict)
-    drift: dict[str, list[float]] = field(default_factory=dict)
-    parameters: int = 0
-    best_epoch: int = 0
-    seconds: float = 0.0
+    test: dict[str, tuple[float, float]]
+    val: dict[str, tuple[float, float]]
+    drift: dict[str, list[float]]
+    parameters: int
+    best_epoch: int
+    seconds: float
 
 
 def result_of(run: Run, folder: Path) -> Result | None:
@@ -151,20 +161,17 @@ def execute(run: Run, settings: Settings, folder: Path) -> Result:
     # The paper does not give the baseline of the integrated gradients; black is the image without a digit.
     saliency = PaperSaliency(baseline=data.black)
     samples = settings.explained_samples // (4 if is_convolutional(run.model) else 1)
-    monitor = InvarianceMonitor(action, saliency=saliency, saliency_samples=samples, max_batch=1024)
-    measuring = _trainer([monitor])
+    monitors = [
+        InvarianceMonitor(action, saliency=saliency, saliency_samples=samples, max_batch=1024),
+        SensitivityMonitor(samples=samples),
+    ]
+    measuring = _trainer(monitors)
     measured = {"val": {"accuracy": (measuring.validate(module, data, verbose=False)[0]["val/accuracy"], 0.0)}}
     measured["test"] = {"accuracy": (measuring.test(module, data, verbose=False)[0]["test/accuracy"], 0.0)}
-    for record in monitor.history:
+    for record in (record for monitor in monitors for record in monitor.history):
         measured[record.stage] |= {
             name: (float(estimate.value), float(estimate.standard_error)) for name, estimate in record.measures.items()
         }
-    images = data.test_set().tensors[0][:samples]
-    sensitivity = jacobian_spectral_norm(module.network.eval(), images).double()
-    measured["test"]["jacobian_spectral_norm"] = (
-        float(sensitivity.mean()),
-        float(sensitivity.std() / len(sensitivity) ** 0.5),
-    )
     result = Result(
         run,
         **measured,
@@ -204,7 +211,7 @@ def search(run: Run, settings: Settings, folder: Path) -> list[Result]:
     trials: list[Result] = []
 
     def similarity(weight: float) -> float:
-        trials.append(execute(Run(run.group, run.model, run.seed, run.epochs, weight), settings, folder))
+        trials.append(execute(replace(run, weight=weight), settings, folder))
         return trials[-1].val["saliency_invariance_similarity"][0]
 
     found = search_weight(

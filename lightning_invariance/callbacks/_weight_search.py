@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_invariance._checks import check_callable, check_count, is_number
+from lightning_invariance._checks import check_callable, check_count, check_number, is_number
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,9 @@ def search_weight(
     """
     check_callable("train", train, "a function from a weight to a score")
     check_count("max_trials", max_trials)
-    for name, value, bound in (("target", target, None), ("start", start, 0), ("factor", factor, 1)):
-        if not is_number(value) or not abs(value) < float("inf") or (bound is not None and value <= bound):
-            expected = "a finite number" if bound is None else f"a finite number above {bound}"
-            raise ValueError(f"Expected `{name}` to be {expected} but got {value!r}.")
+    check_number("target", target)
+    check_number("start", start, above=0)
+    check_number("factor", factor, above=1)
     trials: list[WeightTrial] = []
 
     def meets_target(exponent: int) -> bool:
@@ -91,13 +90,11 @@ def search_weight(
         trials.append(WeightTrial(weight, _score(train(weight))))
         return trials[-1].score >= target
 
-    exponent = 0
-    if meets_target(exponent):
-        while len(trials) < max_trials and meets_target(exponent - 1):
-            exponent -= 1
-    else:
-        while len(trials) < max_trials and not meets_target(exponent + 1):
-            exponent += 1
+    met_at_start = meets_target(0)
+    step = -1 if met_at_start else 1
+    exponent = step
+    while len(trials) < max_trials and meets_target(exponent) == met_at_start:
+        exponent += step
     met = [trial for trial in trials if trial.score >= target]
     if met:
         return WeightSearch(min(trial.weight for trial in met), True, tuple(trials))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_invariance._checks import check_count, check_iterable, check_tensor, is_number
-from lightning_invariance._isolation import evaluation_mode
+from lightning_invariance._isolation import evaluation_mode, module_of
 from lightning_invariance._requirements import require
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
@@ -127,7 +127,7 @@ def plot_saliency_orbit(
     for axes, element in zip(grid[0], action.labels, strict=True):
         axes.set_title(element)
     for row, (name, network) in zip(grid, networks.items(), strict=True):
-        with evaluation_mode(network if isinstance(network, nn.Module) else nn.Module()):
+        with evaluation_mode(module_of(network)):
             outputs = evaluate_orbit(
                 network, x[None], action, saliency=saliency or default_saliency(action, x[None]), target=label
             )

@@ -1,6 +1,6 @@
 """One of two processes that train a `SteerableClassifier`; run as a script, it writes down what came out.
 
-``python baselines_worker.py GROUP FOLDER`` with the environment that Lightning reads (``LOCAL_RANK`` and others).
+``python baselines_worker.py FOLDER`` with the environment that Lightning reads (``LOCAL_RANK`` and others).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 class Module(LightningModule):
-    def __init__(self, group: Any) -> None:
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.model = SteerableClassifier(group, 1, 3, 8, width=2, depth=2)
+        self.model = SteerableClassifier("D4", 1, 3, 8, width=2, depth=2)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return F.cross_entropy(self.model(batch[0]), batch[1])
@@ -42,9 +42,9 @@ class Module(LightningModule):
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    group, folder = sys.argv[1:]
+    (folder,) = sys.argv[1:]
     rank = int(os.environ["LOCAL_RANK"])
-    module = Module(group)
+    module = Module()
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     quiet |= {"enable_model_summary": False, "use_distributed_sampler": False}
     trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, **quiet)

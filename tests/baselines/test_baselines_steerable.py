@@ -6,7 +6,6 @@ import copy
 import io
 import os
 import pickle
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +26,7 @@ pytest.importorskip("escnn.nn", exc_type=ImportError)
 import baselines_worker
 from escnn import gspaces
 from escnn import nn as enn
+from processes import Launch
 
 from lightning_invariance.baselines import SteerableClassifier
 
@@ -449,21 +449,11 @@ def test_the_regularizer_has_nothing_to_do(tmp_path):
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed support")
 def test_two_processes_take_the_mean_of_their_gradients(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {**ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0", "WORLD_SIZE": "2"}
-    command = [sys.executable, baselines_worker.__file__, "D4", str(tmp_path)]
-    processes = [subprocess.Popen(command, env={**shared, "LOCAL_RANK": rank}) for rank in "01"]
-    try:
-        assert [process.wait(timeout=180) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+    launch = Launch(baselines_worker.__file__, tmp_path)
+    assert launch.codes == [0, 0]
 
     # The same by hand: two copies, each with its own half of the data, stepping together.
-    copies = [baselines_worker.Module("D4").model.train() for _ in range(2)]
+    copies = [baselines_worker.Module().model.train() for _ in range(2)]
     x, y = baselines_worker.data()
     for start in range(0, 8, baselines_worker.BATCH):
         mine = slice(start, start + baselines_worker.BATCH)
@@ -475,8 +465,8 @@ def test_two_processes_take_the_mean_of_their_gradients(tmp_path):
             for network in copies:
                 for parameter, left, right in zip(network.parameters(), *gradients, strict=True):
                     parameter -= baselines_worker.RATE * (left + right) / 2
-    trained = [torch.load(tmp_path / f"state-{rank}.pt", weights_only=True) for rank in range(2)]
-    untrained = baselines_worker.Module("D4").model.state_dict()
+    trained = launch.results("state")
+    untrained = baselines_worker.Module().model.state_dict()
     for name, parameter in copies[0].named_parameters():
         assert not torch.equal(parameter, untrained[name]), name
         for state in trained:

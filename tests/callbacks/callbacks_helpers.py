@@ -1,4 +1,4 @@
-"""A module whose invariance is known, and the penalties and measures written out by hand."""
+"""Modules and what a fit leaves of them, and the penalties and measures written out by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from helpers import CLASSES, distribution_term, logit_term
+from helpers import CLASSES, Classifier, distribution_term, flat, loader, logit_term, noisy, trainer_for
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 # Modules ---------------------------------------------------------------------------------------------------------
@@ -22,6 +23,36 @@ class MaxOverPixels(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(x.amax(dim=(-2, -1)))
+
+
+class Noisy(Classifier):
+    """Running statistics, dropout, an optimiser with much state."""
+
+    def __init__(self) -> None:
+        super().__init__(noisy)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def everything_after(callbacks: list[Callback], **options: Any) -> dict[str, Any]:
+    """What a fit with two validation loaders leaves behind."""
+    torch.manual_seed(1)
+    module = Noisy()
+    trainer = trainer_for(callbacks, **options)
+    trainer.fit(module, loader(shuffle=True), [loader(7, seed=2), loader(5, seed=3)])
+    return flat(
+        {
+            "weights": module.state_dict(),
+            "optimizer": trainer.optimizers[0].state_dict(),
+            "gradients": [parameter.grad for parameter in module.parameters()],
+            "random numbers": torch.get_rng_state(),
+            "modes": [submodule.training for submodule in module.modules()],
+            "requires_grad": [parameter.requires_grad for parameter in module.parameters()],
+            "left": sorted(name for name in ("validation_step", "test_step", "training_step") if name in vars(module)),
+            "hooks": [len(submodule._forward_hooks) for submodule in module.modules()],
+        }
+    )
 
 
 # The penalties by hand -------------------------------------------------------------------------------------------

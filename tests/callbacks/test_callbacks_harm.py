@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Classifier, assert_identical, fit, flat, loader, mlp, noisy, trainer_for
+from callbacks_helpers import Noisy, everything_after
+from helpers import Classifier, assert_identical, fit, loader, mlp, noisy, trainer_for
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,33 +16,6 @@ from torch.nn import functional as F
 from lightning_invariance import C4, InvarianceMonitor, InvarianceRegularizer, OrbitAugmentation
 
 # Bit for bit -----------------------------------------------------------------------------------------------------
-
-
-class Noisy(Classifier):
-    """Running statistics, dropout, an optimiser with much state."""
-
-    def __init__(self) -> None:
-        super().__init__(noisy)
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.Adam(self.parameters(), lr=0.01)
-
-
-def everything_after(callbacks: list[Callback], **options: Any) -> dict[str, Any]:
-    torch.manual_seed(1)
-    module = Noisy()
-    trainer = trainer_for(callbacks, **options)
-    trainer.fit(module, loader(shuffle=True), [loader(7, seed=2), loader(5, seed=3)])
-    return flat(
-        {
-            "weights": module.state_dict(),
-            "optimizer": trainer.optimizers[0].state_dict(),
-            "gradients": [parameter.grad for parameter in module.parameters()],
-            "random numbers": torch.get_rng_state(),
-            "modes": [submodule.training for submodule in module.modules()],
-            "requires_grad": [parameter.requires_grad for parameter in module.parameters()],
-        }
-    )
 
 
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16-mixed"}, {"inference_mode": False}], ids=str)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import SIDE, Classifier, assert_identical, flat, loader, mlp, noisy, trainer_for
+from callbacks_helpers import everything_after
+from helpers import SIDE, Classifier, assert_identical, loader, mlp, noisy, trainer_for
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -242,34 +243,6 @@ def test_parameters_in_pieces_are_refused_before_any_work(method: str) -> None:
 
 
 # No harm ---------------------------------------------------------------------------------------------------------
-
-
-class Noisy(Classifier):
-    """Running statistics, dropout, an optimiser with much state."""
-
-    def __init__(self) -> None:
-        super().__init__(noisy)
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.Adam(self.parameters(), lr=0.01)
-
-
-def everything_after(callbacks: list[Any], **options: Any) -> dict[str, Any]:
-    torch.manual_seed(1)
-    module = Noisy()
-    trainer = trainer_for(callbacks, **options)
-    trainer.fit(module, loader(shuffle=True), [loader(7, seed=2), loader(5, seed=3)])
-    return flat(
-        {
-            "weights": module.state_dict(),
-            "optimizer": trainer.optimizers[0].state_dict(),
-            "gradients": [parameter.grad for parameter in module.parameters()],
-            "random numbers": torch.get_rng_state(),
-            "modes": [submodule.training for submodule in module.modules()],
-            "left": sorted(name for name in ("validation_step", "test_step", "training_step") if name in vars(module)),
-            "hooks": [len(submodule._forward_hooks) for submodule in module.modules()],
-        }
-    )
 
 
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16-mixed"}, {"inference_mode": False}], ids=str)
