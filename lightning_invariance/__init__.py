@@ -1,8 +1,9 @@
 """Measure, and bring about, genuine invariance to a group of transformations with PyTorch Lightning.
 
 Rooms, in the order that data goes through them: `actions` (groups acting on tensors), `evaluate_orbit`, saliency maps,
-`functional` (measures as functions), metrics (measures over many batches), callbacks (for a Trainer); `baselines` has
-networks that are invariant by construction, and `report` tables and figures.
+`functional` (measures as functions), metrics (measures over many batches), callbacks (for a Trainer), `compare`
+(several models side by side); `baselines` has networks that are invariant by construction, and `report` tables and
+figures.
 """
 
 from lightning_invariance import functional as functional
@@ -31,6 +32,9 @@ from lightning_invariance.callbacks import OrbitAugmentation as OrbitAugmentatio
 from lightning_invariance.callbacks import SensitivityMonitor as SensitivityMonitor
 from lightning_invariance.callbacks import WeightRamp as WeightRamp
 from lightning_invariance.callbacks import search_weight as search_weight
+from lightning_invariance.comparison import ComparedModel as ComparedModel
+from lightning_invariance.comparison import Comparison as Comparison
+from lightning_invariance.comparison import compare as compare
 from lightning_invariance.evaluation import evaluate_invariance as evaluate_invariance
 from lightning_invariance.metrics import DistributionInvarianceError as DistributionInvarianceError
 from lightning_invariance.metrics import Estimate as Estimate

@@ -1,5 +1,6 @@
 """Tables and figures from results."""
 
+from lightning_invariance.report._figures import plot_bars as plot_bars
 from lightning_invariance.report._figures import plot_curves as plot_curves
 from lightning_invariance.report._figures import plot_saliency_orbit as plot_saliency_orbit
 from lightning_invariance.report._table import markdown_table as markdown_table

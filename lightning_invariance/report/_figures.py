@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from math import isfinite, nan
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from lightning_invariance._isolation import evaluation_mode, module_of
 from lightning_invariance._requirements import require
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
+from lightning_invariance.metrics import Estimate
 from lightning_invariance.orbit import evaluate_orbit
 from lightning_invariance.saliency import SaliencyLike, default_saliency
 
@@ -49,15 +51,8 @@ def plot_curves(
         >>> len(figure.axes)
         1
     """
-    if not panels:
-        raise ValueError("Expected `panels` to hold at least one measure but got none.")
+    _check_panels(panels, log, "a mapping of models' curves")
     check_iterable("x", x, "the abscissa's values")
-    check_iterable("log", log, "names of measures")
-    if not isinstance(panels, Mapping) or not all(isinstance(curves, Mapping) and curves for curves in panels.values()):
-        raise ValueError(f"Expected `panels` to map each measure to a mapping of models' curves but got {panels!r}.")
-    unknown = [measure for measure in log if measure not in panels]
-    if unknown:
-        raise ValueError(f"Expected `log` to name measures among {list(panels)} but got {unknown}.")
     for measure, curves in panels.items():
         for model, values in curves.items():
             if not isinstance(values, Sequence) or not all(is_number(value) for value in values):
@@ -69,12 +64,53 @@ def plot_curves(
         for model, values in curves.items():
             axes.plot(x, values, label=_plain(model), marker="o", markersize=3)
         axes.set(xlabel=_plain(xlabel), title=_plain(measure))
-        positive = [value for values in curves.values() for value in values if value > 0]
-        if measure in log and positive:
-            # Linear below the smallest value, so that an exact 0 has a place.
-            axes.set_yscale("symlog", linthresh=min(positive))
+        if measure in log:
+            _logarithmic(axes.set_yscale, [value for values in curves.values() for value in values])
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
+    return figure
+
+
+def plot_bars(panels: Mapping[str, Mapping[str, float | Estimate]], *, log: Sequence[str] = ()) -> Figure:
+    """Bars of several measures for several models, up to three panels in a row.
+
+    Args:
+        panels: for each measure, each model's value: a number, or an `Estimate`, drawn with its standard error. A model
+            that lacks a measure, or whose value is not finite, has no bar.
+        log: the measures whose axis is logarithmic (and linear from the smallest positive value down to 0).
+
+    Returns:
+        The figure, a panel for each measure, not shown on any screen.
+
+    Raises:
+        ModuleNotFoundError: if matplotlib is not installed.
+        ValueError: if there is no panel, one has no model, a value is no number, or `log` names no panel.
+
+    Example:
+        >>> from lightning_invariance.report import plot_bars
+        >>> figure = plot_bars({"SI": {"DA": 0.3, "IR": 0.9}, "parameters": {"DA": 7161, "IR": 7161}})
+        >>> [len(axes.patches) for axes in figure.axes]
+        [2, 2]
+    """
+    _check_panels(panels, log, "a mapping of models' values")
+    models = list(dict.fromkeys(model for values in panels.values() for model in values))
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure(3.6 * columns, rows * (1.2 + 0.3 * len(models)))
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, (measure, values) in zip(grid, panels.items(), strict=False):
+        for place, model in enumerate(models):
+            value, error = _value_and_error(measure, model, values.get(model, nan))
+            if isfinite(value):
+                axes.barh(place, value, xerr=error if isfinite(error) else None, color=f"C{place % 10}")
+        axes.set_yticks(range(len(models)), [_plain(model) for model in models])
+        axes.invert_yaxis()  # the first model on top
+        axes.set_title(_plain(measure))
+        if measure in log:
+            _logarithmic(axes.set_xscale, [bar.get_width() for bar in axes.patches])
+        axes.grid(alpha=0.3, axis="x")
+    for unused in grid[len(panels) :]:
+        unused.remove()
     return figure
 
 
@@ -140,6 +176,31 @@ def plot_saliency_orbit(
             axes.set(xticks=[], yticks=[])
         row[0].set_ylabel(_plain(name))
     return figure
+
+
+def _check_panels(panels: Mapping[str, Mapping[str, Any]], log: Sequence[str], content: str) -> None:
+    if not panels:
+        raise ValueError("Expected `panels` to hold at least one measure but got none.")
+    check_iterable("log", log, "names of measures")
+    if not isinstance(panels, Mapping) or not all(isinstance(models, Mapping) and models for models in panels.values()):
+        raise ValueError(f"Expected `panels` to map each measure to {content} but got {panels!r}.")
+    unknown = [measure for measure in log if measure not in panels]
+    if unknown:
+        raise ValueError(f"Expected `log` to name measures among {list(panels)} but got {unknown}.")
+
+
+def _value_and_error(measure: str, model: str, value: Any) -> tuple[float, float]:
+    parts = value if isinstance(value, Estimate) else (value, nan)
+    if not all(is_number(part) or (isinstance(part, Tensor) and part.numel() == 1) for part in parts):
+        raise ValueError(f"Expected {measure} of {model} to be a number or an Estimate of one value but got {value!r}.")
+    return float(parts[0]), float(parts[1])
+
+
+def _logarithmic(set_scale: Callable[..., None], values: Sequence[float]) -> None:
+    """Linear below the smallest positive value, so that an exact 0 has a place."""
+    positive = [value for value in values if value > 0]
+    if positive:
+        set_scale("symlog", linthresh=min(positive))
 
 
 def _plain(text: object) -> str:

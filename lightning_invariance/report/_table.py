@@ -17,8 +17,8 @@ def markdown_table(rows: Mapping[str, Mapping[str, float | Estimate]], corner: s
     """A Markdown table of models and their measures. Names are shown as they are: Markdown and HTML are escaped.
 
     Args:
-        rows: for each model, its measures: numbers, or an `Estimate`, shown as value ± standard error. A model that
-            lacks a measure has a dash.
+        rows: for each model, its measures: numbers, integers in full, or an `Estimate`, shown as value ± standard
+            error. A model that lacks a measure has a dash.
         corner: the heading of the first column.
 
     Returns:
@@ -67,4 +67,6 @@ def _cell(name: object, value: object) -> str:
     if isinstance(value, Estimate):
         error = float(value.standard_error)
         return f"{float(value.value):.3g}" + ("" if isnan(error) else f" ± {error:.2g}")
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{float(value):.3g}"  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_invariance import C4, Estimate, Gradient
 from lightning_invariance.baselines import OrbitPooled
-from lightning_invariance.report import markdown_table, plot_curves, plot_saliency_orbit
+from lightning_invariance.report import markdown_table, plot_bars, plot_curves, plot_saliency_orbit
 
 
 def test_table_has_a_row_a_model_and_a_dash_for_what_is_missing():
@@ -70,3 +70,23 @@ def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr("lightning_invariance._requirements.import_module", missing)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-invariance\[demo\]'"):
         plot_curves({"SI": {"DA": [1.0]}}, [1], "epoch")
+
+
+def test_bars_are_those_given_with_their_errors(tmp_path):
+    known = Estimate(torch.tensor(2.0), torch.tensor(0.25))
+    unknown = Estimate(torch.tensor(4.0), torch.tensor(torch.nan))
+    figure = plot_bars(
+        {"LI": {"DA": known, "IR": 0.5}, "SI": {"IR": unknown}, "a": {"DA": 1}, "b": {"DA": 2}}, log=["LI"]
+    )
+    first, second, *_ = figure.axes
+    assert len(figure.axes) == 4
+    assert [bar.get_width() for bar in first.patches] == [2.0, 0.5]
+    (spans,) = first.collections  # that of DA: IR has no error
+    assert spans.get_segments()[0][:, 0].tolist() == [1.75, 2.25]
+    assert [(bar.get_width(), round(bar.get_y() + bar.get_height() / 2)) for bar in second.patches] == [(4.0, 1)]
+    assert (first.get_xscale(), second.get_xscale()) == ("symlog", "linear")
+    figure.savefig(tmp_path / "bars.png")
+
+
+def test_integers_in_a_table_are_shown_in_full():
+    assert markdown_table({"a": {"parameters": 1234567}}).splitlines()[2] == "| a | 1,234,567 |"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from helpers import fit, mlp
+from lightning.pytorch import LightningDataModule
 from robustness_helpers import Classifier
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -859,6 +860,20 @@ for kind, cell, shown in (
 give(name, "type", of(table, {1: {2: 3}}, corner=4), lambda t: t.splitlines()[::2] == ["| 4 | 2 |", "| 1 | 3 |"])
 give(name, "empty", of(table, {"a": {}}), lambda t: t.splitlines()[2] == "| a |")
 
+name = "report.plot_bars"
+for empty in ({}, None):
+    refuse(name, "empty", of(report.plot_bars, empty), "`panels` to hold at least one measure but got none")
+for kind, panels in (("empty", {"LI": {}}), ("type", {"LI": [1.0]}), ("type", [1]), ("type", "LI")):
+    refuse(name, kind, of(report.plot_bars, panels), "`panels` to map each measure to a mapping of models' values but")
+for wrong in ("high", None, [1.0], torch.ones(2), True):
+    refuse(name, "type", of(report.plot_bars, {"LI": {"a": wrong}}), "LI of a to be a number or an Estimate .* but got")
+refuse(name, "type", of(report.plot_bars, {"LI": {"a": 1.0}}, log="LI"), "`log` to hold names of measures but got 'LI'")
+call = of(report.plot_bars, {"LI": {"a": 1.0}}, log=["DI"])
+refuse(name, "unknown name", call, r"`log` to name measures among \['LI'\] but got \['DI'\]")
+for kind, value in (("NaN", NAN), ("infinite", INF)):
+    call = of(report.plot_bars, {"LI": {"a": value, "b": 2.0}}, log=["LI"])
+    give(name, kind, call, lambda f: [bar.get_width() for bar in f.axes[0].patches] == [2.0])
+
 name = "report.plot_curves"
 
 
@@ -1153,3 +1168,75 @@ for option, values in (("target", (NAN, "1")), ("start", (0, -1.0, INF)), ("fact
         refuse(name, "negative", of(found, lambda weight: 1.0, **{option: value}), f"`{option}` to be a finite number")
 refuse(name, "negative", of(found, lambda weight: 1.0, max_trials=0), "`max_trials` to be an integer of at least 1")
 give(name, "NaN", of(found, lambda weight: NAN, max_trials=2), lambda s: not s.reached and len(s.trials) == 2)
+
+
+# Comparisons -----------------------------------------------------------------------------------------------------
+
+
+class Loaders(LightningDataModule):
+    """Images to train and test on."""
+
+    def __init__(self, x: Tensor = X, y: Tensor = LABELS, samples: int = 2) -> None:
+        super().__init__()
+        self.data = TensorDataset(x[:samples], y[:samples])
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.data, batch_size=2)
+
+    def test_dataloader(self) -> Any:
+        return DataLoader(self.data, batch_size=2)
+
+
+class Tested(Classifier):
+    """With a test step."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self(batch[0])
+
+
+def compared(models: Any = None, data: Any = None, action: Any = None, **options: Any) -> li.Comparison:
+    models = {"net": Tested()} if models is None else models
+    options = {"saliency": li.Gradient(), "rounds": 0, "progress": False, "accelerator": "cpu", **options}
+    return li.compare(models, Loaders() if data is None else data, li.C4() if action is None else action, **options)
+
+
+name = "compare"
+for kind, models in (("empty", {}), ("type", [Tested]), ("type", {"net": NET}), ("type", 3)):
+    refuse(name, kind, of(compared, models), "`models` to map names to LightningModules, at least one, but got")
+refuse(name, "missing", lambda: compared({"net": Classifier()}), r"'net', a Classifier, lacks \['test_step'\]")
+for data in ([X], "data", TensorDataset(X)):
+    refuse(
+        name, "type", of(compared, data=data), "`datamodule` to be a LightningDataModule but got .*: Lightning.*from_"
+    )
+for wrong in ("C4", li.C4):
+    refuse(name, "type", lambda wrong=wrong: compared(action=wrong), NOT_AN_ACTION)
+refuse(name, "trivial group", lambda: compared(action=li.Rotations(1)), TRIVIAL)
+for wrong in ([], {"net": 3}, {"net": [3]}, {"net": li.OrbitAugmentation(li.C4())}):
+    call = lambda wrong=wrong: compared(callbacks=wrong)  # noqa: E731
+    refuse(name, "type", call, "`callbacks` to map names of models to lists of Callbacks but got")
+call = lambda: compared(callbacks={"other": []})  # noqa: E731
+refuse(name, "unknown name", call, r"`callbacks` to name models among \['net'\] but got \['other'\]")
+for kind, value in (("negative", -1), ("type", 1.5), ("type", True)):
+    call = lambda value=value: compared(rounds=value)  # noqa: E731
+    refuse(name, kind, call, "`rounds` to be an integer of at least 0 but got")
+for kind, value in (("negative", 0), ("type", "3")):
+    call = lambda value=value: compared(steps=value)  # noqa: E731
+    refuse(name, kind, call, "`steps` to be an integer of at least 1 but got")
+for option in ("callbacks", "logger", "max_epochs"):
+    if option != "callbacks":
+        call = lambda option=option: compared(**{option: None})  # noqa: E731
+        refuse(name, "options", call, rf"options to leave \['{option}'\] to `compare`")
+refuse(name, "options", lambda: compared(speed="high"), "unexpected keyword argument 'speed'", TypeError)
+refuse(name, "unknown name", lambda: compared(saliency="gradient"), "`saliency` to be a Saliency, .* but got str")
+refuse(name, "unknown name", lambda: compared(network="head"), "expected `network` to name a submodule of Tested")
+refuse(name, "unknown name", lambda: compared(input="image"), "expected input='image' to name a tensor in")
+refuse(name, "negative", lambda: compared(max_batch=0), "`max_batch` to be an integer of at least 1 but got 0")
+refuse(name, "non-square", lambda: compared({"net": Tested(flat24)}, Loaders(WIDE)), SQUARE)
+refuse(name, "empty", lambda: compared(limit_test_batches=0), "`datamodule` to give batches to test on but got none")
+call = lambda: compared(data=Loaders(samples=1))  # noqa: E731
+give(name, "one sample", call, lambda c: "accuracy" in c.to_markdown(), ANYTHING)
+call = of(li.Comparison({}).ratios, "seconds")
+refuse("Comparison", "unknown name", call, "`times` to be one of .* but got 'seconds'")
+give("Comparison", "empty", of(li.Comparison({}).ratios, "inference_seconds"), lambda ratios: ratios == {})
+refuse("Comparison", "empty", li.Comparison({}).to_markdown, "`rows` to hold at least one model but got none")
+refuse("ComparedModel", "missing", li.ComparedModel, "measures", TypeError)

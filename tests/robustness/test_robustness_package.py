@@ -169,8 +169,8 @@ def test_the_core_dependencies_are_those_that_are_imported() -> None:
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.split(".")[0])
-    # matplotlib is optional, and tqdm is what Lightning's own progress bars are made with.
-    third_party = imported - set(sys.stdlib_module_names) - {"lightning_invariance", "matplotlib", "tqdm"}
+    # matplotlib and pandas are optional, and tqdm is what Lightning's own progress bars are made with.
+    third_party = imported - set(sys.stdlib_module_names) - {"lightning_invariance", "matplotlib", "pandas", "tqdm"}
     names = {re.match(r"[\w-]+", requirement)[0] for requirement in core_dependencies()}  # type: ignore[index]
     assert third_party == names
 

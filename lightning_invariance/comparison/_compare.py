@@ -1,0 +1,260 @@
+"""Tests and times models on one data module."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from functools import partial
+from typing import Any
+
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torchmetrics import Metric
+from tqdm.auto import tqdm
+
+from lightning_invariance._checks import check_count
+from lightning_invariance.actions import Action
+from lightning_invariance.actions._base import check_action
+from lightning_invariance.callbacks import InvarianceMonitor
+from lightning_invariance.comparison._comparison import HEADINGS, ComparedModel, Comparison
+from lightning_invariance.comparison._times import inference_seconds, training_step_seconds
+from lightning_invariance.metrics import Estimate, OrbitAccuracy
+from lightning_invariance.metrics._collection import MEASURES
+from lightning_invariance.saliency import SaliencyLike
+
+#: What `compare` sets, so that no run leaves files or talks, and every run ends where it should.
+_FIXED: Mapping[str, Any] = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+_OWN = (*_FIXED, "callbacks", "max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "limit_val_batches")
+
+
+def compare(
+    models: Mapping[str, LightningModule],
+    datamodule: LightningDataModule,
+    action: Action,
+    *,
+    callbacks: Mapping[str, Sequence[Callback]] | None = None,
+    saliency: SaliencyLike | None = None,
+    saliency_samples: int = 256,
+    network: str | None = None,
+    input: int | str | None = None,
+    target: int | str | None = None,
+    max_batch: int | None = None,
+    rounds: int = 7,
+    steps: int = 10,
+    progress: bool = True,
+    **trainer_options: Any,
+) -> Comparison:
+    r"""How invariant and how accurate trained models are on test data, and what each of them costs.
+
+    Answers whether a regularised network is as good as one that is weight-tied, and at what price. Every model is
+    tested with an `InvarianceMonitor`. Then training steps (forward, backward, optimiser, and what `callbacks` add) and
+    test steps are timed in rounds that go through all models, forwards and backwards in turn, so that a machine that
+    slows down slows all of them; each round gives a ratio to the first model, and the median of those counts. Loading
+    data is not timed, nor are the first 3 steps of a round.
+
+    The models and torch's, numpy's and Python's random streams stay as they were: copies are run. The data module's
+    hooks are called as often as there are runs.
+
+    Args:
+        models: trained LightningModules with a ``test_step`` and, unless `rounds` is 0, a ``training_step``.
+        datamodule: gives the training and test batches; `LightningDataModule.from_datasets` makes one of data sets.
+        action: the group.
+        callbacks: for a model, those that take part in its training, so that their time is counted: its
+            `InvarianceRegularizer` or `OrbitAugmentation`, say. Copies of them are run.
+        saliency: how to compute saliency maps, as for `InvarianceMonitor`.
+        saliency_samples: how many test samples, from the first, get saliency maps.
+        network: the name of the submodule whose output are the logits, in all models; their own forward by default.
+        input: where the network's arguments hold its input, as for `InvarianceMonitor`.
+        target: where the batch holds the labels, as for `InvarianceMonitor`.
+        max_batch: the most samples in one extra forward.
+        rounds: how often each model is timed; 0 for no times.
+        steps: how many steps a round times.
+        progress: whether to show a progress bar.
+        trainer_options: for each `Trainer` besides: ``accelerator``, ``precision``, ``limit_test_batches``, ... One
+            device is used unless ``devices`` names another.
+
+    Returns:
+        The `Comparison`, to be had as a DataFrame, as Markdown and as a figure.
+
+    Raises:
+        ValueError: before any run, if an argument is none of what is expected; in the first run, if there are several
+            test data loaders, or the group cannot act on the input.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import LightningDataModule
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from torch.utils.data import TensorDataset
+        >>> from lightning_invariance import TimeReversal, compare
+        >>> class Classifier(BoringModel):
+        ...     def step(self, batch):
+        ...         return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+        >>> data = TensorDataset(torch.randn(64, 32), torch.randint(2, (64,)))
+        >>> datamodule = LightningDataModule.from_datasets(data, test_dataset=data, batch_size=32)
+        >>> models = {"one": Classifier(), "another": Classifier()}
+        >>> comparison = compare(models, datamodule, TimeReversal(), rounds=0, progress=False, accelerator="cpu")
+        >>> comparison.models["another"].parameters
+        66
+    """
+    plans = _checked(models, callbacks)
+    if not isinstance(datamodule, LightningDataModule):
+        raise ValueError(
+            f"Expected `datamodule` to be a LightningDataModule but got {type(datamodule).__name__}: "
+            "LightningDataModule.from_datasets makes one of data sets."
+        )
+    check_action(action)
+    check_count("rounds", rounds, minimum=0)
+    check_count("steps", steps)
+    _check_modules(models, rounds)
+    taken = [name for name in trainer_options if name in _OWN]
+    if taken:
+        raise ValueError(f"Expected the trainer's options to leave {taken} to `compare` but got them.")
+    monitor = partial(
+        InvarianceMonitor,
+        action,
+        _measures(),
+        saliency,
+        saliency_samples,
+        network=network,
+        input=input,
+        target=target,
+        max_batch=max_batch,
+    )
+    monitor()  # wrong options fail here
+
+    def make_trainer(callbacks: list[Callback], **limits: Any) -> Trainer:
+        return Trainer(callbacks=callbacks, **{"devices": 1, **_FIXED, **trainer_options, **limits})
+
+    former = datamodule.trainer
+    with _quiet(), _isolated_random_streams(), tqdm(total=len(models) * (1 + 2 * rounds), disable=not progress) as bar:
+        processes = make_trainer([]).world_size
+        if processes != 1:
+            raise ValueError(f"Expected the trainer's options to name one device, to time it, but got {processes}.")
+        try:
+            copies = {name: deepcopy(model) for name, model in models.items()}
+            measured = {}
+            for name, module in copies.items():
+                bar.set_description(f"{name}: testing")
+                measured[name] = _test(module, monitor(), datamodule, make_trainer)
+                bar.update()
+            training: dict[str, list[float]] = {name: [] for name in models}
+            inference: dict[str, list[float]] = {name: [] for name in models}
+            for number in range(rounds):
+                for name in reversed(copies) if number % 2 else copies:
+                    bar.set_description(f"{name}: timing")
+                    module = copies[name]
+                    training[name].append(training_step_seconds(module, plans[name], datamodule, make_trainer, steps))
+                    bar.update()
+                    inference[name].append(inference_seconds(module, datamodule, make_trainer, steps))
+                    bar.update()
+        finally:
+            datamodule.trainer = former
+    return Comparison(
+        {
+            name: ComparedModel(
+                measured[name],
+                sum(parameter.numel() for parameter in model.parameters()),
+                tuple(training[name]),
+                tuple(inference[name]),
+            )
+            for name, model in models.items()
+        }
+    )
+
+
+class _Accuracy(OrbitAccuracy):
+    """On the untransformed inputs, with a standard error."""
+
+    def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]
+        super().update(logits, logits[None], target)
+
+
+class _OneTestLoader(Callback):
+    """Stops before work is lost: a model's row is that of one data loader."""
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loaders = len(trainer.num_test_batches)
+        if loaders != 1:
+            raise ValueError(f"Expected `datamodule` to give one test data loader but got {loaders}.")
+
+
+def _measures() -> dict[str, Metric]:
+    return {name: _Accuracy() if name == "accuracy" else MEASURES[name]() for name in HEADINGS}
+
+
+def _test(
+    module: LightningModule, monitor: InvarianceMonitor, datamodule: LightningDataModule, make_trainer: Any
+) -> dict[str, Estimate]:
+    make_trainer([_OneTestLoader(), monitor]).test(module, datamodule=datamodule, verbose=False)
+    if not monitor.history:
+        raise ValueError("Expected `datamodule` to give batches to test on but got none.")
+    return monitor.history[-1].measures
+
+
+def _checked(
+    models: Mapping[str, LightningModule], callbacks: Mapping[str, Sequence[Callback]] | None
+) -> dict[str, Sequence[Callback]]:
+    """The callbacks of each model."""
+    if (
+        not isinstance(models, Mapping)
+        or not models
+        or not all(isinstance(model, LightningModule) for model in models.values())
+    ):
+        raise ValueError(f"Expected `models` to map names to LightningModules, at least one, but got {models!r}.")
+    callbacks = {} if callbacks is None else callbacks
+    if not isinstance(callbacks, Mapping) or not all(
+        isinstance(each, Sequence) and all(isinstance(callback, Callback) for callback in each)
+        for each in callbacks.values()
+    ):
+        raise ValueError(f"Expected `callbacks` to map names of models to lists of Callbacks but got {callbacks!r}.")
+    unknown = [name for name in callbacks if name not in models]
+    if unknown:
+        raise ValueError(f"Expected `callbacks` to name models among {list(models)} but got {unknown}.")
+    return {name: callbacks.get(name, ()) for name in models}
+
+
+def _check_modules(models: Mapping[str, LightningModule], rounds: int) -> None:
+    needed = ("test_step", "training_step", "configure_optimizers") if rounds else ("test_step",)
+    for name, module in models.items():
+        missing = [method for method in needed if not is_overridden(method, module, LightningModule)]
+        if missing:
+            raise ValueError(
+                f"Expected each of `models` to have {list(needed)} but {name!r}, a {type(module).__name__}, "
+                f"lacks {missing}."
+            )
+
+
+@contextmanager
+def _isolated_random_streams() -> Iterator[None]:
+    """Lightning's isolation, which an exception would pass by."""
+    isolation = isolate_rng()
+    with ExitStack() as stack:
+        isolation.__enter__()
+        stack.callback(isolation.__exit__, None, None, None)
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what Lightning says of each run and of how a Trainer could be faster."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PossibleUserWarning)
+            yield
+    finally:
+        logger.setLevel(level)

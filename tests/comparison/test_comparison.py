@@ -1,0 +1,390 @@
+"""The table of several models holds what separate tests give, times that a clock was told, and leaves no trace."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from helpers import CLASSES, SIDE, Classifier, Images, assert_identical, flat, mlp
+from lightning.pytorch import Callback, LightningDataModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from lightning_invariance import (
+    C4,
+    ComparedModel,
+    Comparison,
+    Estimate,
+    Gradient,
+    InvarianceRegularizer,
+    OrbitAugmentation,
+    compare,
+)
+from lightning_invariance.baselines import OrbitPooled
+from lightning_invariance.comparison import _times
+
+ROTATIONS = [lambda x, k=k: torch.rot90(x, k, dims=(-2, -1)) for k in range(4)]
+
+
+class Data(LightningDataModule):
+    """Ordered test images, so that the saliency maps are those of the first of them."""
+
+    def __init__(self, train: int = 12, test: int = 10, loaders: int = 1) -> None:
+        super().__init__()
+        self.sizes = (train, test, loaders)
+        self.teardowns = 0
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(Images(self.sizes[0], seed=1), batch_size=4, shuffle=True)
+
+    def test_dataloader(self) -> Any:
+        made = [DataLoader(Images(self.sizes[1], seed=2), batch_size=4) for _ in range(self.sizes[2])]
+        return made if self.sizes[2] > 1 else made[0]
+
+    def teardown(self, stage: str) -> None:
+        self.teardowns += 1
+
+
+def pooled() -> nn.Module:
+    return OrbitPooled(mlp(), C4())
+
+
+def compared(models: Any, datamodule: Any = None, action: Any = None, **options: Any) -> Comparison:
+    options = {"rounds": 0, "progress": False, "accelerator": "cpu", "saliency": Gradient(), **options}
+    return compare(models, datamodule or Data(), action or C4(), **options)
+
+
+def seeded(network: Any = mlp, seed: int = 0) -> Classifier:
+    torch.manual_seed(seed)
+    return Classifier(network)
+
+
+# What is measured ------------------------------------------------------------------------------------------------
+
+
+def test_the_measures_are_those_of_the_formulas() -> None:
+    module = seeded()
+    found = compared({"net": module}, saliency_samples=6).models["net"].measures
+    x, y = Images(10, seed=2).x, Images(10, seed=2).y
+    with torch.no_grad():
+        orbit = torch.stack([module(turn(x)) for turn in ROTATIONS]).double()
+    right = orbit.argmax(dim=-1) == y
+    p, q = orbit[0].softmax(-1), orbit.softmax(-1)
+    centred = orbit - orbit.mean(dim=-1, keepdim=True)
+    mean = centred.mean(dim=0)
+    within, between = ((centred - mean) ** 2).sum(-1).mean(), ((mean - mean.mean(dim=0)) ** 2).sum(-1).mean()
+    maps = []
+    for k, turn in enumerate(ROTATIONS):
+        moved = turn(x[:6]).requires_grad_()
+        module(moved)[range(6), y[:6]].sum().backward()
+        maps.append(torch.rot90(moved.grad, -k, dims=(-2, -1)).flatten(1))
+    module.zero_grad()
+    expected = {
+        "accuracy": right[0].double().mean(),
+        "worst_case_orbit_accuracy": right.all(dim=0).double().mean(),
+        "logit_invariance_error": ((orbit[1:] - orbit[0]) ** 2).sum(-1).mean() / 2,
+        "distribution_invariance_error": (p * (p / q[1:]).log()).sum(-1).mean(),
+        "saliency_invariance_similarity": torch.stack([F.cosine_similarity(maps[0], m) for m in maps[1:]]).mean(),
+        "orbit_share": within / (within + between),
+    }
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert float(found[name].value) == pytest.approx(float(value), rel=1e-4), name
+    accuracy = right[0].double()
+    assert float(found["accuracy"].standard_error) == pytest.approx(float(accuracy.std() / math.sqrt(10)), rel=1e-6)
+
+
+def test_an_invariant_network_is_told_from_one_that_is_not() -> None:
+    found = compared({"plain": seeded(), "pooled": seeded(pooled)}).models
+    assert found["plain"].measures["logit_invariance_error"].value > 1e-3
+    assert found["pooled"].measures["logit_invariance_error"].value < 1e-12
+    assert found["pooled"].measures["saliency_invariance_similarity"].value == pytest.approx(1.0, abs=1e-6)
+    assert found["plain"].parameters == found["pooled"].parameters == 16 * 8 + 8 + 8 * CLASSES + CLASSES
+
+
+def test_a_submodule_may_be_the_network() -> None:
+    class Halved(Classifier):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x) / 2
+
+    torch.manual_seed(0)
+    module = Halved()
+    whole = compared({"net": module}).models["net"].measures["logit_invariance_error"].value
+    part = compared({"net": module}, network="model").models["net"].measures["logit_invariance_error"].value
+    assert float(part) == pytest.approx(4 * float(whole), rel=1e-5)
+
+
+def test_without_labels_there_are_no_accuracies() -> None:
+    class Unlabelled(Classifier):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            self(batch)
+
+    class Inputs(Data):
+        def test_dataloader(self) -> Any:
+            return DataLoader(Images(8, seed=2, pack=lambda x, y: x), batch_size=4)
+
+    found = compared({"net": Unlabelled(), "other": Unlabelled()}, Inputs())
+    assert "accuracy" not in found.models["net"].measures
+    assert "logit_invariance_error" in found.models["net"].measures
+    assert "accuracy" not in found.to_markdown()
+
+
+# What is timed ---------------------------------------------------------------------------------------------------
+
+
+class Clocked(Classifier):
+    """Its steps tell the clock how long they took, and remember the turns in which they were run."""
+
+    def __init__(self, clock: Clock, name: str, network: Any = mlp) -> None:
+        super().__init__(network)
+        self.clock = clock
+        self.name = name
+
+    def __deepcopy__(self, memo: Any) -> Clocked:
+        copy = Clocked(self.clock, self.name)
+        copy.load_state_dict(self.state_dict())
+        return copy
+
+    def on_fit_start(self) -> None:
+        self.clock.turns.append(f"{self.name} trains")
+
+    def on_test_start(self) -> None:
+        self.clock.turns.append(f"{self.name} tests")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.clock.pass_by(f"{self.name} trains")
+        return super().training_step(batch, batch_idx)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        self.clock.pass_by(f"{self.name} tests")
+        return super().test_step(batch, batch_idx)
+
+
+class Clock:
+    """Stands still but for what steps say that they took; each turn the machine is twice as slow as before."""
+
+    def __init__(self, seconds: dict[str, float], warm_up: float = 0.0) -> None:
+        self.seconds = seconds
+        self.warm_up = warm_up
+        self.now = 0.0
+        self.turns: list[str] = []
+        self.steps: list[int] = []
+
+    def pass_by(self, what: str) -> None:
+        turn = self.turns.count(what)
+        self.steps.append(len(self.turns))
+        first = self.steps.count(len(self.turns)) <= _times.WARM_UP
+        self.now += self.seconds[what] * 2.0**turn + first * self.warm_up
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def timed(clock: Clock, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Comparison:
+    monkeypatch.setattr(_times, "perf_counter", clock)
+    return compared({"a": Clocked(clock, "a"), "b": Clocked(clock, "b")}, Data(train=8, test=40), **options)
+
+
+SECONDS = {"a trains": 1.0, "b trains": 3.0, "a tests": 0.5, "b tests": 0.25}
+
+
+def test_ratios_are_those_of_steps_in_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(SECONDS, warm_up=100.0)
+    found = timed(clock, monkeypatch, rounds=3, steps=4)
+    # The first turn of testing is the measurement.
+    assert found.models["a"].training_step_seconds == (2.0, 4.0, 8.0)
+    assert found.models["b"].training_step_seconds == (6.0, 12.0, 24.0)
+    assert found.models["b"].inference_seconds == (1.0, 2.0, 4.0)
+    assert found.ratios("training_step_seconds") == {"a": 1.0, "b": 3.0}
+    assert found.ratios("inference_seconds") == {"a": 1.0, "b": 0.5}
+
+
+def test_models_take_turns_and_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(SECONDS)
+    timed(clock, monkeypatch, rounds=2, steps=4)
+    round_of = lambda *names: [turn for name in names for turn in (f"{name} trains", f"{name} tests")]  # noqa: E731
+    assert clock.turns == ["a tests", "b tests", *round_of("a", "b"), *round_of("b", "a")]
+    # A fit's epochs hold two batches: it goes on through several of them.
+    assert [clock.steps.count(turn) for turn in range(3, 11)] == [_times.WARM_UP + 4] * 8
+
+
+class Slow(Callback):
+    """What a regularizer is to the clock: a step's part, wherever it stands among the callbacks."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def __deepcopy__(self, memo: Any) -> Slow:
+        return Slow(self.clock)
+
+    def on_before_backward(self, *args: Any) -> None:
+        self.clock.now += 2.0
+
+
+def test_the_callbacks_of_a_model_count_in_its_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(dict.fromkeys(SECONDS, 0.0))
+    found = timed(clock, monkeypatch, rounds=2, steps=1, callbacks={"b": [Slow(clock)]})
+    assert found.models["a"].training_step_seconds == (0.0, 0.0)
+    assert found.models["b"].training_step_seconds == (2.0, 2.0)
+    assert found.models["b"].inference_seconds == (0.0, 0.0)
+
+
+def test_where_there_is_one_batch_its_step_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(dict.fromkeys(SECONDS, 0.0), warm_up=100.0)
+    monkeypatch.setattr(_times, "perf_counter", clock)
+    found = compared({"a": Clocked(clock, "a")}, Data(train=4, test=4), rounds=1, steps=1)
+    assert found.models["a"].training_step_seconds == (0.0,)
+    assert found.models["a"].inference_seconds == (100.0,)
+
+
+def test_regularised_and_augmented_training_runs() -> None:
+    callbacks = {"IR": [OrbitAugmentation(C4()), InvarianceRegularizer(C4(), 1.0)]}
+    found = compared({"DA": seeded(), "IR": seeded(seed=1)}, callbacks=callbacks, rounds=1, steps=2)
+    for model in found.models.values():
+        assert all(seconds > 0 for seconds in (*model.training_step_seconds, *model.inference_seconds))
+
+
+# No trace --------------------------------------------------------------------------------------------------------
+
+
+class Stops(Callback):
+    """Fails in the midst of training."""
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        raise RuntimeError("the power went out")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_models_callbacks_random_streams_and_data_module_are_as_before(fails: bool) -> None:
+    module, datamodule = seeded(), Data()
+    module.eval()
+    regularizer = InvarianceRegularizer(C4(), 1.0)
+    owner = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    datamodule.trainer = owner
+
+    def everything() -> dict[str, Any]:
+        return flat({"weights": module.state_dict(), "mode": module.training, "random": torch.get_rng_state()})
+
+    before = {place: leaf.clone() if isinstance(leaf, Tensor) else leaf for place, leaf in everything().items()}
+    callbacks: list[Callback] = [regularizer, Stops()] if fails else [regularizer]
+    if fails:
+        with pytest.raises(RuntimeError, match="the power went out"):
+            compared({"net": module}, datamodule, callbacks={"net": callbacks}, rounds=1, steps=2)
+    else:
+        compared({"net": module}, datamodule, callbacks={"net": callbacks}, rounds=1, steps=2)
+    assert_identical(everything(), before)
+    assert datamodule.trainer is owner
+    assert module._trainer is None
+    assert "training_step" not in vars(module)
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_a_module_that_its_trainer_still_holds_can_be_compared() -> None:
+    module, datamodule = seeded(), Data()
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=1,
+        log_every_n_steps=1,
+    )
+    trainer.fit(module, datamodule=datamodule)
+    compared({"net": module}, datamodule, rounds=1, steps=1)
+    assert module.trainer is trainer
+
+
+def test_nothing_is_said(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    compared({"net": seeded()}, rounds=1, steps=1)
+    assert capsys.readouterr() == ("", "")
+    assert caplog.records == []
+
+
+def test_a_progress_bar_is_shown_where_one_is_wanted(capsys: pytest.CaptureFixture[str]) -> None:
+    compared({"net": seeded()}, progress=True)
+    assert "net: testing" in capsys.readouterr().err
+
+
+# What it is refused for -------------------------------------------------------------------------------------------
+
+
+def test_several_test_loaders_are_refused_before_any_batch() -> None:
+    class Never(Classifier):
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            raise AssertionError("a batch was run")
+
+    with pytest.raises(ValueError, match="`datamodule` to give one test data loader but got 2"):
+        compared({"net": Never()}, Data(loaders=2))
+
+
+def test_several_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="to name one device, to time it, but got 2"):
+        compared({"net": seeded()}, devices=2)
+
+
+# What is shown ---------------------------------------------------------------------------------------------------
+
+
+def estimate(value: float, error: float = 0.5) -> Estimate:
+    return Estimate(torch.tensor(value), torch.tensor(error))
+
+
+KNOWN = Comparison(
+    {
+        "DA": ComparedModel(
+            {"accuracy": estimate(0.9), "logit_invariance_error": estimate(8.0)}, 1234, (0.1,), (0.02,)
+        ),
+        "WT": ComparedModel({"accuracy": estimate(0.95), "logit_invariance_error": estimate(0.0)}, 99, (0.4,), (0.01,)),
+    }
+)
+
+
+def test_the_data_frame_has_every_number() -> None:
+    frame = KNOWN.to_dataframe()
+    assert frame.index.name == "model"
+    row = json.loads(frame.to_json(orient="index"))["WT"]
+    assert row == {
+        "accuracy": pytest.approx(0.95),
+        "accuracy_standard_error": 0.5,
+        "logit_invariance_error": 0.0,
+        "logit_invariance_error_standard_error": 0.5,
+        "parameters": 99,
+        "training_step_seconds": 0.4,
+        "training_step_ratio": pytest.approx(4.0),
+        "inference_seconds": 0.01,
+        "inference_ratio": 0.5,
+    }
+    assert frame["parameters"].dtype.kind == "i"
+
+
+def test_without_times_the_table_has_none_and_the_frame_nan() -> None:
+    untimed = Comparison({"DA": ComparedModel({"accuracy": estimate(0.9)}, 12, (), ())})
+    assert untimed.to_markdown().splitlines()[0] == "|  | accuracy | parameters |"
+    assert math.isnan(untimed.to_dataframe().loc["DA", "training_step_ratio"])
+    assert [axes.get_title() for axes in untimed.plot().axes] == ["accuracy", "parameters"]
+
+
+def test_the_figure_has_a_bar_for_each_model_and_measure() -> None:
+    panels = {axes.get_title(): axes for axes in KNOWN.plot().axes}
+    assert list(panels) == ["accuracy", "LI", "parameters", "training step / DA's", "inference / DA's"]
+    assert [bar.get_width() for bar in panels["parameters"].patches] == [1234, 99]
+    assert [bar.get_width() for bar in panels["LI"].patches] == [8.0, 0.0]
+    assert (panels["LI"].get_xscale(), panels["accuracy"].get_xscale()) == ("symlog", "linear")
+    assert [label.get_text() for label in panels["accuracy"].get_yticklabels()] == ["DA", "WT"]
+
+
+def test_without_pandas_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr("lightning_invariance._requirements.import_module", missing)
+    with pytest.raises(ModuleNotFoundError, match="A DataFrame needs pandas: pip install pandas"):
+        KNOWN.to_dataframe()
+
+
+assert SIDE == 4  # the number of parameters above counts on it
