@@ -20,7 +20,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from digits import CLASSES, SIDE, Digits, load_data, train
+from digits import CLASSES, SIDE, Classifier, Digits, load_data
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -50,6 +50,20 @@ def convolutional() -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * 32, CLASSES))
 
 
+def train(network: nn.Module, callbacks: list[L.Callback], data: L.LightningDataModule, epochs: int) -> Classifier:
+    """Trains on images turned at random."""
+    module = Classifier(network)
+    L.Trainer(
+        max_epochs=epochs,
+        callbacks=callbacks,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    ).fit(module, datamodule=data)
+    return module
+
+
 def main() -> None:
     """Trains, compares, prints the table, draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,29 +74,23 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
 
     torch.set_num_threads(1)
-    data = load_data()
+    data = DigitsDataModule(load_data())
     networks = {
         "DA": convolutional,
         "IR": convolutional,
         "pooled": lambda: OrbitPooled(convolutional(), C4()),
         "escnn C4": lambda: SteerableClassifier("C4", 1, CLASSES, SIDE, width=4),
     }
-    ramp = WeightRamp(0.01, 1.0, steps=4 * arguments.epochs, shape="exponential")  # half of the training
-    regularization = {"IR": [InvarianceRegularizer(C4(), ramp)]}
+    ramp = WeightRamp(0.01, 1.0, steps=4 * arguments.epochs, shape="exponential")  # about half of the training
+    callbacks: dict[str, list[L.Callback]] = {name: [OrbitAugmentation(C4())] for name in networks}
+    callbacks["IR"].append(InvarianceRegularizer(C4(), ramp))
     models = {}
     for name, build in networks.items():
         print(f"\n{name}", flush=True)
         L.seed_everything(0, verbose=False)
-        models[name], _, _ = train(build(), regularization.get(name, []), data, arguments.epochs)
+        models[name] = train(build(), callbacks[name], data, arguments.epochs)
 
-    comparison = compare(
-        models,
-        DigitsDataModule(data),
-        C4(),
-        callbacks={name: [OrbitAugmentation(C4()), *regularization.get(name, [])] for name in models},
-        rounds=arguments.rounds,
-        accelerator="cpu",
-    )
+    comparison = compare(models, data, C4(), callbacks=callbacks, rounds=arguments.rounds, accelerator="cpu")
     print(f"\n{comparison.to_markdown()}\n")
     (arguments.out / "table.md").write_text(comparison.to_markdown() + "\n", encoding="utf-8")
     comparison.plot().savefig(arguments.out / "comparison.png")

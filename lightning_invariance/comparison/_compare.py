@@ -12,6 +12,7 @@ from typing import Any
 
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
@@ -36,6 +37,8 @@ _FIXED: Mapping[str, Any] = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
 }
+#: Callbacks that are no part of training, and that a Trainer puts into the list it is given.
+_LEFT_OUT = (Checkpoint, ModelSummary, ProgressBar)
 _OWN = (*_FIXED, "callbacks", "max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "limit_val_batches")
 
 
@@ -72,7 +75,8 @@ def compare(
         datamodule: gives the training and test batches; `LightningDataModule.from_datasets` makes one of data sets.
         action: the group.
         callbacks: for a model, those that take part in its training, so that their time is counted: its
-            `InvarianceRegularizer` or `OrbitAugmentation`, say. Copies of them are run.
+            `InvarianceRegularizer` or `OrbitAugmentation`, or all of its trainer's: progress bars, checkpoints and
+            summaries among them are left out. Copies of them are run.
         saliency: how to compute saliency maps, as for `InvarianceMonitor`.
         saliency_samples: how many test samples, from the first, get saliency maps.
         network: the name of the submodule whose output are the logits, in all models; their own forward by default.
@@ -222,7 +226,10 @@ def _checked(
     unknown = [name for name in callbacks if name not in models]
     if unknown:
         raise ValueError(f"Expected `callbacks` to name models among {list(models)} but got {unknown}.")
-    return {name: callbacks.get(name, ()) for name in models}
+    return {
+        name: [callback for callback in callbacks.get(name, ()) if not isinstance(callback, _LEFT_OUT)]
+        for name in models
+    }
 
 
 def _check_modules(models: Mapping[str, LightningModule], rounds: int) -> None:

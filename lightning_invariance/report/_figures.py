@@ -65,7 +65,7 @@ def plot_curves(
             axes.plot(x, values, label=_plain(model), marker="o", markersize=3)
         axes.set(xlabel=_plain(xlabel), title=_plain(measure))
         if measure in log:
-            _logarithmic(axes.set_yscale, [value for values in curves.values() for value in values])
+            _logarithmic(axes.set_yscale, axes.yaxis, [value for values in curves.values() for value in values])
         axes.grid(alpha=0.3)
     figure.axes[0].legend()
     return figure
@@ -107,7 +107,7 @@ def plot_bars(panels: Mapping[str, Mapping[str, float | Estimate]], *, log: Sequ
         axes.invert_yaxis()  # the first model on top
         axes.set_title(_plain(measure))
         if measure in log:
-            _logarithmic(axes.set_xscale, [bar.get_width() for bar in axes.patches])
+            _logarithmic(axes.set_xscale, axes.xaxis, [bar.get_width() for bar in axes.patches])
         axes.grid(alpha=0.3, axis="x")
     for unused in grid[len(panels) :]:
         unused.remove()
@@ -196,11 +196,12 @@ def _value_and_error(measure: str, model: str, value: Any) -> tuple[float, float
     return float(parts[0]), float(parts[1])
 
 
-def _logarithmic(set_scale: Callable[..., None], values: Sequence[float]) -> None:
+def _logarithmic(set_scale: Callable[..., None], axis: Any, values: Sequence[float]) -> None:
     """Linear below the smallest positive value, so that an exact 0 has a place."""
     positive = [value for value in values if value > 0]
     if positive:
         set_scale("symlog", linthresh=min(positive))
+        axis.get_major_locator().set_params(numticks=6)  # a label for each decade would not fit
 
 
 def _plain(text: object) -> str:

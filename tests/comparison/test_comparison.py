@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -246,6 +247,13 @@ def test_regularised_and_augmented_training_runs() -> None:
     found = compared({"DA": seeded(), "IR": seeded(seed=1)}, callbacks=callbacks, rounds=1, steps=2)
     for model in found.models.values():
         assert all(seconds > 0 for seconds in (*model.training_step_seconds, *model.inference_seconds))
+
+
+def test_the_callbacks_may_be_all_of_a_trainer(tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", callbacks=[OrbitAugmentation(C4())], default_root_dir=tmp_path, logger=False)
+    assert len(trainer.callbacks) > 2  # a progress bar, a summary, a checkpoint
+    compared({"net": seeded()}, callbacks={"net": trainer.callbacks}, rounds=1, steps=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 # No trace --------------------------------------------------------------------------------------------------------
