@@ -36,7 +36,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_invariance import C4, Gradient, InvarianceMonitor, InvarianceRegularizer
+from lightning_invariance import C4, Gradient, InvarianceMonitor, InvarianceRegularizer, SensitivityMonitor
 
 # Strategies ------------------------------------------------------------------------------------------------------
 
@@ -234,10 +234,15 @@ CELLS: dict[str, Cell] = {
     "fsdp2, accumulation": Cell(Sharding, ShardingWithTerm, fsdp2, options={"accumulate_grad_batches": 4}),
 }
 
-REFUSED: dict[str, tuple[Callable[[], LightningModule], Callable[[], Any]]] = {
-    "saliency, fsdp": (Classifier, fsdp),
-    "saliency, fsdp, wrapped layers": (Classifier, fsdp_wrapped),
-    "saliency, fsdp2": (Sharding, fsdp2),
+#: Parameters in pieces, and what cannot work with them.
+SHARDED: dict[str, tuple[Callable[[], LightningModule], Callable[[], Any]]] = {
+    "fsdp": (Classifier, fsdp),
+    "fsdp, wrapped layers": (Classifier, fsdp_wrapped),
+    "fsdp2": (Sharding, fsdp2),
+}
+REFUSED: dict[str, Callable[[], Callback]] = {
+    "saliency": lambda: InvarianceRegularizer(C4(), penalty="saliency"),
+    "sensitivity": lambda: SensitivityMonitor(C4()),
 }
 
 
@@ -309,12 +314,11 @@ def compared(cell: Cell) -> dict[str, Any]:
     }
 
 
-def refused(make: Callable[[], LightningModule], strategy: Callable[[], Any]) -> dict[str, Any]:
+def refused(make: Callable[[], LightningModule], strategy: Callable[[], Any], callback: Callback) -> dict[str, Any]:
     steps = Steps()
-    regularizer = InvarianceRegularizer(C4(), penalty="saliency")
     error = None
     try:
-        trained(make, [steps, regularizer], strategy=strategy())
+        trained(make, [steps, callback], strategy=strategy())
     except ValueError as refusal:
         error = str(refusal)
     return {"error": error, "steps": steps.count}
@@ -455,8 +459,9 @@ def main(folder: Path) -> None:
 
     for name, cell in CELLS.items():
         keep(name, compared(cell))
-    for name, (make, strategy) in REFUSED.items():
-        keep(name, refused(make, strategy))
+    for name, callback in REFUSED.items():
+        for sharding, (make, strategy) in SHARDED.items():
+            keep(f"{name}, {sharding}", refused(make, strategy, callback()))
     keep("no validation batches on the second", validated_on_the_first())
     keep("empty loader on the second, Lightning alone", validated_by_lightning_alone())
     for owner, method in MAY_SKIP:

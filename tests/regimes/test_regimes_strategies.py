@@ -54,10 +54,17 @@ def test_parameters_were_sharded(launch: Launch, name: str) -> None:
     assert max(parts) < whole <= sum(parts)
 
 
-@pytest.mark.parametrize("name", regimes_worker.REFUSED)
-def test_second_derivatives_of_sharded_parameters_are_refused(launch: Launch, name: str) -> None:
-    for result in launch.results(name):
+@pytest.mark.parametrize("sharding", regimes_worker.SHARDED)
+def test_second_derivatives_of_sharded_parameters_are_refused(launch: Launch, sharding: str) -> None:
+    for result in launch.results(f"saliency, {sharding}"):
         assert "expected no sharded parameters for penalty='saliency'" in result["error"]
+        assert result["steps"] == 0
+
+
+@pytest.mark.parametrize("sharding", regimes_worker.SHARDED)
+def test_the_sensitivity_monitor_refuses_sharded_parameters(launch: Launch, sharding: str) -> None:
+    for result in launch.results(f"sensitivity, {sharding}"):
+        assert "SensitivityMonitor: expected a strategy that keeps the network's parameters whole" in result["error"]
         assert result["steps"] == 0
 
 
