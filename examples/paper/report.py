@@ -114,8 +114,8 @@ def cnn_table(experiments: Experiments, settings: Settings) -> Table:
     note = (
         f"Mean ± standard deviation over {settings.cnn_seeds} seed(s), {settings.cnn_epochs} epochs in batches of "
         f"{CNN_BATCH}: fewer epochs than in table 1. escnn C8 and SO2 are measured on the rotations by 90°, as the "
-        f"others are. {_weights_found(experiments, 'CNN IR')} Seconds are those of training and measuring on one thread; "
-        "other work on the machine adds to them."
+        f"others are. {_weights_found(experiments, 'CNN IR')} Seconds are those of training and measuring on one "
+        "thread; other work on the machine adds to them."
     )
     return (
         "Convolutional networks and escnn",
