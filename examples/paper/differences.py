@@ -56,7 +56,11 @@ def _experiment(
     if column == "accuracy":
         return _fewer_images(experiments, settings, result, paper, bar)
     if column == "saliency_invariance_similarity":
-        return _other_maps(settings, folder, result, paper, bar)
+        text, conclusion = _other_maps(settings, folder, result, paper, bar)
+        later, of_later = _later_epochs(experiments, settings, result, column, paper, bar)
+        if result.run.model == "DA" and conclusion == "unexplained" and later:
+            return f"{text}; {later}", f"unexplained by the maps; {of_later}"
+        return text, conclusion
     if result.run.model == "DA":
         return _later_epochs(experiments, settings, result, column, paper, bar)
     if result.run.model == "IR":

@@ -48,7 +48,7 @@ class Grid:
 
 
 #: A training of a convolutional network takes longer: few weights, far apart.
-PERCEPTRON_GRID, CNN_GRID = Grid(10.0, 10**0.25, 6), Grid(1.0, 10.0, 4)
+PERCEPTRON_GRID, CNN_GRID = Grid(10.0, 10**0.25, 6), Grid(1.0, 10.0, 3)
 
 
 @dataclass(frozen=True)
