@@ -57,12 +57,12 @@ def _experiment(
         return _fewer_images(experiments, settings, result, paper, bar)
     if column == "saliency_invariance_similarity":
         text, conclusion = _other_maps(settings, folder, result, paper, bar)
-        later, of_later = _later_epochs(experiments, settings, result, column, paper, bar)
+        later, of_later = _later_epochs(experiments, result, column, paper, bar)
         if result.run.model == "DA" and conclusion == "unexplained" and later:
             return f"{text}; {later}", f"unexplained by the maps; {of_later}"
         return text, conclusion
     if result.run.model == "DA":
-        return _later_epochs(experiments, settings, result, column, paper, bar)
+        return _later_epochs(experiments, result, column, paper, bar)
     if result.run.model == "IR":
         return _other_weights(experiments, result, column, paper, bar)
     return "", ""
@@ -93,9 +93,7 @@ def _fewer_images(
     return text, f"at this gain a doubling, {PAPER_IMAGES:,} images give up to {reached:.3f}: the rest is unexplained"
 
 
-def _later_epochs(
-    experiments: Experiments, settings: Settings, result: Result, column: str, paper: float, bar: float
-) -> tuple[str, str]:
+def _later_epochs(experiments: Experiments, result: Result, column: str, paper: float, bar: float) -> tuple[str, str]:
     """The same training's last epochs, also after as many steps as the paper's, where it keeps the best one."""
     later = sorted(
         (r for r in experiments.results if (r.run.group, r.run.model, r.run.keep) == (result.run.group, "DA", "last")),
