@@ -417,16 +417,21 @@ def validated_by_lightning_alone() -> dict[str, Any]:
     return {"count": validations.count}
 
 
-#: What says that loaders may be empty, and the Trainer's method.
-MAY_SKIP = [("data module", "fit"), ("data module", "validate"), ("data module", "test"), ("module", "fit")]
+#: The monitor, what says that loaders may be empty, and the Trainer's method.
+MAY_SKIP: list[tuple[type[Callback], str, str]] = [
+    *((InvarianceMonitor, "data module", method) for method in ("fit", "validate", "test")),
+    (InvarianceMonitor, "module", "fit"),
+    (SensitivityMonitor, "data module", "fit"),
+    (SensitivityMonitor, "data module", "test"),
+]
 
 
-def may_skip(owner: str, method: str) -> dict[str, Any]:
+def may_skip(monitor: type[Callback], owner: str, method: str) -> dict[str, Any]:
     steps, data, module = Steps(), EmptyOnTheSecond(), made(Classifier)
     if owner == "module":
         data.allow_zero_length_dataloader_with_multiple_devices = False
         module.allow_zero_length_dataloader_with_multiple_devices = True
-    callbacks = [steps, InvarianceMonitor(C4())]
+    callbacks = [steps, monitor(C4())]
     trainer = trainer_for(callbacks, devices=2, strategy=ddp(), use_distributed_sampler=False)
     error = None
     try:
@@ -464,8 +469,8 @@ def main(folder: Path) -> None:
             keep(f"{name}, {sharding}", refused(make, strategy, callback()))
     keep("no validation batches on the second", validated_on_the_first())
     keep("empty loader on the second, Lightning alone", validated_by_lightning_alone())
-    for owner, method in MAY_SKIP:
-        keep(f"empty loader on the second, {owner}, {method}", may_skip(owner, method))
+    for monitor, owner, method in MAY_SKIP:
+        keep(f"empty loader on the second, {monitor.__name__}, {owner}, {method}", may_skip(monitor, owner, method))
     for name, monitored in {**MONITORED, **MONITOR_REFUSED}.items():
         keep(name, measured(monitored, monitored.strategy))
     keep("failed on the second", failed())  # the last: the processes have lost each other
