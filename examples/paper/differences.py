@@ -105,7 +105,7 @@ def _later_epochs(experiments: Experiments, result: Result, column: str, paper: 
     cells = [f"{result.kept_epoch + 1} (validates best) {values[0]:.3g}"]
     cells += [f"{each.run.epochs:,} {value:.3g}" for each, value in zip(later, values[1:], strict=True)]
     text = f"DA, seed 0, {NAMES[column]} by epoch, the last with as many steps as the paper's: " + ", ".join(cells)
-    grows = "it grows with training; " if values == sorted(values) and values[0] < values[-1] else ""
+    grows = "it grows with training; " if values == sorted(values) and values[-1] - values[0] > bar else ""
     if min(values) - bar <= paper <= max(values) + bar:
         return text, grows + "a later epoch than the one that validates best here can explain it"
     nearest = min(abs(value - paper) for value in values[1:])
@@ -185,8 +185,8 @@ def _other_blends(experiments: Experiments, settings: Settings, folder: Path, gr
     }
     (figure, first), best = next(iter(distances.items())), min(distances, key=lambda name: distances[name])
     error, before = (distribution_error(networks["DA"], ways[name](BETAS[-1]), data) for name in (best, figure))
-    text = "the largest distance over WT, DA and IR, seed 0, by way of blending: " + ", ".join(
-        f"{name} {distance:.2f}" for name, distance in distances.items()
+    text = "the largest distance over WT, DA and IR, seed 0, by way of blending: " + "; ".join(
+        f"{name}: {distance:.2f}" for name, distance in distances.items()
     )
     text += (
         f". DA's DI at β = {BETAS[-1]:g}, which took no part in the choice: {before:.2f} with the first of them, "
@@ -195,7 +195,7 @@ def _other_blends(experiments: Experiments, settings: Settings, folder: Path, gr
     if distances[best] > first / 2:
         return text, "unexplained by the ways of blending that were tried; the paper gives none"
     return text, (
-        f"explained but for {distances[best]:.2f} by another way of blending ({best}); which one the paper has it does "
+        f"another way of blending can explain all but {distances[best]:.2f} ({best}); which one the paper has it does "
         "not say"
     )
 
