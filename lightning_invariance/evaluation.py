@@ -118,6 +118,8 @@ class InvarianceEvaluator:
         run: int,
     ) -> None:
         network = network_for(len(x))
+        if base_logits is not None and self._explainable is None:
+            self._explainable = _is_explainable(base_logits, x)
         # With maps for all samples one pass is enough, once it is known that there can be maps and what the logits are.
         if run == len(x) and self._explainable and (base_logits is not None or target is None):
             outputs = self._evaluate(network, x, base_logits, target)
@@ -126,7 +128,7 @@ class InvarianceEvaluator:
             return
         outputs = evaluate_orbit(network, x, self.action, base_logits=base_logits, max_batch=self.max_batch)
         self._feed(outputs, target, kept)
-        self._explainable = outputs.logits.ndim == 2 and x.is_floating_point()
+        self._explainable = _is_explainable(outputs.logits, x)
         if run and (self._explainable or not self.measures.restricted):
             first = slice(run)
             labels = _first(target, run, len(x))
@@ -165,6 +167,11 @@ class InvarianceEvaluator:
     def compute(self, wanted: Tensor | None = None) -> dict[str, Estimate]:
         """The measures with their standard errors; see `MeasureCollection.compute`."""
         return self.measures.compute(wanted)
+
+
+def _is_explainable(logits: Tensor, x: Tensor) -> bool:
+    """Whether each class has a logit, and the input a gradient."""
+    return logits.ndim == 2 and x.is_floating_point()
 
 
 def _first(target: Tensor | None, samples: int, of: int) -> Tensor | None:

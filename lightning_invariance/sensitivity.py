@@ -252,9 +252,7 @@ class _Jacobian:
 def _norms_by_rows(jacobian: _Jacobian) -> Tensor:
     r""":math:`\sigma_{\max}`, shape ``(B,)``, by the largest eigenvalue of :math:`J J^\top` from all rows."""
     samples, outputs = jacobian.shape
-    rows = []
-    for row in torch.eye(outputs, device=jacobian.device):
-        rows.append(jacobian.transposed(row.expand(samples, outputs)))
+    rows = [jacobian.transposed(row.expand(samples, outputs)) for row in torch.eye(outputs, device=jacobian.device)]
     gram = torch.zeros(samples, outputs, outputs, dtype=torch.float64, device=jacobian.device)
     for columns in zip(*(row.split(_COLUMNS, dim=1) for row in rows), strict=True):
         part = torch.stack(columns, dim=1).double()

@@ -58,7 +58,7 @@ def main() -> None:
             cnn_epochs=1,
             cnn_seeds=1,
             max_trials=1,
-            explained_samples=16,
+            explained_samples=8,
             sizes=(300, 100, 50),
         )
     arguments.out.mkdir(parents=True, exist_ok=True)

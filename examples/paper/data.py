@@ -127,6 +127,9 @@ class TransformingImages(L.LightningDataModule):
 
     Attributes:
         black: the value that black has after normalisation.
+        upright: the test images and labels before they are moved.
+        elements: the element that moves each of them.
+        drift_images: as many images of the other data set, normalised on their own.
     """
 
     def __init__(
@@ -145,18 +148,30 @@ class TransformingImages(L.LightningDataModule):
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
         train, test, val = order[: sum(sizes)].split(sizes)
         mean, std = images[train].mean(), images[train].std()
+        self._statistics = mean, std
         images = (images - mean) / std
         self.black = float(-mean / std)
         self.action = action
         self.train_set = TensorDataset(images[train], labels[train])
-        self._upright = TensorDataset(images[test], labels[test])
-        self._elements = action.sample(len(test), torch.Generator().manual_seed(1))
+        self.upright = TensorDataset(images[test], labels[test])
+        self.elements = action.sample(len(test), torch.Generator().manual_seed(1))
         self.val_set = TensorDataset(
             action.act(images[val], action.sample(len(val), torch.Generator().manual_seed(2))), labels[val]
         )
         chosen = torch.randperm(len(drift.images), generator=torch.Generator().manual_seed(3))
         other = _padded(drift.images[chosen[torch.arange(len(test)) % len(chosen)]])
-        self._other = (other - other.mean()) / other.std()
+        self._drift_statistics = other.mean(), other.std()
+        self.drift_images = (other - other.mean()) / other.std()
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """By the mean and deviation of the training images."""
+        mean, std = self._statistics
+        return (pixels - mean) / std
+
+    def drift_pixels(self) -> Tensor:
+        """The drift images before they were normalised."""
+        mean, std = self._drift_statistics
+        return self.drift_images * std + mean
 
     def test_set(self, beta: float = 0.0) -> TensorDataset:
         """The test images (1 − β) x + β x', each moved by its element; x' are from the other data set.
@@ -164,8 +179,9 @@ class TransformingImages(L.LightningDataModule):
         The labels are those of x: what the paper leaves open, this is the reading under which its accuracies fall to
         chance by β = 0.5.
         """
-        images, labels = self._upright.tensors
-        return TensorDataset(self.action.act((1 - beta) * images + beta * self._other, self._elements), labels)
+        images, labels = self.upright.tensors
+        blended = (1 - beta) * images + beta * self.drift_images
+        return TensorDataset(self.action.act(blended, self.elements), labels)
 
     def train_dataloader(self) -> DataLoader:
         return loader(self.train_set, self.batch, shuffle=True)

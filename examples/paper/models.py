@@ -14,7 +14,8 @@ from lightning_invariance import Action
 from lightning_invariance.baselines import OrbitPooled, SteerableClassifier, TiedFirstLayerMLP
 
 IN_SHAPE = (1, SIDE, SIDE)
-ORDERS = {"C4": 4, "D4": 8}
+#: Feature fields of escnn's first block: 16 channels for C4 and D4, and for C8 and SO2 about as many parameters as C4.
+WIDTHS = {"C4": 4, "D4": 2, "C8": 3, "SO2": 3}
 
 
 class Classifier(L.LightningModule):
@@ -71,7 +72,7 @@ def build(model: str, action: Action) -> nn.Module:
         return convolutional()
     if model.startswith("escnn"):
         group = model.split()[1]
-        return SteerableClassifier(group, 1, CLASSES, SIDE, width=16 // ORDERS[group])  # twice the CNN's channels
+        return SteerableClassifier(group, 1, CLASSES, SIDE, width=WIDTHS[group])
     if model == "WT":
         return TiedFirstLayerMLP(action, IN_SHAPE, CLASSES)
     return perceptron()

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
 from examples.paper.data import PAPER_SIZES
-from examples.paper.runs import CNN_WEIGHT, GROUPS, PENALTIES, Result, Run, Settings
+from examples.paper.models import is_convolutional
+from examples.paper.runs import GROUPS, PENALTIES, Result, Run, Settings
 
 TABLE_1 = ("WT", "DA", "IR")
 FIGURE_5 = ("DA", "IR KL", "IR normalised L2", "IR")
 #: What the paper does not have: convolutional networks, and those tied over the group layer by layer.
 CNN_TABLE = {
-    "R4": ("escnn C4", "escnn D4", "CNN pooled", "CNN DA", "CNN IR"),
+    "R4": ("escnn C4", "escnn D4", "escnn C8", "escnn SO2", "CNN pooled", "CNN DA", "CNN IR"),
     "T3": ("CNN pooled", "CNN DA", "CNN IR"),
 }
 
 
 def searches(settings: Settings) -> list[Run]:
-    """The first runs of the regularised perceptrons, whose weight is to be found."""
-    models = ("IR",) if settings.table_1_only else ("IR", "IR KL", "IR normalised L2")
-    return [Run(group, model, 0, settings.epochs) for group in reversed(GROUPS) for model in models]
+    """The first runs of the regularised models, whose weight is to be found."""
+    models = ("IR",) if settings.table_1_only else tuple(PENALTIES)
+    return [
+        Run(group, model, 0, settings.cnn_epochs if is_convolutional(model) else settings.epochs)
+        for group in reversed(GROUPS)
+        for model in models
+    ]
 
 
 def runs_without_search(settings: Settings) -> list[Run]:
@@ -35,15 +40,21 @@ def runs_without_search(settings: Settings) -> list[Run]:
     if settings.table_1_only:
         return runs
     runs += [
-        Run(group, model, seed, settings.cnn_epochs, CNN_WEIGHT if model in PENALTIES else 0.0)
+        Run(group, model, seed, settings.cnn_epochs)
         for group, models in CNN_TABLE.items()
         for model in models
+        if model not in PENALTIES
         for seed in range(settings.cnn_seeds)
     ]
-    # DA with as many steps as the paper's; and half of the images, with as many steps as all of them give.
+    # DA's last epoch, also after as many steps as the paper's: the best epoch is the same in both. And half of the
+    # images, with as many steps as all of them give.
     train = _fewer_images(settings)
     if train is not None:
-        runs += [Run(group, "DA", 0, round(settings.epochs * PAPER_SIZES[0] / train)) for group in GROUPS]
+        runs += [
+            Run(group, "DA", 0, epochs, keep="last")
+            for group in GROUPS
+            for epochs in (settings.epochs, round(settings.epochs * PAPER_SIZES[0] / train))
+        ]
         runs += [
             Run(group, model, 0, 2 * settings.epochs, train_size=train // 2)
             for group in GROUPS
@@ -53,9 +64,11 @@ def runs_without_search(settings: Settings) -> list[Run]:
 
 
 def runs_with_weight(settings: Settings, found: Sequence[Run]) -> list[Run]:
-    """The other seeds of IR, and IR with half of the images, with the weight found on the first seed."""
-    runs = []
+    """The other seeds of IR and CNN IR, and IR with half of the images, with the weight found on the first seed."""
     train = _fewer_images(settings)
+    runs = [
+        replace(first, seed=seed) for first in found if first.model == "CNN IR" for seed in range(1, settings.cnn_seeds)
+    ]
     for first in (run for run in found if run.model == "IR"):
         group, weight = first.group, first.weight
         runs += [Run(group, "IR", seed, settings.epochs, weight) for seed in range(1, settings.seeds)]
@@ -85,6 +98,7 @@ class Experiments:
                 for result in self.results
                 if (result.run.group, result.run.model, result.run.epochs) == (group, model, epochs)
                 and result.run.train_size is None
+                and result.run.keep == "best"
             ),
             key=lambda result: result.run.seed,
         )

@@ -9,7 +9,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -34,10 +34,21 @@ BETAS = [round(0.5 * step / 9, 4) for step in range(10)]
 TARGET_SI = 0.95
 #: The regularised models and their penalty.
 PENALTIES = {"IR": "logit", "IR KL": "distribution", "IR normalised L2": "normalized_logit", "CNN IR": "logit"}
-#: The weight that a search begins with, and the factor from one weight to the next.
-FIRST_WEIGHT, FACTOR = 10.0, 10**0.25
-#: Of the convolutional networks, which train for fewer epochs: smaller batches, and a weight that is not searched for.
-CNN_BATCH, CNN_WEIGHT = 64, 1.0
+#: Of the convolutional networks, which train for fewer epochs.
+CNN_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The weights that a search may try: the first, the factor from one to the next, and how many at most."""
+
+    start: float
+    factor: float
+    max_trials: int
+
+
+#: A training of a convolutional network takes longer: few weights, far apart.
+PERCEPTRON_GRID, CNN_GRID = Grid(10.0, 10**0.25, 6), Grid(1.0, 10.0, 3)
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class Settings:
     seeds: int = 4
     cnn_epochs: int = 30
     cnn_seeds: int = 2
-    max_trials: int = 6
+    max_trials: int | None = None
     explained_samples: int = 512
     sizes: tuple[int, int, int] | None = None
     table_1_only: bool = False
@@ -91,6 +102,7 @@ class Run:
         epochs: of training.
         weight: of the regularizer; 0 for the models that have none.
         train_size: how many of the training images to use; all if None.
+        keep: which epoch's weights are measured: those that validate best, or the last.
     """
 
     group: str
@@ -99,23 +111,30 @@ class Run:
     epochs: int
     weight: float = 0.0
     train_size: int | None = None
+    keep: Literal["best", "last"] = "best"
 
     @property
     def name(self) -> str:
         size = "" if self.train_size is None else f"-n{self.train_size}"
-        return f"{self.group}-{self.model.replace(' ', '_')}-w{self.weight:.4g}-e{self.epochs}{size}-s{self.seed}"
+        kept = "" if self.keep == "best" else f"-{self.keep}"
+        model = self.model.replace(" ", "_")
+        return f"{self.group}-{model}-w{self.weight:.4g}-e{self.epochs}{size}{kept}-s{self.seed}"
 
 
 @dataclass
 class Result:
-    """What a run gave: every number by name, as (value, standard error over samples)."""
+    """What a run gave: every number by name, as (value, standard error over samples).
+
+    Attributes:
+        kept_epoch: the epoch whose weights were measured.
+    """
 
     run: Run
     test: dict[str, tuple[float, float]]
     val: dict[str, tuple[float, float]]
     drift: dict[str, list[float]]
     parameters: int
-    best_epoch: int
+    kept_epoch: int
     seconds: float
 
 
@@ -125,6 +144,8 @@ def result_of(run: Run, folder: Path) -> Result | None:
     if not path.exists():
         return None
     stored = json.loads(path.read_text(encoding="utf-8"))
+    # As results call it that were written before a run could keep its last epoch.
+    stored.setdefault("kept_epoch", stored.pop("best_epoch", None))
     return Result(**{**stored, "run": Run(**stored["run"])})
 
 
@@ -155,8 +176,11 @@ def execute(run: Run, settings: Settings, folder: Path) -> Result:
         checkpoint = ModelCheckpoint(scratch, monitor="val/accuracy", mode="max", save_weights_only=True)
         trainer = _trainer([*callbacks, checkpoint], max_epochs=run.epochs, enable_checkpointing=True)
         trainer.fit(module, data)
-        best = torch.load(checkpoint.best_model_path, weights_only=True)
-    module.load_state_dict(best["state_dict"])
+        kept_epoch = run.epochs - 1
+        if run.keep == "best":
+            best = torch.load(checkpoint.best_model_path, weights_only=True)
+            module.load_state_dict(best["state_dict"])
+            kept_epoch = int(best["epoch"])
 
     # The paper does not give the baseline of the integrated gradients; black is the image without a digit.
     saliency = PaperSaliency(baseline=data.black)
@@ -177,7 +201,7 @@ def execute(run: Run, settings: Settings, folder: Path) -> Result:
         **measured,
         drift={} if is_convolutional(run.model) else _drift(module, data, action),
         parameters=sum(parameter.numel() for parameter in module.network.parameters()),
-        best_epoch=int(best["epoch"]),
+        kept_epoch=kept_epoch,
         seconds=time.monotonic() - started,
     )
     _store(result, module.network, folder)
@@ -214,8 +238,13 @@ def search(run: Run, settings: Settings, folder: Path) -> list[Result]:
         trials.append(execute(replace(run, weight=weight), settings, folder))
         return trials[-1].val["saliency_invariance_similarity"][0]
 
+    grid = CNN_GRID if is_convolutional(run.model) else PERCEPTRON_GRID
     found = search_weight(
-        similarity, target=TARGET_SI, start=FIRST_WEIGHT, factor=FACTOR, max_trials=settings.max_trials
+        similarity,
+        target=TARGET_SI,
+        start=grid.start,
+        factor=grid.factor,
+        max_trials=settings.max_trials or grid.max_trials,
     )
     trials.sort(key=lambda trial: trial.run.weight != found.weight)  # the one that was found comes first
     return trials

@@ -16,7 +16,9 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from examples.paper.blends import blends  # noqa: E402
 from examples.paper.data import Source, TransformingImages, load, sizes_for  # noqa: E402
+from examples.paper.runs import Run, result_of  # noqa: E402
 from lightning_invariance import C4  # noqa: E402
 
 
@@ -62,6 +64,33 @@ def test_images_are_padded_normalised_and_without_the_last_class() -> None:
     assert not torch.equal(data.test_set(0.5).tensors[0], data.test_set(0.0).tensors[0])
 
 
+def test_the_first_blend_is_that_of_the_figure() -> None:
+    images, other = torch.rand(90, 28, 28), 0.2 + 0.3 * torch.rand(90, 28, 28)
+    labels = torch.arange(90) % 9
+    data = TransformingImages(Source(images, labels, "noise"), Source(other, labels, "other"), C4(), sizes=(50, 20, 11))
+    own, as_digits, again, *_ = blends(data).values()
+    torch.testing.assert_close(own(0.3), data.test_set(0.3).tensors[0])
+    for blend in blends(data).values():
+        assert blend(0.3).shape == (20, 1, 36, 36)
+    # At β = 1 nothing of the digits is left: pixels normalised as the digits are keep their own mean, then lose it.
+    drift = data.normalised(data.drift_pixels())
+    torch.testing.assert_close(as_digits(1.0), C4().act(drift, data.elements))
+    assert float(as_digits(1.0).mean()) != pytest.approx(0, abs=0.01)
+    assert float(again(1.0).mean()) == pytest.approx(0, abs=1e-5)
+    assert float(again(1.0).std()) == pytest.approx(1, abs=1e-5)
+
+
+def test_results_written_before_a_run_could_keep_its_last_epoch_are_read(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    run = {"group": "R4", "model": "DA", "seed": 0, "epochs": 300, "weight": 0.0, "train_size": None}
+    stored = {"run": run, "test": {}, "val": {}, "drift": {}, "parameters": 1, "best_epoch": 145, "seconds": 1.0}
+    (tmp_path / "runs" / "R4-DA-w0-e300-s0.json").write_text(json.dumps(stored), encoding="utf-8")
+    result = result_of(Run("R4", "DA", 0, 300), tmp_path)
+    assert result is not None
+    assert result.kept_epoch == 145
+    assert result_of(Run("R4", "DA", 0, 300, keep="last"), tmp_path) is None
+
+
 def test_quick_run_and_resume(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "examples.paper", "--quick", "--out", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -73,6 +102,9 @@ def test_quick_run_and_resume(tmp_path: Path) -> None:
         assert result["test"]["logit_invariance_error"][0] < 1e-8
         assert result["test"]["saliency_invariance_similarity"][0] == pytest.approx(1, abs=1e-5)
     assert len(results["claims"]) == 5
+    last = [result for result in results["results"] if result["run"]["keep"] == "last"]
+    assert [result["kept_epoch"] + 1 for result in last] == [result["run"]["epochs"] for result in last]
+    assert {(result["run"]["group"], result["run"]["model"]) for result in last} == {("R4", "DA"), ("T3", "DA")}
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 6
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}

@@ -36,7 +36,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_invariance import C4, Gradient, InvarianceMonitor, InvarianceRegularizer
+from lightning_invariance import C4, Gradient, InvarianceMonitor, InvarianceRegularizer, SensitivityMonitor
 
 # Strategies ------------------------------------------------------------------------------------------------------
 
@@ -234,10 +234,15 @@ CELLS: dict[str, Cell] = {
     "fsdp2, accumulation": Cell(Sharding, ShardingWithTerm, fsdp2, options={"accumulate_grad_batches": 4}),
 }
 
-REFUSED: dict[str, tuple[Callable[[], LightningModule], Callable[[], Any]]] = {
-    "saliency, fsdp": (Classifier, fsdp),
-    "saliency, fsdp, wrapped layers": (Classifier, fsdp_wrapped),
-    "saliency, fsdp2": (Sharding, fsdp2),
+#: Parameters in pieces, and what cannot work with them.
+SHARDED: dict[str, tuple[Callable[[], LightningModule], Callable[[], Any]]] = {
+    "fsdp": (Classifier, fsdp),
+    "fsdp, wrapped layers": (Classifier, fsdp_wrapped),
+    "fsdp2": (Sharding, fsdp2),
+}
+REFUSED: dict[str, Callable[[], Callback]] = {
+    "saliency": lambda: InvarianceRegularizer(C4(), penalty="saliency"),
+    "sensitivity": lambda: SensitivityMonitor(C4()),
 }
 
 
@@ -309,12 +314,11 @@ def compared(cell: Cell) -> dict[str, Any]:
     }
 
 
-def refused(make: Callable[[], LightningModule], strategy: Callable[[], Any]) -> dict[str, Any]:
+def refused(make: Callable[[], LightningModule], strategy: Callable[[], Any], callback: Callback) -> dict[str, Any]:
     steps = Steps()
-    regularizer = InvarianceRegularizer(C4(), penalty="saliency")
     error = None
     try:
-        trained(make, [steps, regularizer], strategy=strategy())
+        trained(make, [steps, callback], strategy=strategy())
     except ValueError as refusal:
         error = str(refusal)
     return {"error": error, "steps": steps.count}
@@ -413,16 +417,21 @@ def validated_by_lightning_alone() -> dict[str, Any]:
     return {"count": validations.count}
 
 
-#: What says that loaders may be empty, and the Trainer's method.
-MAY_SKIP = [("data module", "fit"), ("data module", "validate"), ("data module", "test"), ("module", "fit")]
+#: The monitor, what says that loaders may be empty, and the Trainer's method.
+MAY_SKIP: list[tuple[type[Callback], str, str]] = [
+    *((InvarianceMonitor, "data module", method) for method in ("fit", "validate", "test")),
+    (InvarianceMonitor, "module", "fit"),
+    (SensitivityMonitor, "data module", "fit"),
+    (SensitivityMonitor, "data module", "test"),
+]
 
 
-def may_skip(owner: str, method: str) -> dict[str, Any]:
+def may_skip(monitor: type[Callback], owner: str, method: str) -> dict[str, Any]:
     steps, data, module = Steps(), EmptyOnTheSecond(), made(Classifier)
     if owner == "module":
         data.allow_zero_length_dataloader_with_multiple_devices = False
         module.allow_zero_length_dataloader_with_multiple_devices = True
-    callbacks = [steps, InvarianceMonitor(C4())]
+    callbacks = [steps, monitor(C4())]
     trainer = trainer_for(callbacks, devices=2, strategy=ddp(), use_distributed_sampler=False)
     error = None
     try:
@@ -455,12 +464,13 @@ def main(folder: Path) -> None:
 
     for name, cell in CELLS.items():
         keep(name, compared(cell))
-    for name, (make, strategy) in REFUSED.items():
-        keep(name, refused(make, strategy))
+    for name, callback in REFUSED.items():
+        for sharding, (make, strategy) in SHARDED.items():
+            keep(f"{name}, {sharding}", refused(make, strategy, callback()))
     keep("no validation batches on the second", validated_on_the_first())
     keep("empty loader on the second, Lightning alone", validated_by_lightning_alone())
-    for owner, method in MAY_SKIP:
-        keep(f"empty loader on the second, {owner}, {method}", may_skip(owner, method))
+    for monitor, owner, method in MAY_SKIP:
+        keep(f"empty loader on the second, {monitor.__name__}, {owner}, {method}", may_skip(monitor, owner, method))
     for name, monitored in {**MONITORED, **MONITOR_REFUSED}.items():
         keep(name, measured(monitored, monitored.strategy))
     keep("failed on the second", failed())  # the last: the processes have lost each other

@@ -10,6 +10,7 @@ import pytest
 import regimes_worker
 import torch
 from helpers import Classifier, loader, made, trainer_for
+from lightning.pytorch import Callback
 from processes import Launch
 from torch import Tensor
 
@@ -54,10 +55,17 @@ def test_parameters_were_sharded(launch: Launch, name: str) -> None:
     assert max(parts) < whole <= sum(parts)
 
 
-@pytest.mark.parametrize("name", regimes_worker.REFUSED)
-def test_second_derivatives_of_sharded_parameters_are_refused(launch: Launch, name: str) -> None:
-    for result in launch.results(name):
+@pytest.mark.parametrize("sharding", regimes_worker.SHARDED)
+def test_second_derivatives_of_sharded_parameters_are_refused(launch: Launch, sharding: str) -> None:
+    for result in launch.results(f"saliency, {sharding}"):
         assert "expected no sharded parameters for penalty='saliency'" in result["error"]
+        assert result["steps"] == 0
+
+
+@pytest.mark.parametrize("sharding", regimes_worker.SHARDED)
+def test_the_sensitivity_monitor_refuses_sharded_parameters(launch: Launch, sharding: str) -> None:
+    for result in launch.results(f"sensitivity, {sharding}"):
+        assert "SensitivityMonitor: expected a strategy that keeps the network's parameters whole" in result["error"]
         assert result["steps"] == 0
 
 
@@ -92,10 +100,13 @@ def test_lightning_skips_the_validation_of_a_process_whose_loader_is_known_to_be
     assert second["count"] == 0
 
 
-@pytest.mark.parametrize(("owner", "method"), regimes_worker.MAY_SKIP)
-def test_loaders_that_may_be_empty_are_refused_on_all_processes(launch: Launch, owner: str, method: str) -> None:
+@pytest.mark.parametrize(("monitor", "owner", "method"), regimes_worker.MAY_SKIP)
+def test_loaders_that_may_be_empty_are_refused_on_all_processes(
+    launch: Launch, monitor: type[Callback], owner: str, method: str
+) -> None:
     name = "EmptyOnTheSecond" if owner == "data module" else "Classifier"
-    for result in launch.results(f"empty loader on the second, {owner}, {method}"):
+    for result in launch.results(f"empty loader on the second, {monitor.__name__}, {owner}, {method}"):
+        assert result["error"].startswith(f"{monitor.__name__}: expected")
         assert f"_with_multiple_devices` to be False in {name} with several processes but got True" in result["error"]
         assert result["steps"] == 0
 
