@@ -1,0 +1,124 @@
+"""Runs the benchmarks: a table of ratios, a JSON with every time taken, two figures of growth."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+from benchmarks import growth
+from benchmarks.pairs import Result, Setting, measure
+from benchmarks.rows import ROWS
+from lightning_invariance.report import plot_curves
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m benchmarks")
+    parser.add_argument("--out", type=Path, default=Path("bench_results"), help="folder for the results")
+    parser.add_argument(
+        "--only", nargs="+", choices=[*ROWS, "growth"], metavar="ROW", help=f"among {[*ROWS, 'growth']}"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="how often each pair is timed")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="does everything run? Its times mean nothing.")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    torch.set_num_threads(1)  # a second one would be another's noise
+    setting = Setting(torch.device(arguments.device), arguments.quick)
+    rounds = 1 if arguments.quick else arguments.rounds
+    chosen = arguments.only or [*ROWS, "growth"]
+
+    found: dict[str, Any] = {"machine": machine(setting), "quick": arguments.quick, "rows": {}, "growth": {}}
+    lines = ["| what is timed | against | ratio | of rounds | must reach | values |", "|---|---|---|---|---|---|"]
+    print(json.dumps(found["machine"]), *lines, sep="\n", flush=True)
+    for name in [name for name in ROWS if name in chosen]:
+        try:
+            result = measure(ROWS[name](setting), rounds)
+        except ModuleNotFoundError as error:
+            found["rows"][name] = {"missing": str(error)}
+            lines.append(f"| {name} | not timed | – | – | – | needs {error} |")
+        else:
+            found["rows"][name] = as_json(result)
+            lines.append(as_line(result))
+        print(lines[-1], flush=True)
+    if "growth" in chosen:
+        found["growth"] = {
+            "orders": growth.orders(setting),
+            "with the group": growth.with_the_group(setting, 1 if arguments.quick else 3),
+            "sample counts": growth.sample_counts(setting),
+            "with the samples": growth.with_the_samples(setting),
+        }
+        with_group = plot_curves(found["growth"]["with the group"], growth.orders(setting), "|G|")
+        with_samples = plot_curves(
+            found["growth"]["with the samples"],
+            growth.sample_counts(setting),
+            "samples",
+            log=["seconds a synchronisation"],
+        )
+        with_group.savefig(arguments.out / "growth_with_group.png")
+        for axes in with_samples.axes:
+            axes.set_xscale("log")
+        with_samples.savefig(arguments.out / "growth_with_samples.png")
+    (arguments.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (arguments.out / "results.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    print(f"Written to {arguments.out}.")
+    if not all(row.get("agrees", True) for row in found["rows"].values()):
+        sys.exit("Some values differ by more than they may: see the table.")
+
+
+def as_line(result: Result) -> str:
+    """A line of the table."""
+    pair = result.pair
+    bound = "reported" if pair.at_most is None else f"{pair.at_most:.3g}"
+    spread = f"{min(result.ratios):.3g} to {max(result.ratios):.3g}"
+    values = "–" if result.difference != result.difference else f"{result.difference:.1g} apart"
+    mark = {None: "", True: " ✓", False: " ✗"}[result.reached]
+    return f"| {pair.name} | {pair.against} | {result.ratio:.3g} | {spread} | {bound}{mark} | {values} |"
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """Everything that was measured of a pair; times in seconds."""
+    pair = result.pair
+    return {
+        "name": pair.name,
+        "against": pair.against,
+        "ratio": result.ratio,
+        "at_most": pair.at_most,
+        "reached": result.reached,
+        "ours": result.ours,
+        "theirs": result.theirs,
+        "difference": None if result.difference != result.difference else result.difference,
+        "agrees": result.agrees,
+    }
+
+
+def machine(setting: Setting) -> dict[str, Any]:
+    """What the times were taken on."""
+    cpu = Path("/proc/cpuinfo")
+    names = cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else []
+    processor = next(
+        (line.split(":")[1].strip() for line in names if line.startswith("model name")), platform.processor()
+    )
+    return {
+        "processor": processor,
+        "device": torch.cuda.get_device_name(setting.device) if setting.device.type == "cuda" else str(setting.device),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""What it costs to measure."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.networks import CLASSES, Batches, Classifier, convolutional, trainer_on
+from benchmarks.pairs import Pair, Setting, clocked, relative_difference
+from lightning_invariance import C4, Gradient, InvarianceMonitor, OrbitOutputs, evaluate_invariance, evaluate_orbit
+from lightning_invariance.metrics._collection import MEASURES, MeasureCollection
+
+OF_LOGITS = [name for name in MEASURES if name != "saliency_invariance_similarity"]
+
+
+def collection(setting: Setting) -> Pair:
+    """All measures of logits, once the network has run."""
+    size = setting.size(256, 8)
+    network = convolutional().to(setting.device)
+    x, y = setting.rand(size, 3, 32, 32), setting.labels(size, CLASSES)
+    with torch.no_grad():
+        poses = torch.cat([torch.rot90(x, turns, (-2, -1)) for turns in range(4)])
+        logits = network(poses).unflatten(0, (4, size))
+    outputs = OrbitOutputs(logits[0], logits[1:])
+    measures = MeasureCollection(OF_LOGITS)
+    measures.update(outputs, y)  # moves the states to the device
+
+    def difference() -> float:
+        alone = MeasureCollection(OF_LOGITS)
+        alone.update(outputs, y)
+        found = alone.compute()
+        logit_error = (logits[1:] - logits[0]).square().sum(dim=-1).mean() / 2
+        right = (logits.argmax(dim=-1) == y).all(dim=0).double().mean()
+        return max(
+            relative_difference(found["logit_invariance_error"].value, logit_error),
+            abs(float(found["worst_case_orbit_accuracy"].value - right)),
+        )
+
+    def forward() -> None:
+        with torch.no_grad():
+            network(poses)
+
+    return Pair(
+        f"update of all {len(OF_LOGITS)} measures of logits, C4, {size} samples",
+        "forward of a small network over the same orbit",
+        clocked(lambda: measures.update(outputs, y), setting),
+        clocked(forward, setting),
+        0.03,
+        difference,
+        1e-4,
+    )
+
+
+def monitored_epoch(setting: Setting) -> Pair:
+    """A validation epoch with everything that the monitor measures."""
+    size = setting.size(128, 4)
+    data = Batches(setting, size, (3, 32, 32), batches=setting.size(8, 2))
+    module = Classifier(convolutional())
+    monitor = InvarianceMonitor(C4(), saliency=Gradient(), saliency_samples=len(data.data))
+
+    def ours() -> None:
+        monitor.history.clear()
+        trainer_on(setting, [monitor]).validate(module, datamodule=data, verbose=False)
+
+    network = convolutional().to(setting.device)
+    sums: dict[str, torch.Tensor] = {}
+
+    def theirs() -> None:
+        sums["logits"] = sums["maps"] = torch.zeros(3)
+        for batch in data.val_dataloader():
+            x, y = (part.to(setting.device) for part in batch)
+            with torch.no_grad():
+                network(x)  # the module's own step
+            poses = torch.cat([torch.rot90(x, turns, (-2, -1)) for turns in range(4)]).requires_grad_()
+            logits = network(poses)
+            (maps,) = torch.autograd.grad(logits.gather(1, y.repeat(4)[:, None]).sum(), poses)
+            last["logits"], last["maps"] = logits.detach(), maps
+
+    last: dict[str, torch.Tensor] = {}
+
+    def difference() -> float:
+        ours()
+        found = monitor.history[-1].measures
+        errors, similarities = [], []
+        for batch in data.val_dataloader():
+            x, y = (part.to(setting.device) for part in batch)
+            base, *moved = (_logits_and_map(network, torch.rot90(x, turns, (-2, -1)), y) for turns in range(4))
+            for turns, (logits, maps) in enumerate(moved, start=1):
+                errors.append((logits - base[0]).square().sum(dim=1) / 2)
+                posed = torch.rot90(maps, -turns, (-2, -1))
+                similarities.append(F.cosine_similarity(posed.flatten(1), base[1].flatten(1)))
+        return max(
+            relative_difference(found["logit_invariance_error"].value, torch.cat(errors).mean().cpu()),
+            relative_difference(found["saliency_invariance_similarity"].value, torch.cat(similarities).mean().cpu()),
+        )
+
+    count = len(data.data)
+    return Pair(
+        f"validation epoch with InvarianceMonitor, all measures and gradient maps, C4, {count} samples",
+        f"bare loop: forward of {count}, forward and input gradient of {4 * count}",
+        clocked(ours, setting),
+        clocked(theirs, setting),
+        1.10,
+        difference,
+        1e-4,
+    )
+
+
+def _logits_and_map(network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    x = x.clone().requires_grad_()
+    logits = network(x)
+    (gradient,) = torch.autograd.grad(logits.gather(1, y[:, None]).sum(), x)
+    return logits.detach(), gradient
+
+
+def output_invariance(setting: Setting) -> Pair:
+    """All measures of logits on a data set, against one measure of tmeasures'."""
+    if importlib.util.find_spec("tmeasures") is None:
+        raise ModuleNotFoundError("tmeasures: pip install --no-deps tmeasures")
+    import tmeasures
+    from tmeasures import pytorch as peer
+
+    count = setting.size(1000, 16)
+    network = convolutional().to(setting.device)
+    images = setting.rand(count, 3, 32, 32)
+
+    class Logits(peer.ActivationsModule):
+        def activation_names(self) -> list[str]:
+            return ["logits"]
+
+        def forward_activations(self, args: torch.Tensor) -> list[torch.Tensor]:
+            return [network(args)]
+
+    class Turn(peer.PyTorchTransformation):
+        def __init__(self, turns: int) -> None:
+            super().__init__()
+            self.turns = turns
+
+        def __call__(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.rot90(x, self.turns, (-2, -1))
+
+    turns = tmeasures.TransformationSet([Turn(number) for number in range(4)])
+    device = str(setting.device)
+    options = peer.PyTorchMeasureOptions(
+        batch_size=128, verbose=False, model_device=device, measure_device=device, data_device=device
+    )
+
+    def theirs() -> torch.Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = peer.TransformationVarianceInvariance().eval(images, turns, Logits(), options)
+        return found.layers[0]
+
+    loader = DataLoader(TensorDataset(images), batch_size=128)
+
+    def ours() -> None:
+        batches = (x for (x,) in loader)
+        evaluate_invariance(network, batches, C4(), measures=OF_LOGITS[:6], progress=False)
+
+    def difference() -> float:
+        with torch.no_grad():
+            outputs = evaluate_orbit(network, images, C4())
+        logits = torch.cat([outputs.logits[None], outputs.orbit_logits]).double()
+        return relative_difference(logits.std(dim=0).mean(dim=0), theirs())
+
+    return Pair(
+        f"evaluate_invariance, all measures of logits, C4, {count} images",
+        "tmeasures' TransformationVarianceInvariance alone",
+        clocked(ours, setting),
+        clocked(theirs, setting),
+        1 / 3,
+        difference,
+        1e-4,
+    )

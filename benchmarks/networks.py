@@ -1,0 +1,84 @@
+"""What the benchmarks run on: ordinary networks and an ordinary LightningModule."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchmarks.pairs import Setting
+
+CLASSES = 10
+
+
+def convolutional(channels: int = 3, widths: tuple[int, ...] = (16, 32), classes: int = CLASSES) -> nn.Sequential:
+    """A small convolutional network; without batch normalisation, so that samples do not depend on each other."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for before, after in pairwise((channels, *widths)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * widths[-1], classes))
+
+
+def perceptron(inputs: int, classes: int, hidden: int = 5) -> nn.Sequential:
+    """The paper's network: hidden layers of 128."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for before, after in pairwise([inputs, *[128] * hidden]):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(128, classes))
+
+
+class Classifier(LightningModule):
+    """It knows nothing of groups."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self(batch[0])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+class Batches(LightningDataModule):
+    """A few batches of random images."""
+
+    def __init__(self, setting: Setting, batch_size: int, shape: tuple[int, ...], batches: int = 4) -> None:
+        super().__init__()
+        count = batches * batch_size
+        self.data = TensorDataset(setting.rand(count, *shape).cpu(), setting.labels(count, CLASSES).cpu())
+        self.batch_size = batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.data, batch_size=self.batch_size)
+
+    val_dataloader = train_dataloader
+
+
+def trainer_on(setting: Setting, callbacks: list[Callback], **options: Any) -> Trainer:
+    """A Trainer that says and leaves nothing."""
+    return Trainer(
+        callbacks=callbacks,
+        accelerator="gpu" if setting.device.type == "cuda" else setting.device.type,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )

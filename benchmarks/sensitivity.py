@@ -1,0 +1,67 @@
+"""What the Jacobian's largest singular value costs."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from benchmarks.networks import convolutional, perceptron
+from benchmarks.pairs import Pair, Setting, clocked, relative_difference
+from lightning_invariance import jacobian_spectral_norm
+
+SIDE = 36
+
+
+def few_outputs_convolutional(setting: Setting) -> Pair:
+    """The paper's 9 classes."""
+    return _few_outputs(setting, convolutional(1, (16, 32), classes=9), "convolutional")
+
+
+def few_outputs_perceptron(setting: Setting) -> Pair:
+    """The same, of the paper's network, whose products are so cheap that all else shows."""
+    return _few_outputs(setting, perceptron(SIDE * SIDE, 9), "perceptron")
+
+
+def _few_outputs(setting: Setting, network: nn.Module, kind: str) -> Pair:
+    network = network.to(setting.device)
+    size = setting.size(64, 4)
+    x = setting.rand(size, 1, SIDE, SIDE)
+
+    def theirs() -> list[torch.Tensor]:
+        inputs = x.clone().requires_grad_()
+        logits = network(inputs)
+        rows = torch.eye(9, device=x.device)
+        return [torch.autograd.grad(logits, inputs, row.expand_as(logits), retain_graph=True)[0] for row in rows]
+
+    return Pair(
+        f"σ_max of the Jacobian, {kind}, {size} samples of {SIDE}×{SIDE}, 9 outputs",
+        "9 vector-Jacobian products on one graph",
+        clocked(lambda: jacobian_spectral_norm(network, x), setting),
+        clocked(theirs, setting),
+        1.2,
+        lambda: relative_difference(jacobian_spectral_norm(network, x), _by_svd(network, x)),
+    )
+
+
+def many_outputs(setting: Setting) -> Pair:
+    """By Lanczos' iteration, against the whole matrix."""
+    network = convolutional(1, (16, 32), classes=setting.size(1000, 70)).to(setting.device)
+    x = setting.rand(setting.size(8, 2), 1, SIDE, SIDE)
+    outputs = network[-1].out_features
+    return Pair(
+        f"the same, convolutional, {len(x)} samples, {outputs:,} outputs",
+        "full Jacobian and SVD",
+        clocked(lambda: jacobian_spectral_norm(network, x), setting),
+        clocked(lambda: _by_svd(network, x), setting),
+        1 / 5,
+        lambda: relative_difference(jacobian_spectral_norm(network, x), _by_svd(network, x)),
+        1e-3,
+    )
+
+
+def _by_svd(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def of_one(sample: torch.Tensor) -> torch.Tensor:
+        return network(sample[None])[0]
+
+    jacobians = torch.func.vmap(torch.func.jacrev(of_one))(x)
+    return torch.linalg.matrix_norm(jacobians.detach().flatten(2), ord=2)

@@ -1,0 +1,104 @@
+"""What a training step costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from functools import partial
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from torch.nn import functional as F
+
+from benchmarks.networks import CLASSES, Batches, Classifier, convolutional, trainer_on
+from benchmarks.pairs import Pair, Setting, Timed
+from lightning_invariance import C4, InvarianceRegularizer
+from lightning_invariance.baselines import SteerableClassifier
+from lightning_invariance.comparison._times import training_step_seconds
+
+WEIGHT = 0.1
+SHAPE = (3, 32, 32)
+
+
+def all_elements(setting: Setting) -> Pair:
+    """The three further poses of each sample cannot be had for less than as many plain samples."""
+    size = setting.size(64, 4)
+    return Pair(
+        f"regularised training step, C4, {size} samples",
+        f"plain step on {4 * size} samples",
+        step(setting, Classifier(convolutional()), size, [InvarianceRegularizer(C4(), WEIGHT)]),
+        step(setting, Classifier(convolutional()), 4 * size),
+        1.05,
+        partial(difference_from_hand, setting, size, None),
+    )
+
+
+def one_element(setting: Setting) -> Pair:
+    """The same with one element drawn for the batch."""
+    size = setting.size(64, 4)
+    return Pair(
+        f"the same, elements=1, {size} samples",
+        f"plain step on {2 * size} samples",
+        step(setting, Classifier(convolutional()), size, [InvarianceRegularizer(C4(), WEIGHT, elements=1)]),
+        step(setting, Classifier(convolutional()), 2 * size),
+        1.08,
+        partial(difference_from_hand, setting, size, 1),
+    )
+
+
+def against_steerable(setting: Setting) -> Pair:
+    """A regularised network against one that is invariant by construction, with about as many parameters."""
+    size = setting.size(64, 4)
+    plain, steerable = convolutional(1, (8, 16, 32)), SteerableClassifier("C4", 1, CLASSES, 28, width=4)
+    counts = [sum(parameter.numel() for parameter in network.parameters()) for network in (plain, steerable)]
+    shape = (1, 28, 28)
+    return Pair(
+        f"step of a regularised convolutional network, {counts[0]:,} parameters, C4",
+        f"step of escnn's C4 network, {counts[1]:,} parameters",
+        step(setting, Classifier(plain), size, [InvarianceRegularizer(C4(), WEIGHT)], shape),
+        step(setting, Classifier(steerable), size, (), shape),
+        None,
+        lambda: float("nan"),
+    )
+
+
+def step(
+    setting: Setting,
+    module: LightningModule,
+    size: int,
+    callbacks: Sequence[Callback] = (),
+    shape: tuple[int, ...] = SHAPE,
+) -> Timed:
+    """A step inside `Trainer.fit`: forward, backward, optimiser."""
+    return partial(
+        training_step_seconds,
+        module,
+        callbacks,
+        Batches(setting, size, shape),
+        partial(trainer_on, setting),
+        setting.size(15, 1),
+    )
+
+
+def difference_from_hand(setting: Setting, size: int, elements: int | None) -> float:
+    """How far the weights after one step are from those of a step written by hand, over how far they moved."""
+    start = Classifier(convolutional()).to(setting.device)
+    trained = deepcopy(start)
+    data = Batches(setting, size, SHAPE, batches=1)
+    regularizer = InvarianceRegularizer(C4(), WEIGHT, elements=elements)
+    trainer_on(setting, [regularizer], max_steps=1, limit_val_batches=0).fit(trained, datamodule=data)
+    trained = trained.to(setting.device)
+    (batch,) = data.train_dataloader()
+    x, y = (part.to(setting.device) for part in batch)
+    differences = []
+    for chosen in [[1, 2, 3]] if elements is None else [[1], [2], [3]]:  # which one was drawn, the callback knows
+        by_hand = deepcopy(start)
+        optimizer = by_hand.configure_optimizers()
+        logits = by_hand(x)
+        squares = [(logits - by_hand(torch.rot90(x, turns, (-2, -1)))).square().sum(dim=1) / 2 for turns in chosen]
+        (F.cross_entropy(logits, y) + WEIGHT * torch.stack(squares).mean()).backward()
+        optimizer.step()
+        vectors = (torch.nn.utils.parameters_to_vector(each.parameters()) for each in (start, trained, by_hand))
+        before, ours, hand = vectors
+        differences.append(float((ours - hand).norm() / (hand - before).norm()))
+    return min(differences)
