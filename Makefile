@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo paper paper-quick test check install clean
+.PHONY: demo paper paper-quick bench test check install clean
 
 # Trains three networks on scikit-learn's digits and shows how invariant they are.
 demo: $(STAMP)
@@ -19,6 +19,10 @@ paper: $(STAMP)
 paper-quick: $(STAMP)
 	$(BIN)/python -m examples.paper --out paper_quick --quick
 
+# What it costs, as ratios of times taken side by side; on a machine that does nothing else. About ten minutes.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks --out bench_results
+
 # Everything that must hold: format, lint, types, doctests, tests.
 test: check
 	$(BIN)/python -m pytest
@@ -31,13 +35,13 @@ check: $(STAMP)
 install: $(STAMP)
 
 # escnn and lie_learn go in without their declared dependencies: some of those need a Fortran compiler, and none is
-# needed for groups of the plane.
+# needed for groups of the plane. Nor do the benchmarks need those of tmeasures.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' numpy scipy joblib requests
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps escnn lie_learn
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps escnn lie_learn tmeasures
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_results compare_results paper_results paper_quick .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo_results compare_results paper_results paper_quick bench_results .pytest_cache .mypy_cache .ruff_cache .hypothesis

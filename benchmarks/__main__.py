@@ -35,6 +35,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     torch.set_num_threads(1)  # a second one would be another's noise
+    torch.backends.cudnn.allow_tf32 = False  # values are compared
     setting = Setting(torch.device(arguments.device), arguments.quick)
     rounds = 1 if arguments.quick else arguments.rounds
     chosen = arguments.only or [*ROWS, "growth"]

@@ -85,7 +85,7 @@ def sample_counts(setting: Setting) -> list[int]:
 
 
 def with_the_samples(setting: Setting) -> Curves:
-    """Bytes that a metric keeps, and sends in a synchronisation, and the time of one with the states of two processes."""
+    """Bytes that a metric keeps and sends, and the time of a synchronisation with the states of two processes."""
     curves: Curves = {"bytes": {}, "seconds a synchronisation": {}}
     for count in sample_counts(setting):
         logits = setting.rand(4, count, CLASSES)

@@ -16,9 +16,11 @@ ROWS: dict[str, Callable[[Setting], Pair]] = {
     "monitor": measures.monitored_epoch,
     "integrated_gradients": maps.integrated_gradients,
     "output_invariance": measures.output_invariance,
+    "variance_within_orbits": measures.variance_within_orbits,
     "equivariance": maps.equivariance,
     "escnn": training.against_steerable,
     "jacobian_convolutional": sensitivity.few_outputs_convolutional,
     "jacobian_perceptron": sensitivity.few_outputs_perceptron,
+    "jacobian_separately": sensitivity.few_outputs_separately,
     "jacobian_many_outputs": sensitivity.many_outputs,
 }

@@ -34,7 +34,8 @@ class InvarianceEvaluator:
         measures: as for `MeasureCollection`.
         saliency: how saliency maps are computed, for the measures that need them; by `default_saliency` if None.
         saliency_samples: how many samples, from the first, get saliency maps; 0 for none.
-        max_batch: the most samples in one forward.
+        max_batch: the most samples in one forward; as many as the batch has if None: the forwards then need no more
+            memory than the user's own, and stay in the caches that theirs fits into.
 
     Raises:
         ValueError: if an argument is none of what is expected.
@@ -126,7 +127,7 @@ class InvarianceEvaluator:
             self._feed(replace(outputs, saliency=None, orbit_saliency=None), target, kept)
             self._feed(outputs, target, explained)
             return
-        outputs = evaluate_orbit(network, x, self.action, base_logits=base_logits, max_batch=self.max_batch)
+        outputs = evaluate_orbit(network, x, self.action, base_logits=base_logits, max_batch=self._limit(x))
         self._feed(outputs, target, kept)
         self._explainable = _is_explainable(outputs.logits, x)
         if run and (self._explainable or not self.measures.restricted):
@@ -161,8 +162,11 @@ class InvarianceEvaluator:
             base_logits=base_logits,
             saliency=self.saliency,
             target=target,
-            max_batch=self.max_batch,
+            max_batch=self._limit(x),
         )
+
+    def _limit(self, x: Tensor) -> int:
+        return self.max_batch or max(len(x), 1)
 
     def compute(self, wanted: Tensor | None = None) -> dict[str, Estimate]:
         """The measures with their standard errors; see `MeasureCollection.compute`."""
@@ -209,7 +213,7 @@ def evaluate_invariance(
         saliency: how to compute saliency maps. If None, `PaperSaliency` for actions that move pixels about, and
             `Gradient` for others, and for inputs that are no images.
         saliency_samples: how many samples, from the first, get saliency maps; they are the costly part.
-        max_batch: the most samples in one forward.
+        max_batch: the most samples in one forward; as many as the batch has if None.
         progress: whether to show a progress bar.
 
     Returns:

@@ -28,8 +28,8 @@ _FEW_OUTPUTS = 64
 #: The probability, for a sample, that the iteration ends before it has seen the largest singular value.
 _MISSED = 1e-3
 
-#: How many columns of the Jacobian are raised to float64 at a time.
-_COLUMNS = 1 << 16
+#: How many values of the Jacobian are raised to float64 at a time: few enough to stay in a cache.
+_TOGETHER = 1 << 17
 
 
 def jacobian_spectral_norm(
@@ -253,11 +253,15 @@ def _norms_by_rows(jacobian: _Jacobian) -> Tensor:
     r""":math:`\sigma_{\max}`, shape ``(B,)``, by the largest eigenvalue of :math:`J J^\top` from all rows."""
     samples, outputs = jacobian.shape
     rows = [jacobian.transposed(row.expand(samples, outputs)) for row in torch.eye(outputs, device=jacobian.device)]
-    gram = torch.zeros(samples, outputs, outputs, dtype=torch.float64, device=jacobian.device)
-    for columns in zip(*(row.split(_COLUMNS, dim=1) for row in rows), strict=True):
-        part = torch.stack(columns, dim=1).double()
-        gram += part @ part.mT
-    return _root(_eigenpairs(gram)[0][:, -1], jacobian)
+    together = max(1, _TOGETHER // (outputs * rows[0].shape[1]))
+    products = []
+    for some in zip(*(row.split(together) for row in rows), strict=True):
+        part = torch.stack(some, dim=1).double()
+        products.append(part @ part.mT)
+    gram = torch.cat(products)
+    finite = gram.isfinite().flatten(1).all(dim=1)
+    values = torch.linalg.eigvalsh(torch.where(finite[:, None, None], gram, 0.0))[:, -1]
+    return _root(torch.where(finite, values, torch.nan), jacobian)
 
 
 def _norms_by_lanczos(network: Network, x: Tensor, tolerance: float, max_iterations: int) -> tuple[Tensor, int]:

@@ -56,7 +56,7 @@ class InvarianceMonitor(EpochMonitor):
             of a pair, or an entry called label, labels, target, targets or y. The labels' class is explained by the
             saliency maps; without labels the class predicted on the untransformed input is, and the accuracies are
             left out.
-        max_batch: the most samples in one extra forward.
+        max_batch: the most samples in one extra forward; as many as the batch has if None.
 
     Attributes:
         history: a `MonitorRecord` for each epoch and data loader, in order.

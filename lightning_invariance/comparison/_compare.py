@@ -82,7 +82,7 @@ def compare(
         network: the name of the submodule whose output are the logits, in all models; their own forward by default.
         input: where the network's arguments hold its input, as for `InvarianceMonitor`.
         target: where the batch holds the labels, as for `InvarianceMonitor`.
-        max_batch: the most samples in one extra forward.
+        max_batch: the most samples in one extra forward; as many as the batch has if None.
         rounds: how often each model is timed; 0 for no times.
         steps: how many steps a round times.
         progress: whether to show a progress bar.
