@@ -54,7 +54,7 @@ def with_the_group(setting: Setting, rounds: int) -> Curves:
             )
             add("MiB a step", name, peak_memory(step, setting))
             add("seconds a step", name, median(step() for _ in range(rounds)))
-        for name, max_batch in (("all at once", None), (f"max_batch={MAX_BATCH}", MAX_BATCH)):
+        for name, max_batch in (("as many as the batch", None), (f"max_batch={MAX_BATCH}", MAX_BATCH)):
             network = convolutional(1).to(setting.device)
             batch = [(setting.rand(BATCH, *SHAPE), setting.labels(BATCH, CLASSES))]
             work = partial(

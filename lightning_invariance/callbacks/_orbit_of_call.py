@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from lightning_invariance._isolation import RandomState, is_batch_coupled, preserved_buffers, preserved_random_state
 from lightning_invariance.actions import Action
@@ -29,7 +30,7 @@ class OrbitOfCall:
         call: what is known of the call; None where it could not be seen.
         action: the group.
         owner: the callback, for messages.
-        max_batch: the most samples in one forward.
+        max_batch: the most samples in one forward; if set, nothing is kept for the backward, which runs it again.
     """
 
     network: nn.Module
@@ -44,11 +45,12 @@ class OrbitOfCall:
         x = self.arguments.x
         with preserved_buffers(self.network), preserved_random_state(x.device):
             if not self._apart():
+                run = self._run if self.max_batch is None else self._recomputed(self._run)
                 outputs = evaluate_orbit(
-                    self._run, x, self.action, base_logits=base_logits, elements=elements, max_batch=self.max_batch
+                    run, x, self.action, base_logits=base_logits, elements=elements, max_batch=self.max_batch
                 )
                 return outputs.logits, outputs.orbit_logits
-            repeat = self._repeater()
+            repeat = self._repeater() if self.max_batch is None else self._recomputed(self._repeater())
             base_logits = repeat(x) if base_logits is None else base_logits
             moved = [repeat(self.action.act(x, element)) for element in elements]
             return base_logits, torch.stack(moved)
@@ -105,6 +107,21 @@ class OrbitOfCall:
             return self._run(x)
 
         return repeat
+
+    def _recomputed(self, run: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A run that keeps its input alone: the backward, in which no trace must be left either, runs it again."""
+
+        def traceless(x: Tensor) -> Tensor:
+            with preserved_buffers(self.network), preserved_random_state(x.device):
+                return run(x.clone())  # a network may write into its input, which is needed twice
+
+        def light(x: Tensor) -> Tensor:
+            # Stopping early, by an exception out of the midst of the network, is not for a network of anybody's.
+            with set_checkpoint_early_stop(False):
+                logits: Tensor = checkpoint(traceless, x, use_reentrant=False, preserve_rng_state=False)
+            return logits
+
+        return light
 
     def _run(self, moved: Tensor) -> Tensor:
         x = self.arguments.x

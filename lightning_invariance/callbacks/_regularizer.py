@@ -70,7 +70,10 @@ class InvarianceRegularizer(InjectingCallback):
             default the first tensor, or the only floating-point one of a mapping.
         backward_call: with manual optimisation, which call of ``manual_backward`` in a step carries the term, counted
             from 0; the first one after the network's call if None.
-        max_batch: the most samples in one extra forward.
+        max_batch: the most samples in one extra forward (an element's whole batch where samples depend on each other or
+            on random numbers). What such a forward keeps for the backward is then not kept but computed again, so that
+            memory does not grow with the group, but for the moved inputs; a step takes about a third longer. Not for
+            ``"saliency"``.
         seed: of the draws of elements; torch's initial seed (what ``seed_everything`` set) if None.
 
     Raises:

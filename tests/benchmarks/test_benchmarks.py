@@ -13,13 +13,11 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.growth import peak_memory
+from benchmarks.pairs import Pair, Setting, clocked, measure
+from benchmarks.rows import ROWS
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.growth import peak_memory  # noqa: E402
-from benchmarks.pairs import Pair, Setting, clocked, measure  # noqa: E402
-from benchmarks.rows import ROWS  # noqa: E402
-
 SETTING = Setting(torch.device("cpu"), quick=True)
 
 

@@ -12,7 +12,9 @@ from helpers import Classifier, fit, loader, mlp, noisy, trainer_for
 from lightning.pytorch import seed_everything
 from torch import Tensor, nn
 
-from lightning_invariance import C4, D4, InvarianceRegularizer, OrbitAugmentation
+from benchmarks.growth import peak_memory
+from benchmarks.pairs import Setting
+from lightning_invariance import C4, D4, InvarianceRegularizer, OrbitAugmentation, Rotations
 from lightning_invariance.callbacks import WeightRamp
 
 
@@ -72,7 +74,26 @@ def test_a_weight_of_zero_costs_nothing() -> None:
 
 def test_max_batch_bounds_the_rows_of_each_extra_forward() -> None:
     calls = record(InvarianceRegularizer(C4(), 0.1, max_batch=4), max_epochs=1)
-    assert [len(rows) for rows in calls] == [2, 4, 2]
+    rows = [len(each) for each in calls]
+    assert rows[:3] == [2, 4, 2]
+    assert sorted(rows[3:]) == [2, 4]  # once more in the backward
+    assert {float(each.sum()) for each in calls[3:]} == {float(each.sum()) for each in calls[1:3]}
+
+
+@pytest.mark.parametrize("network", [mlp, noisy], ids=["stacked", "apart"])
+def test_with_max_batch_memory_does_not_grow_with_the_group(network: Any) -> None:
+    def peak(order: int, max_batch: int | None) -> float:
+        def wide() -> nn.Module:
+            return nn.Sequential(nn.Conv2d(1, 64, 1), nn.Tanh(), nn.Conv2d(64, 1, 1), network())
+
+        regularizer = InvarianceRegularizer(Rotations(order), 0.1, max_batch=max_batch)
+        module = Classifier(wide)
+        setting = Setting(torch.device("cpu"), quick=True)
+        data = loader(64, 64)
+        return peak_memory(lambda: trainer_for([regularizer], max_epochs=1).fit(module, data), setting)
+
+    growth = peak(16, None) - peak(4, None)
+    assert peak(16, 64) - peak(4, 64) < 0.05 * growth
 
 
 @pytest.mark.parametrize("elements", [1, 2])

@@ -102,6 +102,39 @@ def test_smaller_forwards_change_nothing(max_batch: int) -> None:
     compare(Classifier, WithTerm, [InvarianceRegularizer(C4(), WEIGHT, max_batch=max_batch)])
 
 
+class Scales(nn.Module):
+    """Writes into its input: another run would see another one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2.0)
+
+
+def power_iteration() -> nn.Module:
+    """Its forward writes buffers that the next one reads."""
+    return nn.Sequential(nn.Flatten(), nn.utils.parametrizations.spectral_norm(nn.Linear(SIDE * SIDE, CLASSES)))
+
+
+@pytest.mark.parametrize("max_batch", [3, 100])
+@pytest.mark.parametrize(
+    "network",
+    [noisy, lambda: nn.Sequential(Scales(), mlp()), power_iteration],
+    ids=["statistics and dropout", "writes into its input", "power iteration"],
+)
+def test_running_again_in_the_backward_changes_nothing(network: Any, max_batch: int) -> None:
+    def make() -> Classifier:
+        return Classifier(network)
+
+    def after(**options: Any) -> dict[str, Tensor]:
+        module = fit(make, [InvarianceRegularizer(C4(), WEIGHT, **options)], data=loader(8))
+        return {**module.state_dict(), "random numbers": torch.get_rng_state()}
+
+    once, again, plain = after(), after(max_batch=max_batch), fit(make, data=loader(8)).state_dict()
+    for name, value in once.items():
+        torch.testing.assert_close(again[name], value, rtol=1e-5, atol=1e-6)
+    assert torch.equal(again["random numbers"], once["random numbers"])
+    assert any((once[name] - value).abs().max() > 1e-3 for name, value in plain.items())
+
+
 def test_two_regularizers_add_two_terms() -> None:
     class Oracle(Classifier):
         def training_step(self, batch: Any, batch_idx: int) -> Any:

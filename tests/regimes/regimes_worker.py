@@ -231,6 +231,24 @@ CELLS: dict[str, Cell] = {
     "fsdp2, clipping": Cell(Sharding, ShardingWithTerm, fsdp2, options={"gradient_clip_val": 0.05}),
     "fsdp2, bf16-mixed": Cell(Sharding, ShardingStacked, fsdp2, options={"precision": "bf16-mixed"}),
     "fsdp2, bf16-true": Cell(Sharding, ShardingStacked, fsdp2, options={"precision": "bf16-true"}),
+    "ddp, max_batch": Cell(Classifier, WithTerm, regularizer={"max_batch": 3}),
+    "ddp, static graph, max_batch": Cell(Classifier, WithTerm, ddp_static, {"max_batch": 3}),
+    "ddp, bf16-mixed, max_batch": Cell(
+        Classifier, Stacked, regularizer={"max_batch": 100}, options={"precision": "bf16-mixed"}
+    ),
+    "ddp, batch normalisation, max_batch": Cell(Normalised, NormalisedWithTerm, regularizer={"max_batch": 3}),
+    "ddp, dropout, max_batch": Cell(Dropping, DroppingWithTerm, regularizer={"max_batch": 3}),
+    "ddp, compiled network, max_batch": Cell(CompiledInPlace, WithTerm, regularizer={"max_batch": 3}),
+    "ddp, two optimisers, max_batch": Cell(
+        Adversaries,
+        AdversariesWithTerm,
+        ddp_unused,
+        {"network": "discriminator", "backward_call": 0, "max_batch": 3},
+    ),
+    "fsdp, max_batch": Cell(Classifier, WithTerm, fsdp, {"max_batch": 3}),
+    "fsdp, wrapped layers, max_batch": Cell(Classifier, WithTerm, fsdp_wrapped, {"max_batch": 3}),
+    "fsdp, wrapped layers, dropout, max_batch": Cell(Dropping, DroppingWithTerm, fsdp_wrapped, {"max_batch": 3}),
+    "fsdp2, max_batch": Cell(Sharding, ShardingWithTerm, fsdp2, {"max_batch": 3}),
     "fsdp2, accumulation": Cell(Sharding, ShardingWithTerm, fsdp2, options={"accumulate_grad_batches": 4}),
 }
 
