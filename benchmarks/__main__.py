@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
+import os
 import platform
 import sys
-import warnings
-from math import isnan
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,8 @@ import lightning
 import torch
 
 from benchmarks import growth
-from benchmarks.pairs import Setting, measure
-from benchmarks.rows import ROWS
+from benchmarks.pairs import Setting
+from benchmarks.rows import ROWS, prepare, run
 from lightning_invariance.report import plot_curves
 
 
@@ -42,7 +40,9 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(setting), "quick": arguments.quick, "rows": {}, "growth": {}}
     lines = ["| what is timed | against | ratio | of rounds | must reach | values |", "|---|---|---|---|---|---|"]
     print(json.dumps(found["machine"]), *lines, sep="\n", flush=True)
-    # A process for each row: what the ones before it left in the allocator and the caches is none of its business.
+    # A process for each row: what the ones before it left in the allocator and the caches is none of its business. Nor
+    # are pages that glibc gives back and faults in again, which move a ratio by a tenth from one process to the next.
+    os.environ.setdefault("MALLOC_TOP_PAD_", str(1 << 28))
     with get_context("spawn").Pool(1, initializer=prepare, maxtasksperchild=1) as pool:
         for name in [name for name in ROWS if name in chosen]:
             job = (name, setting, rounds)
@@ -72,34 +72,6 @@ def main() -> None:
     print(f"Written to {arguments.out}.")
     if not all(row.get("agrees", True) for row in found["rows"].values()):
         sys.exit("Some values differ by more than they may: see the table.")
-
-
-def prepare() -> None:
-    """One thread, exact products, and no talk."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    torch.set_num_threads(1)  # a second one would be another's noise
-    torch.backends.cudnn.allow_tf32 = False  # values are compared
-
-
-def run(name: str, setting: Setting, rounds: int) -> dict[str, Any]:
-    """Everything that was measured of a row; times in seconds."""
-    try:
-        result = measure(ROWS[name](setting), rounds)
-    except ModuleNotFoundError as error:
-        return {"missing": str(error)}
-    pair = result.pair
-    return {
-        "name": pair.name,
-        "against": pair.against,
-        "ratio": result.ratio,
-        "at_most": pair.at_most,
-        "reached": result.reached,
-        "ours": result.ours,
-        "theirs": result.theirs,
-        "difference": None if isnan(result.difference) else result.difference,
-        "agrees": result.agrees,
-    }
 
 
 def as_line(name: str, row: dict[str, Any]) -> str:

@@ -58,7 +58,7 @@ def equivariance(setting: Setting) -> Pair:
     x, y = setting.rand(size, 3, 32, 32), setting.labels(size, CLASSES)
 
     def ours() -> torch.Tensor:
-        outputs = evaluate_orbit(network, x, C4(), saliency=Gradient(), target=y)
+        outputs = evaluate_orbit(network, x, C4(), saliency=Gradient(), target=y, max_batch=size)
         assert outputs.saliency is not None
         assert outputs.orbit_saliency is not None
         return saliency_invariance_similarity(outputs.saliency, outputs.orbit_saliency, reduction="element")

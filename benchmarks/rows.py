@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable
+from math import isnan
+from typing import Any
+
+import torch
 
 from benchmarks import actions, maps, measures, sensitivity, training
-from benchmarks.pairs import Pair, Setting
+from benchmarks.pairs import Pair, Setting, measure
 
 ROWS: dict[str, Callable[[Setting], Pair]] = {
     "step": training.all_elements,
@@ -16,6 +22,7 @@ ROWS: dict[str, Callable[[Setting], Pair]] = {
     "monitor": measures.monitored_epoch,
     "integrated_gradients": maps.integrated_gradients,
     "output_invariance": measures.output_invariance,
+    "output_invariance_perceptron": measures.output_invariance_of_a_perceptron,
     "variance_within_orbits": measures.variance_within_orbits,
     "equivariance": maps.equivariance,
     "escnn": training.against_steerable,
@@ -24,3 +31,31 @@ ROWS: dict[str, Callable[[Setting], Pair]] = {
     "jacobian_separately": sensitivity.few_outputs_separately,
     "jacobian_many_outputs": sensitivity.many_outputs,
 }
+
+
+def prepare() -> None:
+    """One thread, exact products, and no talk."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    torch.set_num_threads(1)  # a second one would be another's noise
+    torch.backends.cudnn.allow_tf32 = False  # values are compared
+
+
+def run(name: str, setting: Setting, rounds: int) -> dict[str, Any]:
+    """Everything that was measured of a row; times in seconds."""
+    try:
+        result = measure(ROWS[name](setting), rounds)
+    except ModuleNotFoundError as error:
+        return {"missing": str(error)}
+    pair = result.pair
+    return {
+        "name": pair.name,
+        "against": pair.against,
+        "ratio": result.ratio,
+        "at_most": pair.at_most,
+        "reached": result.reached,
+        "ours": result.ours,
+        "theirs": result.theirs,
+        "difference": None if isnan(result.difference) else result.difference,
+        "agrees": result.agrees,
+    }

@@ -98,7 +98,9 @@ def difference_from_hand(setting: Setting, size: int, elements: int | None) -> f
         squares = [(logits - by_hand(torch.rot90(x, turns, (-2, -1)))).square().sum(dim=1) / 2 for turns in chosen]
         (F.cross_entropy(logits, y) + WEIGHT * torch.stack(squares).mean()).backward()
         optimizer.step()
-        vectors = (torch.nn.utils.parameters_to_vector(each.parameters()) for each in (start, trained, by_hand))
-        before, ours, hand = vectors
+        before, ours, hand = (
+            torch.nn.utils.parameters_to_vector(each.parameters()).detach() for each in (start, trained, by_hand)
+        )
+
         differences.append(float((ours - hand).norm() / (hand - before).norm()))
     return min(differences)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,13 +210,13 @@ def _is_index(element: object) -> bool:
 def _logits(
     network: Network, x: Tensor, action: Action, elements: list[int], base_logits: Tensor | None, max_batch: int | None
 ) -> tuple[Tensor, Tensor]:
-    if base_logits is not None:
-        stacked = action.orbit(x, elements)
-        rows = _forward(network, stacked.flatten(0, 1), max_batch)
-        return base_logits, rows.unflatten(0, stacked.shape[:2])
-    stacked = action.orbit(x, [0, *elements])
-    rows = _forward(network, stacked.flatten(0, 1), max_batch).unflatten(0, stacked.shape[:2])
-    return rows[0], rows[1:]
+    run = elements if base_logits is not None else [0, *elements]
+    parts = [
+        _forward(network, moved, max_batch).unflatten(0, (len(some), len(x)))
+        for some, moved in _moved(x, action, run, max_batch)
+    ]
+    rows = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return (base_logits, rows) if base_logits is not None else (rows[0], rows[1:])
 
 
 def _logits_and_saliency(
@@ -230,29 +230,35 @@ def _logits_and_saliency(
     max_batch: int | None,
 ) -> OrbitOutputs:
     """One pass gives the logits and the maps; the target is fixed on x before the orbit is run."""
+    logits, maps, run = base_logits, None, [0, *elements]
     if target is None and base_logits is not None:
         target = predicted_class(base_logits)
     if target is None:
         # The class predicted on x is only known once x has been run.
         logits, maps = saliency.attribute(network, x, None, max_batch)
-        target = predicted_class(logits)
-        stacked = action.orbit(x, elements)
-        orbit_logits, orbit_maps = saliency.attribute(
-            network, stacked.flatten(0, 1), target.repeat(len(elements)), max_batch
-        )
-    else:
-        stacked = action.orbit(x, [0, *elements])
-        rows, row_maps = saliency.attribute(network, stacked.flatten(0, 1), target.repeat(len(elements) + 1), max_batch)
-        logits, orbit_logits = rows[: len(x)], rows[len(x) :]
-        maps, orbit_maps = row_maps[: len(x)], row_maps[len(x) :]
-    posed = orbit_maps.unflatten(0, (len(elements), len(x)))
-    realigned = torch.stack([action.invert(each, element) for element, each in zip(elements, posed, strict=True)])
-    return OrbitOutputs(
-        logits if base_logits is None else base_logits,
-        orbit_logits.unflatten(0, (len(elements), len(x))),
-        saliency.finish(maps),
-        saliency.finish(realigned),
-    )
+        target, run = predicted_class(logits), elements
+    rows, posed = [], []
+    for some, moved in _moved(x, action, run, max_batch):
+        row, each = saliency.attribute(network, moved, target.repeat(len(some)), max_batch)
+        rows.append(row.unflatten(0, (len(some), len(x))))
+        places = zip(some, each.unflatten(0, (len(some), len(x))), strict=True)
+        posed += [place if element == 0 else action.invert(place, element) for element, place in places]
+    orbit_logits = torch.cat(rows)
+    if maps is None:
+        first, orbit_logits = orbit_logits[0], orbit_logits[1:]
+        logits, maps, posed = first if base_logits is None else base_logits, posed[0], posed[1:]
+    assert logits is not None
+    return OrbitOutputs(logits, orbit_logits, saliency.finish(maps), saliency.finish(torch.stack(posed)))
+
+
+def _moved(x: Tensor, action: Action, elements: list[int], max_batch: int | None) -> Iterator[tuple[list[int], Tensor]]:
+    """The batch moved by the elements, ``(n B, ...)``: by all together, or one at a time where no more fit anyway."""
+    if max_batch is None or max_batch > len(x):
+        yield elements, action.orbit(x, elements).flatten(0, 1)
+        return
+    for element in elements:
+        # A copy: a network may write into its input, and x itself is needed again.
+        yield [element], action.act(x, element).clone(memory_format=torch.contiguous_format)
 
 
 def _forward(network: Network, x: Tensor, max_batch: int | None) -> Tensor:

@@ -72,8 +72,8 @@ class InvarianceRegularizer(InjectingCallback):
             from 0; the first one after the network's call if None.
         max_batch: the most samples in one extra forward (an element's whole batch where samples depend on each other or
             on random numbers). What such a forward keeps for the backward is then not kept but computed again, so that
-            memory does not grow with the group, but for the moved inputs; a step takes about a third longer. Not for
-            ``"saliency"``.
+            memory does not grow with the group, but for the moved inputs, and a step takes one more forward for each
+            element. Not for ``"saliency"``.
         seed: of the draws of elements; torch's initial seed (what ``seed_everything`` set) if None.
 
     Raises:
