@@ -19,6 +19,14 @@ from benchmarks.pairs import Setting
 from benchmarks.rows import ROWS, prepare, run
 from lightning_invariance.report import plot_curves
 
+#: glibc keeps what is freed: pages that it gives back and faults in again move a ratio by a tenth, or more, and not twice
+#: in the same way.
+ALLOCATOR = {
+    "MALLOC_TOP_PAD_": 1 << 28,
+    "MALLOC_MMAP_THRESHOLD_": 1 << 25,
+    "MALLOC_TRIM_THRESHOLD_": 1 << 32,
+}
+
 
 def main() -> None:
     """Measures, prints, writes."""
@@ -40,9 +48,9 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(setting), "quick": arguments.quick, "rows": {}, "growth": {}}
     lines = ["| what is timed | against | ratio | of rounds | must reach | values |", "|---|---|---|---|---|---|"]
     print(json.dumps(found["machine"]), *lines, sep="\n", flush=True)
-    # A process for each row: what the ones before it left in the allocator and the caches is none of its business. Nor
-    # are pages that glibc gives back and faults in again, which move a ratio by a tenth from one process to the next.
-    os.environ.setdefault("MALLOC_TOP_PAD_", str(1 << 28))
+    # A process for each row: what the ones before it left in the allocator and the caches is none of its business.
+    for name, value in ALLOCATOR.items():
+        os.environ.setdefault(name, str(value))
     with get_context("spawn").Pool(1, initializer=prepare, maxtasksperchild=1) as pool:
         for name in [name for name in ROWS if name in chosen]:
             job = (name, setting, rounds)
