@@ -19,8 +19,8 @@ from benchmarks.pairs import Setting
 from benchmarks.rows import ROWS, prepare, run
 from lightning_invariance.report import plot_curves
 
-#: glibc keeps what is freed: pages that it gives back and faults in again move a ratio by a tenth, or more, and not twice
-#: in the same way.
+#: glibc keeps what is freed: pages that it gives back and faults in again move a ratio by a tenth and more, not twice
+#: alike.
 ALLOCATOR = {
     "MALLOC_TOP_PAD_": 1 << 28,
     "MALLOC_MMAP_THRESHOLD_": 1 << 25,
@@ -64,22 +64,24 @@ def main() -> None:
             "sample counts": growth.sample_counts(setting),
             "with the samples": growth.with_the_samples(setting),
         }
-        with_group = plot_curves(found["growth"]["with the group"], growth.orders(setting), "|G|")
-        with_samples = plot_curves(
-            found["growth"]["with the samples"],
-            growth.sample_counts(setting),
-            "samples",
-            log=["seconds a synchronisation"],
-        )
-        with_group.savefig(arguments.out / "growth_with_group.png")
-        for axes in with_samples.axes:
-            axes.set_xscale("log")
-        with_samples.savefig(arguments.out / "growth_with_samples.png")
+        draw(found["growth"], arguments.out)
     (arguments.out / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (arguments.out / "results.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     print(f"Written to {arguments.out}.")
     if not all(row.get("agrees", True) for row in found["rows"].values()):
         sys.exit("Some values differ by more than they may: see the table.")
+
+
+def draw(curves: dict[str, Any], folder: Path) -> None:
+    """The figures of growth."""
+    with_group = plot_curves(curves["with the group"], curves["orders"], "|G|")
+    for axes in with_group.axes:
+        axes.legend()  # a step and a monitored batch have curves of their own
+    with_group.savefig(folder / "growth_with_group.png")
+    with_samples = plot_curves(curves["with the samples"], curves["sample counts"], "samples")
+    for axes in with_samples.axes:
+        axes.set_xscale("log")
+    with_samples.savefig(folder / "growth_with_samples.png")
 
 
 def as_line(name: str, row: dict[str, Any]) -> str:
