@@ -257,8 +257,10 @@ def _moved(x: Tensor, action: Action, elements: list[int], max_batch: int | None
         yield elements, action.orbit(x, elements).flatten(0, 1)
         return
     for element in elements:
-        # A copy: a network may write into its input, and x itself is needed again.
-        yield [element], action.act(x, element).clone(memory_format=torch.contiguous_format)
+        moved = action.act(x, element)
+        # A copy, laid out in memory as x is: a network may write into its input, and x itself is needed again.
+        layout = x if moved.shape == x.shape else moved
+        yield [element], torch.empty_like(layout, dtype=moved.dtype).copy_(moved)
 
 
 def _forward(network: Network, x: Tensor, max_batch: int | None) -> Tensor:

@@ -43,13 +43,15 @@ class Classifier(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05)
 
 
-def fit(weight: float, by_hand: bool, **options: object) -> tuple[Classifier, dict[str, float]]:
+def fit(
+    weight: float, by_hand: bool, max_batch: int | None = None, **options: object
+) -> tuple[Classifier, dict[str, float]]:
     """Trains for an epoch; the weights on the CPU and what was logged."""
     L.seed_everything(0, verbose=False)
     module = Classifier(weight if by_hand else 0.0)
     callbacks = [InvarianceMonitor(C4(), saliency_samples=10)]
     if not by_hand:
-        callbacks.append(InvarianceRegularizer(C4(), weight))
+        callbacks.append(InvarianceRegularizer(C4(), weight, max_batch=max_batch))
     generator = torch.Generator().manual_seed(1)
     data = TensorDataset(torch.randn(42, 1, 12, 12, generator=generator), torch.randint(5, (42,), generator=generator))
     trainer = L.Trainer(

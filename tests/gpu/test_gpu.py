@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from gpu_worker import fit
+from helpers import Classifier
+from lightning.pytorch import LightningDataModule
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from lightning_invariance import (
     C4,
@@ -20,6 +23,7 @@ from lightning_invariance import (
     SO3,
     CyclicTranslations,
     DistributionInvarianceError,
+    InvarianceRegularizer,
     JensenShannonInvarianceError,
     LogitInvarianceError,
     OrbitAccuracy,
@@ -27,6 +31,7 @@ from lightning_invariance import (
     PaperSaliency,
     PredictionConsistency,
     SaliencyInvarianceSimilarity,
+    compare,
     evaluate_orbit,
 )
 
@@ -132,3 +137,31 @@ def test_orbit_of_a_network(memory_format: torch.memory_format, compiled: bool) 
     torch.testing.assert_close(got.orbit_logits.cpu(), expected.orbit_logits, atol=1e-3, rtol=1e-3)
     assert got.orbit_saliency is not None
     assert got.orbit_saliency.shape == (3, 16, 3, 12, 12)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_forwards_that_are_run_again_give_the_same(precision: str) -> None:
+    kept, _ = fit(0.5, False, devices=1, precision=precision)
+    again, _ = fit(0.5, False, devices=1, precision=precision, max_batch=100)
+    for left, right in zip(kept.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(left, right, atol=1e-5, rtol=0)
+
+
+def test_models_are_compared_on_the_device() -> None:
+    data = TensorDataset(torch.randn(32, 1, 8, 8), torch.randint(3, (32,)))
+    datamodule = LightningDataModule.from_datasets(data, test_dataset=data, batch_size=8)
+    models = {name: Classifier(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3))) for name in ("one", "another")}
+    callbacks = {"another": [InvarianceRegularizer(C4(), 1.0)]}
+    found = compare(models, datamodule, C4(), callbacks=callbacks, rounds=1, steps=2, accelerator="gpu", progress=False)
+    for name, model in models.items():
+        x, y = data.tensors
+        accuracy = (model(x).argmax(dim=1) == y).float().mean()
+        torch.testing.assert_close(found.models[name].measures["accuracy"].value, accuracy.detach())
+        assert min(found.models[name].training_step_seconds) > 0
+        assert next(model.parameters()).device.type == "cpu"
+
+
+def test_the_benchmarks_run_and_agree(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--quick", "--device", "cuda", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
