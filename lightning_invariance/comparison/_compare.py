@@ -37,8 +37,13 @@ _FIXED: Mapping[str, Any] = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
 }
+
+#: Lightning talks through its own logger, and through that of the package `pytorch_lightning` once anybody imported it.
+_TALKING = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning")
+
 #: Callbacks that are no part of training, and that a Trainer puts into the list it is given.
 _LEFT_OUT = (Checkpoint, ModelSummary, ProgressBar)
+
 _OWN = (*_FIXED, "callbacks", "max_epochs", "max_steps", "max_time", "min_epochs", "min_steps", "limit_val_batches")
 
 
@@ -256,12 +261,14 @@ def _isolated_random_streams() -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without what Lightning says of each run and of how a Trainer could be faster."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in _TALKING]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PossibleUserWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 import torch
 from helpers import CLASSES, SIDE, Classifier, Images, assert_identical, flat, mlp
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning_utilities.core import rank_zero
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -307,7 +310,13 @@ def test_a_module_that_its_trainer_still_holds_can_be_compared() -> None:
     assert module.trainer is trainer
 
 
-def test_nothing_is_said(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+def test_nothing_is_said(
+    package: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    importlib.import_module(package)  # the last one imported talks
+    monkeypatch.setattr(rank_zero, "log", logging.getLogger(f"{package}.utilities.rank_zero"))
+    caplog.set_level(logging.INFO, logger=package)
     compared({"net": seeded()}, rounds=1, steps=1)
     assert capsys.readouterr() == ("", "")
     assert caplog.records == []

@@ -716,7 +716,7 @@ refuse(name, "device", of(evaluated, network=META), "`network` to hold values bu
 call = of(evaluated, [X.to("meta")], network=lambda x: x)
 refuse(name, "device", call, "`batches` to hold values but got a tensor on the meta device")
 refuse(name, "wrong inverse", of(evaluated, [ALTERNATING], WRONG_INVERSE), inverse)
-refuse(name, "shape", of(evaluated, network=lambda x: x.mean()), "`network` to give a tensor of 8 rows, one a sample")
+refuse(name, "shape", of(evaluated, network=lambda x: x.mean()), "`network` to give a tensor of 2 rows, one a sample")
 
 
 def _logit(x: Tensor) -> Tensor:
