@@ -48,15 +48,11 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(setting), "quick": arguments.quick, "rows": {}, "growth": {}}
     lines = ["| what is timed | against | ratio | of rounds | must reach | values |", "|---|---|---|---|---|---|"]
     print(json.dumps(found["machine"]), *lines, sep="\n", flush=True)
-    # A process for each row: what the ones before it left in the allocator and the caches is none of its business.
-    for name, value in ALLOCATOR.items():
-        os.environ.setdefault(name, str(value))
-    with get_context("spawn").Pool(1, initializer=prepare, maxtasksperchild=1) as pool:
-        for name in [name for name in ROWS if name in chosen]:
-            job = (name, setting, rounds)
-            found["rows"][name] = run(*job) if arguments.quick else pool.apply(run, job)
-            lines.append(as_line(name, found["rows"][name]))
-            print(lines[-1], flush=True)
+    for name in [name for name in ROWS if name in chosen]:
+        job = (name, setting, rounds)
+        found["rows"][name] = run(*job) if arguments.quick else in_its_own_process(job)
+        lines.append(as_line(name, found["rows"][name]))
+        print(lines[-1], flush=True)
     if "growth" in chosen:
         found["growth"] = {
             "orders": growth.orders(setting),
@@ -70,6 +66,14 @@ def main() -> None:
     print(f"Written to {arguments.out}.")
     if not all(row.get("agrees", True) for row in found["rows"].values()):
         sys.exit("Some values differ by more than they may: see the table.")
+
+
+def in_its_own_process(job: tuple[str, Setting, int]) -> dict[str, Any]:
+    """Runs a row: what the ones before it left in the allocator and the caches is none of its business."""
+    for name, value in ALLOCATOR.items():
+        os.environ.setdefault(name, str(value))
+    with get_context("spawn").Pool(1, initializer=prepare) as pool:
+        return pool.apply(run, job)
 
 
 def draw(curves: dict[str, Any], folder: Path) -> None:
@@ -89,10 +93,9 @@ def as_line(name: str, row: dict[str, Any]) -> str:
     if "missing" in row:
         return f"| {name} | not timed | – | – | – | needs {row['missing']} |"
     bound = "reported" if row["at_most"] is None else f"{row['at_most']:.3g}"
-    ratios = [own / other for own, other in zip(row["ours"], row["theirs"], strict=True)]
     values = "–" if row["difference"] is None else f"{row['difference']:.1g} apart"
     mark = {None: "", True: " ✓", False: " ✗"}[row["reached"]]
-    spread = f"{min(ratios):.3g} to {max(ratios):.3g}"
+    spread = f"{min(row['ratios']):.3g} to {max(row['ratios']):.3g}"
     return f"| {row['name']} | {row['against']} | {row['ratio']:.3g} | {spread} | {bound}{mark} | {values} |"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from benchmarks.networks import poses
 from benchmarks.pairs import Pair, Setting, clocked
 from lightning_invariance import C4, OrbitAugmentation
 
@@ -18,8 +19,7 @@ def augmentation(setting: Setting) -> Pair:
         return augmenter.before_step(module, ([x, None], 0))[0][0]  # type: ignore[arg-type]
 
     def difference() -> float:
-        poses = torch.stack([torch.rot90(x, turns, (-2, -1)) for turns in range(4)])
-        return float((poses - moved()).flatten(2).norm(dim=2).amin(dim=0).max())
+        return float((poses(x) - moved()).flatten(2).norm(dim=2).amin(dim=0).max())
 
     return Pair(
         f"OrbitAugmentation, C4, on {'×'.join(map(str, x.shape))}",
@@ -38,8 +38,7 @@ def orbit(setting: Setting) -> Pair:
     action = C4()
 
     def difference() -> float:
-        poses = torch.stack([torch.rot90(x, turns, (-2, -1)) for turns in range(4)])
-        return float((action.orbit(x) - poses).abs().max())
+        return float((action.orbit(x) - poses(x)).abs().max())
 
     return Pair(
         f"C4().orbit on {'×'.join(map(str, x.shape))}",

@@ -22,6 +22,11 @@ Curves = dict[str, dict[str, list[float]]]
 SHAPE = (1, 16, 64)
 BATCH = 8
 MAX_BATCH = 32
+_STEPS: dict[str, dict[str, Any]] = {
+    "all elements": {},
+    f"max_batch={MAX_BATCH}": {"max_batch": MAX_BATCH},
+    "elements=1": {"elements": 1},
+}
 
 
 def orders(setting: Setting) -> list[int]:
@@ -70,13 +75,6 @@ def with_the_group(setting: Setting, rounds: int) -> Curves:
             timed = clocked(work, setting, at_least=0.1)
             add("seconds a monitored batch", name, median(timed() for _ in range(rounds)))
     return curves
-
-
-_STEPS: dict[str, dict[str, Any]] = {
-    "all elements": {},
-    f"max_batch={MAX_BATCH}": {"max_batch": MAX_BATCH},
-    "elements=1": {"elements": 1},
-}
 
 
 def sample_counts(setting: Setting) -> list[int]:

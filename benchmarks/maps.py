@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from benchmarks.networks import CLASSES, convolutional
+from benchmarks.networks import CLASSES, convolutional, logits_and_gradient
 from benchmarks.pairs import Pair, Setting, clocked, relative_difference
 from lightning_invariance import C4, Gradient, IntegratedGradients, evaluate_orbit
 from lightning_invariance.functional import saliency_invariance_similarity
@@ -63,16 +63,11 @@ def equivariance(setting: Setting) -> Pair:
         assert outputs.orbit_saliency is not None
         return saliency_invariance_similarity(outputs.saliency, outputs.orbit_saliency, reduction="element")
 
-    def explain(inputs: torch.Tensor) -> torch.Tensor:
-        inputs = inputs.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(network(inputs).gather(1, y[:, None]).sum(), inputs)
-        return gradient
-
     def theirs() -> torch.Tensor:
         similarities = []
         for turns in range(4):  # the identity too
-            explained = torch.rot90(explain(x), turns, (-2, -1))
-            of_moved = explain(torch.rot90(x, turns, (-2, -1)))
+            explained = torch.rot90(logits_and_gradient(network, x, y)[1], turns, (-2, -1))
+            of_moved = logits_and_gradient(network, torch.rot90(x, turns, (-2, -1)), y)[1]
             similarities.append(F.cosine_similarity(explained.flatten(1), of_moved.flatten(1)).mean())
         return torch.stack(similarities)
 

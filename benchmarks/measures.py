@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.networks import CLASSES, Batches, Classifier, convolutional, perceptron, trainer_on
+from benchmarks.networks import (
+    CLASSES,
+    Batches,
+    Classifier,
+    convolutional,
+    logits_and_gradient,
+    perceptron,
+    poses,
+    trainer_on,
+)
 from benchmarks.pairs import Pair, Setting, clocked, relative_difference
 from lightning_invariance import C4, Gradient, InvarianceMonitor, OrbitOutputs, evaluate_invariance, evaluate_orbit
 from lightning_invariance.metrics._collection import MEASURES, MeasureCollection
@@ -25,8 +33,8 @@ def collection(setting: Setting) -> Pair:
     network = convolutional().to(setting.device)
     x, y = setting.rand(size, 3, 32, 32), setting.labels(size, CLASSES)
     with torch.no_grad():
-        poses = torch.cat([torch.rot90(x, turns, (-2, -1)) for turns in range(4)])
-        logits = network(poses).unflatten(0, (4, size))
+        moved = poses(x).flatten(0, 1)
+        logits = network(moved).unflatten(0, (4, size))
     outputs = OrbitOutputs(logits[0], logits[1:])
     measures = MeasureCollection(OF_LOGITS)
     measures.update(outputs, y)  # moves the states to the device
@@ -44,7 +52,7 @@ def collection(setting: Setting) -> Pair:
 
     def forward() -> None:
         with torch.no_grad():
-            network(poses)
+            network(moved)
 
     return Pair(
         f"update of all {len(OF_LOGITS)} measures of logits, C4, {size} samples",
@@ -74,7 +82,7 @@ def monitored_epoch(setting: Setting) -> Pair:
         for batch in data.val_dataloader():
             x, y = (part.to(setting.device) for part in batch)
             for turns in (0, 0, 1, 2, 3):  # the step's own, and the orbit
-                _logits_and_map(network, torch.rot90(x, turns, (-2, -1)), y)
+                logits_and_gradient(network, torch.rot90(x, turns, (-2, -1)), y)
 
     def difference() -> float:
         ours()
@@ -82,7 +90,7 @@ def monitored_epoch(setting: Setting) -> Pair:
         errors, similarities = [], []
         for batch in data.val_dataloader():
             x, y = (part.to(setting.device) for part in batch)
-            base, *moved = (_logits_and_map(network, torch.rot90(x, turns, (-2, -1)), y) for turns in range(4))
+            base, *moved = (logits_and_gradient(network, pose, y) for pose in poses(x))
             for turns, (logits, maps) in enumerate(moved, start=1):
                 errors.append((logits - base[0]).square().sum(dim=1) / 2)
                 posed = torch.rot90(maps, -turns, (-2, -1))
@@ -104,13 +112,6 @@ def monitored_epoch(setting: Setting) -> Pair:
     )
 
 
-def _logits_and_map(network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    x = x.clone().requires_grad_()
-    logits = network(x)
-    (gradient,) = torch.autograd.grad(logits.gather(1, y[:, None]).sum(), x)
-    return logits.detach(), gradient
-
-
 def output_invariance(setting: Setting) -> Pair:
     """All measures of logits on a data set, against one measure of tmeasures': variance within orbits over variance."""
     return _against_tmeasures(setting, "convolutional", "NormalizedVarianceInvariance", 1 / 3)
@@ -127,8 +128,6 @@ def variance_within_orbits(setting: Setting) -> Pair:
 
 
 def _against_tmeasures(setting: Setting, kind: str, measure: str, at_most: float | None) -> Pair:
-    if importlib.util.find_spec("tmeasures") is None:
-        raise ModuleNotFoundError("tmeasures: pip install --no-deps tmeasures")
     import tmeasures
     from tmeasures import pytorch as peer
 

@@ -34,6 +34,19 @@ def perceptron(inputs: int, classes: int, hidden: int = 5) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(128, classes))
 
 
+def poses(x: Tensor) -> Tensor:
+    """The images turned by 0, 90, 180 and 270 degrees, ``(4, B, ...)``."""
+    return torch.stack([torch.rot90(x, turns, (-2, -1)) for turns in range(4)])
+
+
+def logits_and_gradient(network: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits, and the gradient of the label's: what an explanation costs at the least."""
+    x = x.clone().requires_grad_()
+    logits = network(x)
+    (gradient,) = torch.autograd.grad(logits.gather(1, y[:, None]).sum(), x)
+    return logits.detach(), gradient
+
+
 class Classifier(LightningModule):
     """It knows nothing of groups."""
 

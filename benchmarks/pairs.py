@@ -6,10 +6,11 @@ import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import torch
+
+from lightning_invariance.comparison._times import now
 
 Timed = Callable[[], float]
 """Does a piece of work, and says how many seconds it took."""
@@ -31,13 +32,13 @@ class Setting:
         """A size that depends on it."""
         return quick if self.quick else full
 
-    def rand(self, *shape: int, seed: int = 0) -> torch.Tensor:
+    def rand(self, *shape: int) -> torch.Tensor:
         """Standard normal numbers, the same every time."""
-        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(self.device)
 
-    def labels(self, count: int, classes: int, seed: int = 1) -> torch.Tensor:
+    def labels(self, count: int, classes: int) -> torch.Tensor:
         """Labels, the same every time."""
-        return torch.randint(classes, (count,), generator=torch.Generator().manual_seed(seed)).to(self.device)
+        return torch.randint(classes, (count,), generator=torch.Generator().manual_seed(1)).to(self.device)
 
 
 @dataclass(frozen=True)
@@ -135,13 +136,6 @@ def clocked(work: Callable[[], Any], setting: Setting, at_least: float = 0.3) ->
         return seconds(goes) / goes
 
     return timed
-
-
-def now(device: torch.device) -> float:
-    """The clock, once the device has done what it was told."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return perf_counter()
 
 
 def relative_difference(one: torch.Tensor, other: torch.Tensor) -> float:

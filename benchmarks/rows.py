@@ -46,12 +46,13 @@ def run(name: str, setting: Setting, rounds: int) -> dict[str, Any]:
     try:
         result = measure(ROWS[name](setting), rounds)
     except ModuleNotFoundError as error:
-        return {"missing": str(error)}
+        return {"missing": error.name or str(error)}
     pair = result.pair
     return {
         "name": pair.name,
         "against": pair.against,
         "ratio": result.ratio,
+        "ratios": result.ratios,
         "at_most": pair.at_most,
         "reached": result.reached,
         "ours": result.ours,

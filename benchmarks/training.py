@@ -101,6 +101,5 @@ def difference_from_hand(setting: Setting, size: int, elements: int | None) -> f
         before, ours, hand = (
             torch.nn.utils.parameters_to_vector(each.parameters()).detach() for each in (start, trained, by_hand)
         )
-
         differences.append(float((ours - hand).norm() / (hand - before).norm()))
     return min(differences)

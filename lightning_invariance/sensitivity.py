@@ -258,10 +258,9 @@ def _norms_by_rows(jacobian: _Jacobian) -> Tensor:
     for some in zip(*(row.split(together) for row in rows), strict=True):
         part = torch.stack(some, dim=1).double()
         products.append(part @ part.mT)
-    gram = torch.cat(products)
-    finite = gram.isfinite().flatten(1).all(dim=1)
-    values = torch.linalg.eigvalsh(torch.where(finite[:, None, None], gram, 0.0))[:, -1]
-    return _root(torch.where(finite, values, torch.nan), jacobian)
+    finite, gram = _finite_matrices(torch.cat(products))
+    values = torch.where(finite, torch.linalg.eigvalsh(gram), torch.nan)
+    return _root(values[:, -1], jacobian)
 
 
 def _norms_by_lanczos(network: Network, x: Tensor, tolerance: float, max_iterations: int) -> tuple[Tensor, int]:
@@ -326,6 +325,12 @@ def _root(squares: Tensor, jacobian: _Jacobian) -> Tensor:
 
 def _eigenpairs(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Ascending eigenvalues, and vectors, of symmetric matrices ``(B, k, k)``; NaN where those are not finite."""
-    finite = matrices.isfinite().flatten(1).all(dim=1)[:, None]
-    values, vectors = torch.linalg.eigh(torch.where(finite[..., None], matrices, 0.0))
+    finite, matrices = _finite_matrices(matrices)
+    values, vectors = torch.linalg.eigh(matrices)
     return torch.where(finite, values, torch.nan), vectors
+
+
+def _finite_matrices(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Which matrices are finite, ``(B, 1)``, and all of them, zero where they are not: LAPACK takes no others."""
+    finite = matrices.isfinite().flatten(1).all(dim=1)[:, None]
+    return finite, torch.where(finite[..., None], matrices, 0.0)

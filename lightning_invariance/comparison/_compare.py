@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks import InvarianceMonitor
 from lightning_invariance.comparison._comparison import HEADINGS, ComparedModel, Comparison
-from lightning_invariance.comparison._times import inference_seconds, training_step_seconds
+from lightning_invariance.comparison._times import MakeTrainer, inference_seconds, training_step_seconds
 from lightning_invariance.metrics import Estimate, OrbitAccuracy
 from lightning_invariance.metrics._collection import MEASURES
 from lightning_invariance.saliency import SaliencyLike
@@ -204,7 +204,7 @@ def _measures() -> dict[str, Metric]:
 
 
 def _test(
-    module: LightningModule, monitor: InvarianceMonitor, datamodule: LightningDataModule, make_trainer: Any
+    module: LightningModule, monitor: InvarianceMonitor, datamodule: LightningDataModule, make_trainer: MakeTrainer
 ) -> dict[str, Estimate]:
     make_trainer([_OneTestLoader(), monitor]).test(module, datamodule=datamodule, verbose=False)
     if not monitor.history:
@@ -252,10 +252,11 @@ def _check_modules(models: Mapping[str, LightningModule], rounds: int) -> None:
 def _isolated_random_streams() -> Iterator[None]:
     """Lightning's isolation, which an exception would pass by."""
     isolation = isolate_rng()
-    with ExitStack() as stack:
-        isolation.__enter__()
-        stack.callback(isolation.__exit__, None, None, None)
+    isolation.__enter__()
+    try:
         yield
+    finally:
+        isolation.__exit__(None, None, None)
 
 
 @contextmanager

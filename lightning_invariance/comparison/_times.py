@@ -36,10 +36,10 @@ class StepTimer(Callback):
         return median(self.seconds[WARM_UP:] or self.seconds)
 
     def _begin(self, module: LightningModule) -> None:
-        self._began = _now(module.device)
+        self._began = now(module.device)
 
     def _end(self, module: LightningModule) -> None:
-        self.seconds.append(_now(module.device) - self._began)
+        self.seconds.append(now(module.device) - self._began)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         self._begin(pl_module)
@@ -83,7 +83,8 @@ def inference_seconds(
     return timer.median()
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
+    """The clock, once the device has done what it was told."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return perf_counter()

@@ -16,6 +16,7 @@ from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.metrics import Estimate
 from lightning_invariance.orbit import evaluate_orbit
+from lightning_invariance.report._table import is_single
 from lightning_invariance.saliency import SaliencyLike, default_saliency
 
 if TYPE_CHECKING:
@@ -190,10 +191,10 @@ def _check_panels(panels: Mapping[str, Mapping[str, Any]], log: Sequence[str], c
 
 
 def _value_and_error(measure: str, model: str, value: Any) -> tuple[float, float]:
-    parts = value if isinstance(value, Estimate) else (value, nan)
-    if not all(is_number(part) or (isinstance(part, Tensor) and part.numel() == 1) for part in parts):
+    if not is_single(value):
         raise ValueError(f"Expected {measure} of {model} to be a number or an Estimate of one value but got {value!r}.")
-    return float(parts[0]), float(parts[1])
+    found, error = value if isinstance(value, Estimate) else (value, nan)
+    return float(found), float(error)
 
 
 def _logarithmic(set_scale: Callable[..., None], axis: Any, values: Sequence[float]) -> None:

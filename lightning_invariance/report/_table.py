@@ -49,6 +49,12 @@ def markdown_table(rows: Mapping[str, Mapping[str, float | Estimate]], corner: s
     return "\n".join(lines)
 
 
+def is_single(value: object) -> bool:
+    """Whether it is a number, or an `Estimate` of one."""
+    parts = value if isinstance(value, Estimate) else (value,)
+    return all(is_number(part) or (isinstance(part, Tensor) and part.numel() == 1) for part in parts)
+
+
 def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
@@ -61,8 +67,7 @@ def _escaped(text: object) -> str:
 def _cell(name: object, value: object) -> str:
     if value is None:
         return "–"
-    parts = value if isinstance(value, Estimate) else (value,)
-    if not all(is_number(part) or (isinstance(part, Tensor) and part.numel() == 1) for part in parts):
+    if not is_single(value):
         raise ValueError(f"Expected `rows` to hold numbers or Estimates of one value but got {value!r} for {name!r}.")
     if isinstance(value, Estimate):
         error = float(value.standard_error)

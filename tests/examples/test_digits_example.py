@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
-import torch
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "digits.py"
+from examples_helpers import run_example
 
 
 def run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> str:
-    threads = torch.get_num_threads()
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), "--epochs", "1", "--out", str(folder)])
-    try:
-        runpy.run_path(str(EXAMPLE), run_name="__main__")
-    finally:
-        torch.set_num_threads(threads)
-    return (folder / "table.md").read_text(encoding="utf-8")
+    return run_example(monkeypatch, "digits.py", folder, "--epochs", "1")
 
 
 def test_digits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # written by the example; taken out again with the test
     table = run(monkeypatch, tmp_path / "first")
     rows = {cells[1]: cells[2:] for cells in ([c.strip() for c in line.split("|")] for line in table.splitlines()[2:])}
     assert list(rows) == [f"{model}, {data}" for data in ("test", "drift β = 0.2") for model in ("DA", "IR", "WT")]

@@ -13,13 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+from examples.paper.blends import blends
+from examples.paper.data import Source, TransformingImages, load, sizes_for
+from examples.paper.runs import Run, result_of
+from lightning_invariance import C4
 
-from examples.paper.blends import blends  # noqa: E402
-from examples.paper.data import Source, TransformingImages, load, sizes_for  # noqa: E402
-from examples.paper.runs import Run, result_of  # noqa: E402
-from lightning_invariance import C4  # noqa: E402
+ROOT = Path(__file__).parents[2]
 
 
 def idx(values: np.ndarray) -> bytes:
