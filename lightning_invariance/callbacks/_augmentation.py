@@ -8,11 +8,19 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_invariance._checks import check_seed
+from lightning_invariance._locate import InputSpec, check_input_spec, locate_in_batch
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
-from lightning_invariance.callbacks._base import InjectingCallback, check_spec, step_generator
+from lightning_invariance.callbacks._base import (
+    Findings,
+    InjectingCallback,
+    inputs_in_words,
+    step_generator,
+    warn_of_tensors_that_stay,
+)
 from lightning_invariance.callbacks._injection import Injector
-from lightning_invariance.callbacks._locate import locate_input
+
+_NAME = "OrbitAugmentation"
 
 
 class OrbitAugmentation(InjectingCallback):
@@ -21,17 +29,23 @@ class OrbitAugmentation(InjectingCallback):
     The paper's data augmentation (DA), for a module that knows nothing of it. Elements are drawn from a stream of the
     callback's own, which depends on the seed, the epoch, the batch and the process alone: torch's streams stay as they
     are, and a run resumed in the middle of an epoch goes on as it would have. Validation and test batches are left
-    alone.
+    alone. Of a continuous group and of permutations (`SO3`, `SetPermutations`, ...) each sample gets an element of its
+    own, drawn anew in every step.
 
     Args:
         action: the group.
-        input: where the input lies in the batch: a position or a key; by default the first tensor of a sequence, or the
-            only floating-point one of a mapping.
+        input: where the input lies in the batch: a position or a key (dots lead further in: ``"0.image"``), or a list
+            of those that move together, such as an image and its mask; by default the only tensor that the group can
+            act on, the last part of a sequence and what is named like labels in a mapping left aside.
         seed: of the draws; torch's initial seed (what ``seed_everything`` set) if None.
 
     Raises:
         ValueError: if an argument is none of what is expected; in the first step, if the group cannot act on the
-            input, or the input cannot be found.
+            input, the input cannot be found or several tensors could be meant, or it is not one row a sample.
+
+    Warns:
+        UserWarning: in the first step, if another tensor of the input's spatial size, a mask for instance, stays in
+            place and `input` is no list.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -39,9 +53,9 @@ class OrbitAugmentation(InjectingCallback):
         >>> trainer = Trainer(callbacks=[OrbitAugmentation(C4())], logger=False, enable_checkpointing=False)
     """
 
-    def __init__(self, action: Action, *, input: int | str | None = None, seed: int | None = None) -> None:
+    def __init__(self, action: Action, *, input: InputSpec = None, seed: int | None = None) -> None:
         check_action(action)
-        check_spec("input", input)
+        check_input_spec("input", input)
         if seed is not None:
             check_seed("seed", seed)
         super().__init__(_Augmenter(self))
@@ -49,6 +63,13 @@ class OrbitAugmentation(InjectingCallback):
         self.input = input
         self.seed = seed
         self._generator = torch.Generator()
+        self._findings = Findings(_NAME)
+        self._told = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._findings.forget()
+        self._told = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._generator = step_generator("augmentation", trainer, self, self.seed, batch_idx)
@@ -62,8 +83,12 @@ class _Augmenter(Injector):
 
     def before_step(self, module: LightningModule, args: tuple[Any, ...]) -> tuple[Any, ...]:
         callback = self._callback
-        batch = locate_input(args[:1], {}, callback.input, "OrbitAugmentation", "the batch")
-        x = batch.x
-        drawn = callback.action.sample(len(x), callback._generator)
-        (moved,), _ = batch.with_input(callback.action.act(x, drawn))
-        return (moved, *args[1:])
+        batch = locate_in_batch(args[0], callback.input, callback.action, _NAME)
+        first, *others = batch.inputs
+        if not callback._told:
+            callback._told = True
+            callback._findings.say(input=inputs_in_words(batch, "the batch"))
+            warn_of_tensors_that_stay(_NAME, callback.input, callback.action, batch, "the batch")
+        action, drawn = callback.action.fresh(len(first), callback._generator)
+        moved = [action.act(first, drawn), *(action.alongside(first, each).act(each, drawn) for each in others)]
+        return (batch.exchanged(moved), *args[1:])

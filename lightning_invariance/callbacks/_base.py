@@ -1,28 +1,44 @@
-"""What the callbacks share: their injector's life in the trainer's."""
+"""What the callbacks share: their injector's life in the trainer's, and what they say of what they found."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
 
-from lightning_invariance.callbacks._injection import Injector, NetworkCall, eject, inject, is_compiled
-from lightning_invariance.callbacks._locate import Arguments, InputSpec, locate_input, logits_of
-from lightning_invariance.callbacks._random import generator_for
-
-
-def check_spec(name: str, spec: object) -> None:
-    """Raises unless `spec` names a place: a position, a key or None."""
-    if spec is not None and (not isinstance(spec, (int, str)) or isinstance(spec, bool)):
-        raise ValueError(f"Expected `{name}` to be a position, a key or None but got {spec!r}.")
+from lightning_invariance._locate import (
+    Arguments,
+    InputSpec,
+    LogitsOf,
+    check_rows,
+    describe_value,
+    left_behind,
+    locate_in_batch,
+    locate_in_call,
+    logits_of,
+    moves_along,
+    place_in_words,
+)
+from lightning_invariance.actions import Action
+from lightning_invariance.callbacks._calls import NetworkCall
+from lightning_invariance.callbacks._injection import Injector, eject, inject, is_compiled
+from lightning_invariance._random import generator_for
 
 
 def check_network_name(network: object) -> None:
     """Raises unless `network` is a name or None."""
     if network is not None and not isinstance(network, str):
         raise ValueError(f"Expected `network` to be the name of a submodule or None but got {network!r}.")
+
+
+def check_prefix(prefix: object) -> None:
+    """Raises unless `prefix` is a name or None."""
+    if prefix is not None and (not isinstance(prefix, str) or not prefix or prefix.strip("/") != prefix):
+        raise ValueError(f"Expected `prefix` to be a name without slashes at its ends, or None, but got {prefix!r}.")
 
 
 def place_among_peers(trainer: Trainer, callback: Callback) -> int:
@@ -34,15 +50,6 @@ def is_sharded(trainer: Trainer) -> bool:
     """Whether processes share the parameters out among them: then all must run the network equally often."""
     # By name: `pytorch_lightning` has classes of its own.
     return bool({"FSDPStrategy", "ModelParallelStrategy"} & {each.__name__ for each in type(trainer.strategy).__mro__})
-
-
-def suffix_among_peers(trainer: Trainer, callback: Callback) -> str:
-    """What to put behind logged names: nothing for the first callback of its class, ``/1`` for the second and so on.
-
-    Lightning takes the mean of what is logged under one name.
-    """
-    place = place_among_peers(trainer, callback)
-    return f"/{place}" if place else ""
 
 
 def step_generator(
@@ -62,13 +69,20 @@ class InjectingCallback(Callback):
     """A callback that takes part in a module's steps from ``setup`` to ``teardown``, or until an exception."""
 
     _stages: tuple[str, ...] = ("fit",)
+    prefix: str | None = None
+    """What is put before the names that it logs by."""
 
     def __init__(self, injector: Injector) -> None:
         self._injector = injector
 
+    def logged_names(self) -> Iterable[str]:
+        """The names that it logs by, without stage and prefix."""
+        return ()
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Not in `on_fit_start`, which comes after the learning-rate finder and the batch-size scaler have run.
         if stage in self._stages:
+            _refuse_equal_names(trainer, self)
             inject(pl_module, self._injector)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -79,34 +93,132 @@ class InjectingCallback(Callback):
         eject(pl_module, self._injector)
 
 
+def _refuse_equal_names(trainer: Trainer, callback: InjectingCallback) -> None:
+    """Lightning takes the mean of what two callbacks log by one name."""
+    names = set(callback.logged_names())
+    for other in trainer.callbacks:  # type: ignore[attr-defined]
+        if other is callback:
+            return
+        if isinstance(other, InjectingCallback) and other.prefix == callback.prefix:
+            both = sorted(names & set(other.logged_names()))
+            if both:
+                raise ValueError(
+                    f"{type(callback).__name__}: expected the names that are logged by to be its own but another "
+                    f"{type(other).__name__} logs {both} too: tell them apart with `prefix=`, 'c4' for instance."
+                )
+
+
+def name_of_network(module: LightningModule, network: str | None) -> str:
+    """The network that is watched, in words."""
+    return f"the forward of {type(module).__name__}" if network is None else f"the submodule {network!r}"
+
+
+def without_call(module: LightningModule, network: str | None) -> str:
+    """What to say of a step that did not call the network."""
+    children = ", ".join(repr(name) for name, _ in module.named_children())
+    return (
+        f"the step of {type(module).__name__} to call {name_of_network(module, network)}, whose input and logits are "
+        f"needed, but saw no such call: name the submodule that the step calls with `network=` (such as {children})."
+    )
+
+
 def arguments_and_logits(
-    owner: str, module: LightningModule, network: str | None, spec: InputSpec, batch: Any, call: NetworkCall | None
+    owner: str,
+    module: LightningModule,
+    spec: InputSpec,
+    select: LogitsOf | None,
+    action: Action | None,
+    batch: Any,
+    call: NetworkCall | None,
 ) -> tuple[Arguments, Tensor | None]:
-    """The network's arguments and its logits, from its own call in the step.
+    """The network's arguments and its logits, from one of its own calls in the step.
 
     Inside a compiled step no call can be seen: there the input is taken from the batch, and the logits are None.
 
     Args:
         owner: the callback, for messages.
         module: the user's module.
-        network: the name of the submodule that was watched; None for the module itself.
-        spec: where the tensor is that the group acts on.
+        spec: where the tensors are that the group acts on.
+        select: takes the logits out of the network's output.
+        action: the group, where one acts.
         batch: the step's batch.
-        call: the network's call, or None where there was none.
+        call: the network's call, or None where none can be seen.
 
     Raises:
-        ValueError: if there was no call, or it has no such tensor or no logits.
+        ValueError: if there is no such tensor or no logits.
     """
     if call is not None:
-        return locate_input(call.args, call.kwargs, spec, owner, "the network's arguments"), logits_of(
-            call.output, owner
-        )
-    if is_compiled(module):
-        located = locate_input((batch,), {}, spec, owner, "the batch")
-        return Arguments((located.x,), {}, ("args", 0)), None
-    children = ", ".join(repr(name) for name, _ in module.named_children())
-    looked_for = "its own forward" if network is None else f"its submodule {network!r}"
-    raise ValueError(
-        f"{owner}: expected the step of {type(module).__name__} to call {looked_for}, whose input and logits are "
-        f"needed, but saw no such call: name the submodule that the step calls with `network=` (such as {children})."
+        arguments = locate_in_call(call.args, call.kwargs, spec, action, owner)
+        logits = logits_of(call.output, select, owner)
+        check_rows(logits, len(arguments.inputs[0]), owner)
+        return arguments, logits
+    assert is_compiled(module)
+    located = locate_in_batch(batch, spec, action, owner)
+    return Arguments(located.inputs, {}, tuple(("args", place) for place in range(len(located.inputs)))), None
+
+
+class Findings:
+    """Says once what a callback found in the first batch, so that a wrong guess is seen before work is lost."""
+
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
+        self._said = False
+
+    def forget(self) -> None:
+        """Before another run."""
+        self._said = False
+
+    def say(self, **found: str) -> None:
+        """Says it at the first time; the names are what was found."""
+        if not self._said:
+            self._said = True
+            parts = "; ".join(f"{name} {what}" for name, what in found.items() if what)
+            rank_zero_info(f"{self._owner} found: {parts}.")
+
+
+def inputs_in_words(arguments: Arguments, where: str = "the network's arguments") -> str:
+    """The tensors that the group acts on: shape, precision, place."""
+    return " and ".join(
+        f"{describe_value(tensor)} at {place_in_words(path, where)}"
+        for path, tensor in zip(arguments.paths, arguments.inputs, strict=True)
     )
+
+
+def warn_of_what_stays(
+    owner: str, spec: InputSpec, action: Action, arguments: Arguments, logits: Tensor | None
+) -> None:
+    """Warns where a tensor or the output has the places that the group moves in the input, and is compared unmoved."""
+    x = arguments.inputs[0]
+    warn_of_tensors_that_stay(owner, spec, action, arguments, "the network's arguments")
+    if logits is not None and moves_along(action, x, logits):
+        rank_zero_warn(
+            f"{owner}: the network's output, {describe_value(logits)}, has the places that {action!r} moves in the "
+            f"input, {describe_value(x)}, but is compared as it is: an output that moves with the input (a "
+            "segmentation, forces) has an error however equivariant the network is."
+        )
+
+
+def warn_of_tensors_that_stay(
+    owner: str, spec: InputSpec, action: Action, arguments: Arguments, where: str
+) -> None:
+    """Warns where a tensor beside the input has the places that the group moves, unless a list says what moves."""
+    if isinstance(spec, (list, tuple)):
+        return
+    staying = left_behind(action, arguments.inputs[0], arguments.others)
+    if staying:
+        names = ", ".join(place_in_words(path, where) for path in staying)
+        rank_zero_warn(
+            f"{owner}: {action!r} moves {' and '.join(place_in_words(path, where) for path in arguments.paths)}, but "
+            f"{names} of the same places stays as it is: name all that move together in a list, `input=[...]`, or "
+            "only the input to say that nothing else moves."
+        )
+
+
+def check_weights(owner: str, network: nn.Module, call: NetworkCall) -> None:
+    """Raises a `ValueError` where a call ran with other weights than the network's own (a functional call)."""
+    now = tuple(network.parameters())
+    if len(now) != len(call.weights) or any(left is not right for left, right in zip(now, call.weights, strict=True)):
+        raise ValueError(
+            f"{owner}: expected the network to be called with its own parameters but a call was made with others "
+            "(`torch.func.functional_call`, say), which are gone: choose a call of its own with `call=`."
+        )

@@ -13,14 +13,34 @@ from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
 from lightning_invariance._checks import check_count
+from lightning_invariance._locate import (
+    Arguments,
+    InputSpec,
+    LogitsOf,
+    check_input_spec,
+    check_logits_of,
+    logits_of,
+    resolve_network,
+)
+from lightning_invariance.actions import Action
 from lightning_invariance.callbacks._base import (
+    Findings,
     InjectingCallback,
     check_network_name,
-    check_spec,
-    suffix_among_peers,
+    check_prefix,
+    name_of_network,
+    without_call,
 )
-from lightning_invariance.callbacks._injection import Injector, NetworkCall, is_compiled
-from lightning_invariance.callbacks._locate import Arguments, logits_of, resolve_network
+from lightning_invariance.callbacks._calls import (
+    CallLog,
+    CallSpec,
+    EvaluationLog,
+    NetworkCall,
+    check_call_spec,
+    chosen_calls,
+)
+from lightning_invariance.callbacks._injection import Injector, is_compiled
+from lightning_invariance.evaluation import for_measuring
 from lightning_invariance.metrics._base import Estimate
 
 
@@ -33,21 +53,30 @@ class MonitorRecord:
         epoch: the trainer's epoch at the time.
         dataloader_idx: which of the data loaders.
         measures: an `Estimate` (value and standard error over samples) for each measure.
+        action: the group with the very elements that were measured: its `repr` says how many were drawn and with which
+            seed. None where no group acts.
+        prefix: what was put before the names that were logged, if anything.
     """
 
     stage: str
     epoch: int
     dataloader_idx: int
     measures: dict[str, Estimate]
+    action: Action | None = None
+    prefix: str | None = None
 
 
 class EpochMonitor(InjectingCallback):
     """A callback that sees the network's calls in validation and test epochs, and logs at an epoch's end.
 
     Args:
+        action: the group, if one acts. Its drawn elements are exchanged for others, which no training uses.
         every_n_epochs: measures in every n-th training epoch only (validation outside of ``fit`` and tests always).
         network: the name of the submodule whose output are the logits; the module's own forward by default.
         input: where the network's arguments hold its input.
+        logits: from the network's output to its logits.
+        call: which of several calls in a step is measured.
+        prefix: put before the names that are logged.
 
     Raises:
         ValueError: if an argument is none of what is expected.
@@ -57,15 +86,33 @@ class EpochMonitor(InjectingCallback):
     _name: str
     """What it is called in messages."""
 
-    def __init__(self, every_n_epochs: int, network: str | None, input: int | str | None) -> None:
+    def __init__(
+        self,
+        action: Action | None,
+        every_n_epochs: int,
+        *,
+        network: str | None,
+        input: InputSpec,
+        logits: LogitsOf | None,
+        call: CallSpec,
+        prefix: str | None,
+    ) -> None:
         check_network_name(network)
-        check_spec("input", input)
+        check_input_spec("input", input)
+        check_logits_of(logits)
+        check_call_spec(call)
+        check_prefix(prefix)
         check_count("every_n_epochs", every_n_epochs)
         super().__init__(_CallRecorder(self))
+        self.action = None if action is None else for_measuring(action)
         self.every_n_epochs = every_n_epochs
         self.network = network
         self.input = input
+        self.logits = logits
+        self.call = call
+        self.prefix = prefix
         self.history: list[MonitorRecord] = []
+        self._findings = Findings(self._name)
 
     @abstractmethod
     def _begin(self, trainer: Trainer, pl_module: LightningModule, loaders: int) -> None:
@@ -92,6 +139,7 @@ class EpochMonitor(InjectingCallback):
         resolve_network(pl_module, self.network, self._name)  # a wrong name fails before any work is done
         if stage in self._stages and trainer.world_size > 1:
             _refuse_processes_that_skip_validation(self._name, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        self._findings.forget()
         super().setup(trainer, pl_module, stage)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -172,20 +220,36 @@ class EpochMonitor(InjectingCallback):
         """Records and logs what was computed, alike on all processes."""
         measured = {name: Estimate(*(part.cpu() for part in estimate)) for name, estimate in computed.items()}
         if not trainer.sanity_checking:
-            self.history.append(MonitorRecord(stage, trainer.current_epoch, dataloader_idx, measured))
+            self.history.append(
+                MonitorRecord(stage, trainer.current_epoch, dataloader_idx, measured, self.action, self.prefix)
+            )
         if not trainer.barebones:
-            suffix = suffix_among_peers(trainer, self) + (f"/dataloader_idx_{dataloader_idx}" if loaders > 1 else "")
+            start = f"{stage}/{self.prefix}/" if self.prefix else f"{stage}/"
+            end = f"/dataloader_idx_{dataloader_idx}" if loaders > 1 else ""
             # The values are the same on all processes already: synchronising keeps Lightning from warning about it.
-            named = self._named(measured, stage, suffix)
+            named = self._named(measured, start, end)
             pl_module.log_dict(named, add_dataloader_idx=False, sync_dist=trainer.world_size > 1)
 
-    def _named(self, measured: dict[str, Estimate], stage: str, suffix: str) -> dict[str, float]:
+    def _named(self, measured: dict[str, Estimate], start: str, end: str) -> dict[str, float]:
         """The scalars under the names that they are logged by."""
         return {
-            f"{stage}/{name}{suffix}": float(estimate.value)
+            f"{start}{name}{end}": float(estimate.value)
             for name, estimate in measured.items()
             if estimate.value.ndim == 0
         }
+
+    def _calls(self, module: LightningModule) -> list[NetworkCall | None]:
+        """The calls that are to be measured, of the step that has run; None for one that cannot be seen.
+
+        They are forgotten here: each holds a batch of activations.
+        """
+        log = self._recorder.take()
+        if log is None:
+            return [None]
+        if not log.inputs:
+            raise ValueError(f"{self._name}: expected {without_call(module, self.network)}")
+        name = name_of_network(module, self.network)
+        return [*chosen_calls(log, range(len(log.inputs)), self.call, name, self._name)]
 
     @property
     def _recorder(self) -> _CallRecorder:
@@ -194,13 +258,13 @@ class EpochMonitor(InjectingCallback):
 
 
 class _CallRecorder(Injector):
-    """Keeps the network's call until the batch's end."""
+    """Keeps the network's calls until the batch's end."""
 
     steps = ("validation_step", "test_step")
 
     def __init__(self, callback: EpochMonitor) -> None:
         self._callback = callback
-        self._call: NetworkCall | None = None
+        self._log: CallLog | None = None
         self.armed = False
 
     def watched(self, module: LightningModule) -> nn.Module | None:
@@ -208,14 +272,17 @@ class _CallRecorder(Injector):
             return None
         return resolve_network(module, self._callback.network, self._callback._name)
 
-    def after_step(self, module: LightningModule, args: tuple[Any, ...], output: Any, call: NetworkCall | None) -> Any:
-        self._call = call if self.armed else None
+    def log(self) -> CallLog:
+        return EvaluationLog(self._callback.call)
+
+    def after_step(self, module: LightningModule, args: tuple[Any, ...], output: Any, log: CallLog | None) -> Any:
+        self._log = log if self.armed else None
         return output
 
-    def take(self) -> NetworkCall | None:
-        """The call, which is forgotten: it holds a batch of activations."""
-        call, self._call = self._call, None
-        return call
+    def take(self) -> CallLog | None:
+        """The calls, which are forgotten: they hold batches of activations."""
+        log, self._log = self._log, None
+        return log
 
 
 class NetworkOfInput(nn.Module):
@@ -226,19 +293,21 @@ class NetworkOfInput(nn.Module):
         network: nn.Module,
         arguments: Arguments,
         context: Callable[[], AbstractContextManager[Any]],
+        select: LogitsOf | None,
         owner: str,
     ) -> None:
         super().__init__()
         self.training = network.training
         self.network = network
         self._owner = owner
+        self._select = select
         self._arguments = arguments
         self._context = context
 
     def forward(self, x: Tensor) -> Tensor:
         args, kwargs = self._arguments.with_input(x)
         with self._context():
-            return logits_of(self.network(*args, **kwargs), self._owner)
+            return logits_of(self.network(*args, **kwargs), self._select, self._owner)
 
 
 def _refuse_processes_that_skip_validation(name: str, *owners: Any) -> None:

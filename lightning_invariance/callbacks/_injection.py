@@ -8,36 +8,16 @@ clipping, scaling and distributed reduction treat a term that it adds as part of
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from lightning_invariance._isolation import RandomState
-
-
-@dataclass(frozen=True)
-class NetworkCall:
-    """The first call of a network in a step.
-
-    Attributes:
-        args: its positional arguments, tensors copied before it ran.
-        kwargs: its keyword arguments, likewise.
-        output: what it returned.
-        random_state: torch's random streams just before.
-        drew_random_numbers: whether the call moved them (dropout).
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
-    random_state: RandomState
-    drew_random_numbers: bool
+from lightning_invariance.callbacks._calls import CallLog, recorded_calls
 
 
 class Injector:
@@ -50,20 +30,27 @@ class Injector:
     steps: tuple[str, ...] = ()
 
     def watched(self, module: LightningModule) -> nn.Module | None:
-        """The network whose first call in the step is to be recorded, if any."""
+        """The network whose calls in the step are to be recorded, if any."""
         return None
+
+    def log(self) -> CallLog:
+        """An empty log, for the calls of one step."""
+        return CallLog()
 
     def before_step(self, module: LightningModule, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """The step's arguments, the batch first."""
         return args
 
-    def after_step(self, module: LightningModule, args: tuple[Any, ...], output: Any, call: NetworkCall | None) -> Any:
-        """The step's output."""
+    def after_step(self, module: LightningModule, args: tuple[Any, ...], output: Any, log: CallLog | None) -> Any:
+        """The step's output; the log is None where no network was watched."""
         return output
 
-    def before_backward(self, module: LightningModule, loss: Tensor, call: NetworkCall | None) -> Tensor:
+    def before_backward(self, module: LightningModule, loss: Tensor, log: CallLog | None) -> Tensor:
         """The loss of a call of ``manual_backward`` inside the step."""
         return loss
+
+    def leave_step(self, module: LightningModule) -> None:
+        """Puts back what `before_step` changed, also after an exception."""
 
 
 class _Dispatcher:
@@ -75,7 +62,7 @@ class _Dispatcher:
 
     def __init__(self) -> None:
         self.injectors: list[Injector] = []
-        self.calls: dict[Injector, list[NetworkCall]] = {}
+        self.logs: dict[Injector, CallLog] = {}
         self.running = False
 
     def names(self, module: LightningModule) -> set[str]:
@@ -121,14 +108,16 @@ class _Dispatcher:
                 for injector in injectors:
                     network = injector.watched(module)
                     if network is not None:
-                        self.calls[injector] = stack.enter_context(_first_call(network))
+                        self.logs[injector] = stack.enter_context(recorded_calls(network, injector.log()))
                 output = original(*args, **kwargs)
             for injector in injectors:
-                output = injector.after_step(module, args, output, self._call_of(injector))
+                output = injector.after_step(module, args, output, self.logs.get(injector))
             return output
         finally:
             self.running = False
-            self.calls.clear()
+            self.logs.clear()
+            for injector in injectors:
+                injector.leave_step(module)
 
     def _run_backward(
         self,
@@ -143,12 +132,8 @@ class _Dispatcher:
         loss, *rest = args
         for injector in self.injectors:
             if "training_step" in injector.steps:
-                loss = injector.before_backward(module, loss, self._call_of(injector))
+                loss = injector.before_backward(module, loss, self.logs.get(injector))
         return original(loss, *rest, **kwargs)
-
-    def _call_of(self, injector: Injector) -> NetworkCall | None:
-        calls = self.calls.get(injector)
-        return calls[0] if calls else None
 
 
 @dataclass(frozen=True)
@@ -206,47 +191,6 @@ def _find(module: LightningModule) -> _Dispatcher | None:
 def _shadow(module: LightningModule, name: str) -> _Shadow | None:
     shadow: _Shadow | None = getattr(module.__dict__.get(name), "_shadow", None)
     return shadow
-
-
-@contextmanager
-def _first_call(network: nn.Module) -> Iterator[list[NetworkCall]]:
-    """Records the first call of `network` inside the block."""
-    # Not a hook: steps often call `self.forward(x)`, which hooks do not see, and a hook added to a network that has
-    # been compiled in place does not fire.
-    compiled = network.__dict__.get("_compiled_call_impl") is not None
-    name = "_compiled_call_impl" if compiled else "forward"
-    was_instance_attribute = name in network.__dict__
-    original = getattr(network, name)
-    calls: list[NetworkCall] = []
-    running = False
-
-    @functools.wraps(original)
-    def recorded(*args: Any, **kwargs: Any) -> Any:
-        nonlocal running
-        if calls or running:
-            return original(*args, **kwargs)
-        running = True
-        device = _device(args, kwargs)
-        before = RandomState(device)
-        # Copies: a network may change its input in place (an in-place ReLU in front is enough).
-        kept_args, kept_kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
-        output = original(*args, **kwargs)
-        calls.append(NetworkCall(kept_args, kept_kwargs, output, before, before != RandomState(device)))
-        return output
-
-    network.__dict__[name] = recorded
-    try:
-        yield calls
-    finally:
-        if was_instance_attribute:
-            network.__dict__[name] = original
-        else:
-            network.__dict__.pop(name, None)
-
-
-def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
-    tensors = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 def is_compiled(module: LightningModule) -> bool:

@@ -6,14 +6,30 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 
+from lightning_invariance._locate import (
+    Arguments,
+    InputSpec,
+    Labels,
+    LogitsOf,
+    Place,
+    check_place,
+    describe_value,
+    locate_target,
+    resolve_network,
+)
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
-from lightning_invariance.callbacks._base import arguments_and_logits, check_spec, is_sharded
+from lightning_invariance.callbacks._base import (
+    arguments_and_logits,
+    inputs_in_words,
+    is_sharded,
+    name_of_network,
+    warn_of_what_stays,
+)
+from lightning_invariance.callbacks._calls import CallSpec, NetworkCall
 from lightning_invariance.callbacks._epochs import EpochMonitor, NetworkOfInput, positions_of
-from lightning_invariance.callbacks._locate import locate_target, resolve_network
 from lightning_invariance.evaluation import InvarianceEvaluator
 from lightning_invariance.metrics._base import Estimate
 from lightning_invariance.metrics._collection import Measures
@@ -28,8 +44,13 @@ class InvarianceMonitor(EpochMonitor):
     Works in ``Trainer.fit``, ``validate`` and ``test``, with any logger or none, for a module that knows nothing of
     it. Input and logits are taken from the network's own call in the step, so an epoch costs one more forward for each
     element but the identity, and the saliency maps. Logged as ``val/<measure>`` and ``test/<measure>``; with several
-    data loaders ``/dataloader_idx_<n>`` follows, and a measure by element has ``/<element>`` behind it; a second
-    monitor puts ``/1`` behind its names. Everything that was measured, with standard errors, is in `history`.
+    data loaders ``/dataloader_idx_<n>`` follows, and a measure by element has ``/<element>`` behind it; with a `prefix`
+    the names begin ``val/<prefix>/``. Everything that was measured, with standard errors, is in `history`. In the first
+    batch it says once which network, call, input, logits and labels it found, and what is left out for want of some.
+
+    The elements of continuous groups and of permutations (`SO3`, `SetPermutations`, ...) are drawn once, with a seed
+    that no training callback uses, and are the same in every epoch: what was trained is not what is measured. `action`
+    and each record hold the group with these elements.
 
     Logits ``(B, C)`` are taken for those of C exclusive classes. For labels that do not exclude each other, pass
     ``{"name": DistributionInvarianceError(activation="sigmoid")}``; for a regression, name the logit errors.
@@ -50,21 +71,33 @@ class InvarianceMonitor(EpochMonitor):
             for none.
         every_n_epochs: measures in every n-th training epoch only (validation outside of ``fit`` and tests always).
         network: the name of the submodule whose output are the logits; the module's own forward by default.
-        input: where the network's arguments hold the tensor that the group acts on: a position, a keyword or a key; by
-            default the first tensor, or the only floating-point one of a mapping.
+        input: where the network's arguments hold the tensor that the group acts on: a position, a keyword or a key
+            (dots lead further in: ``"0.image"``), or a list of those that one element moves together; by default the
+            only tensor that the group can act on.
         target: where the batch holds the labels, one integer a sample: a position or a key. By default the second part
             of a pair, or an entry called label, labels, target, targets or y. The labels' class is explained by the
             saliency maps; without labels the class predicted on the untransformed input is, and the accuracies are
             left out.
+        logits: a function from the network's output to its logits; by default the output itself, or its ``logits``.
+        call: which of several calls of the network in a step is measured: an index, ``"last"``, or ``"all"`` for all
+            samples of all of them; the only one if None.
         max_batch: the most samples in one extra forward; as many as the batch has if None.
+        prefix: put before the names that are logged, to tell two monitors apart: ``val/<prefix>/orbit_share``.
 
     Attributes:
+        action: the group, with the elements that are measured.
         history: a `MonitorRecord` for each epoch and data loader, in order.
 
     Raises:
-        ValueError: if an argument is none of what is expected; before training, if parameters are sharded in a way
-            that a hook cannot undo, or a process may skip validation because its loader is empty; in the first
-            validation step, if the group cannot act on the input, or network, input, labels or logits cannot be found.
+        ValueError: if an argument is none of what is expected; before training, if another monitor would log by the
+            same names, parameters are sharded in a way that a hook cannot undo, or a process may skip validation
+            because its loader is empty; in the first validation step, if the group cannot act on the input, network,
+            input, labels or logits cannot be found, several calls or tensors could be meant, or a measure that was
+            asked for by name cannot be computed.
+
+    Warns:
+        UserWarning: in the first validation step, if the logits have the input's spatial size and move with it, or
+            another tensor of the input's set elements stays in place.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -74,6 +107,9 @@ class InvarianceMonitor(EpochMonitor):
     """
 
     _name = _NAME
+    _demanding = True
+    """Whether a measure by name that cannot be computed is an error."""
+    action: Action
 
     def __init__(
         self,
@@ -84,30 +120,45 @@ class InvarianceMonitor(EpochMonitor):
         every_n_epochs: int = 1,
         *,
         network: str | None = None,
-        input: int | str | None = None,
-        target: int | str | None = None,
+        input: InputSpec = None,
+        target: Place | None = None,
+        logits: LogitsOf | None = None,
+        call: CallSpec = None,
         max_batch: int | None = None,
+        prefix: str | None = None,
     ) -> None:
         check_action(action)
-        check_spec("target", target)
-        super().__init__(every_n_epochs, network, input)
-        self.action = action
+        check_place("target", target)
+        super().__init__(
+            action, every_n_epochs, network=network, input=input, logits=logits, call=call, prefix=prefix
+        )
         self.measures = measures
         self.saliency = saliency
         self.saliency_samples = saliency_samples
         self.target = target
         self.max_batch = max_batch
         self._evaluators: list[InvarianceEvaluator] = []
-        self._told_without_labels = False
         self._verified = False
-        self._evaluator()  # wrong measures, saliency or sizes fail here
+        self._measure_names = self._evaluator().measures.names  # wrong measures, saliency or sizes fail here
+
+    def logged_names(self) -> tuple[str, ...]:
+        """The names that it logs by, without stage and prefix."""
+        return self._measure_names
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._verified = False
 
     def _evaluator(self) -> InvarianceEvaluator:
-        return InvarianceEvaluator(self.action, self.measures, self.saliency, self.saliency_samples, self.max_batch)
+        return InvarianceEvaluator(
+            self.action,
+            self.measures,
+            self.saliency,
+            self.saliency_samples,
+            self.max_batch,
+            owner=_NAME,
+            demanding=self._demanding,
+        )
 
     def _check_strategy(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Parameters that FSDP gathers in the forward of the whole module alone are not there in a hook."""
@@ -132,12 +183,29 @@ class InvarianceMonitor(EpochMonitor):
     def _measure(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloaders: Any, dataloader_idx: int
     ) -> None:
-        call = self._recorder.take()
+        calls = self._calls(pl_module)
         if not self._evaluators:
             return
         evaluator = self._evaluators[dataloader_idx]
+        seen = evaluator.samples
+        for call in calls:
+            evaluator.samples = seen  # each call is of the same samples
+            self._measure_call(trainer, pl_module, batch, call, evaluator, dataloaders, dataloader_idx)
+
+    def _measure_call(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        call: NetworkCall | None,
+        evaluator: InvarianceEvaluator,
+        dataloaders: Any,
+        dataloader_idx: int,
+    ) -> None:
         network = resolve_network(pl_module, self.network, _NAME)
-        arguments, base_logits = arguments_and_logits(_NAME, pl_module, self.network, self.input, batch, call)
+        arguments, base_logits = arguments_and_logits(
+            _NAME, pl_module, self.input, self.logits, self.action, batch, call
+        )
         if arguments.has_other_tensors and self.max_batch is not None:
             raise ValueError(
                 f"{_NAME}: expected `max_batch` to be None for a network that takes several tensors "
@@ -148,15 +216,14 @@ class InvarianceMonitor(EpochMonitor):
             with torch.inference_mode(False):
                 first = arguments.first(samples)
             # Hooks run outside autocast: the network gets the precision that it has in its own step.
-            return NetworkOfInput(network, first, trainer.precision_plugin.val_step_context, _NAME)
+            return NetworkOfInput(network, first, trainer.precision_plugin.val_step_context, self.logits, _NAME)
 
         x = arguments.x
-        target = locate_target(batch, self.target, len(x), _NAME)
-        if target is None:
-            self._tell_without_labels(evaluator)
+        labels = locate_target(batch, self.target, len(x), _NAME, () if call is None else call.given)
+        target = labels.tensor
         if not self._verified:
-            self.action.verify(x)
             self._verified = True
+            self._begin_run(pl_module, arguments, base_logits, labels, evaluator)
         positions, kept = positions_of(dataloaders, dataloader_idx, evaluator.samples, len(x))
         if is_sharded(trainer):
             # Every process runs what the others run, or they wait for each other: repeats are left out afterwards.
@@ -173,11 +240,34 @@ class InvarianceMonitor(EpochMonitor):
             network_for,
             x,
             base_logits=base_logits,
-            target=target,
+            labels=Labels(target, labels.place),
             positions=positions,
             kept=kept,
             processes=processes,
             module=network,
+            action=arguments.first(len(x)).acting(self.action),
+        )
+
+    def _begin_run(
+        self,
+        module: LightningModule,
+        arguments: Arguments,
+        logits: Tensor | None,
+        labels: Labels,
+        evaluator: InvarianceEvaluator,
+    ) -> None:
+        """In the first batch: is the group right, and what was found?"""
+        arguments.acting(self.action).verify(arguments.x)
+        warn_of_what_stays(_NAME, self.input, self.action, arguments, logits)
+        left_out = evaluator.left_out(logits, labels)
+        self._findings.say(
+            network=name_of_network(module, self.network),
+            input=inputs_in_words(arguments),
+            logits="that are computed again" if logits is None else describe_value(logits),
+            labels=f"at {labels.place}" if labels.tensor is not None else f"none ({labels.place}; `target=` names them)",
+            saliency="" if labels.tensor is not None or not self.saliency_samples else "of the class predicted on x",
+            **{"group": repr(self.action)},
+            **({"but": f"leaves out {', '.join(left_out)}"} if left_out else {}),
         )
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -187,26 +277,16 @@ class InvarianceMonitor(EpochMonitor):
             computed = evaluator.compute(trainer.strategy.reduce(updated, reduce_op="sum"))
             self._publish(trainer, pl_module, stage, dataloader_idx, len(self._evaluators), computed)
 
-    def _named(self, measured: dict[str, Estimate], stage: str, suffix: str) -> dict[str, float]:
-        named = super()._named(measured, stage, suffix)
+    def _named(self, measured: dict[str, Estimate], start: str, end: str) -> dict[str, float]:
+        named = super()._named(measured, start, end)
         for name, estimate in measured.items():
             if estimate.value.ndim == 1 and len(estimate.value) == len(self.action) - 1:
                 for label, value in zip(self.action.labels[1:], estimate.value.tolist(), strict=True):
-                    named[f"{stage}/{name}{suffix}/{label}"] = value
+                    named[f"{start}{name}{end}/{label}"] = value
         return named
 
     def _forget(self) -> None:
         self._evaluators = []
-
-    def _tell_without_labels(self, evaluator: InvarianceEvaluator) -> None:
-        left_out = evaluator.measures.needing("target")
-        if not self._told_without_labels and (left_out or self.saliency_samples):
-            self._told_without_labels = True
-            without = f", and {', '.join(left_out)} are left out" if left_out else ""
-            rank_zero_info(
-                f"{_NAME}: no labels found in the batch (say where they are with `target=`): saliency maps explain the "
-                f"class predicted on the untransformed input{without}."
-            )
 
 
 def _is_fsdp(module: nn.Module) -> bool:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from lightning_invariance._isolation import RandomState, is_batch_coupled, preserved_buffers, preserved_random_state
+from lightning_invariance._locate import Arguments, LogitsOf, logits_of
 from lightning_invariance.actions import Action
-from lightning_invariance.callbacks._injection import NetworkCall
-from lightning_invariance.callbacks._locate import Arguments, logits_of
+from lightning_invariance.callbacks._calls import NetworkCall
 from lightning_invariance.orbit import evaluate_orbit
 from lightning_invariance.saliency import predicted_class
 
@@ -30,6 +30,7 @@ class OrbitOfCall:
         call: what is known of the call; None where it could not be seen.
         action: the group.
         owner: the callback, for messages.
+        select: takes the logits out of the network's output.
         max_batch: the most samples in one forward; if set, nothing is kept for the backward, which runs it again.
     """
 
@@ -38,6 +39,7 @@ class OrbitOfCall:
     call: NetworkCall | None
     action: Action
     owner: str
+    select: LogitsOf | None = None
     max_batch: int | None = None
 
     def logits(self, elements: list[int], base_logits: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -52,7 +54,8 @@ class OrbitOfCall:
                 return outputs.logits, outputs.orbit_logits
             repeat = self._repeater() if self.max_batch is None else self._recomputed(self._repeater())
             base_logits = repeat(x) if base_logits is None else base_logits
-            moved = [repeat(self.action.act(x, element)) for element in elements]
+            action = self.action.attached(x)
+            moved = [repeat(action.act(x, element)) for element in elements]
             return base_logits, torch.stack(moved)
 
     def gradient_maps(self, elements: list[int], base_logits: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -76,9 +79,10 @@ class OrbitOfCall:
                     f"but got {tuple(base_logits.shape)}."
                 )
             target = predicted_class(base_logits)
+            action = self.action.attached(x)
             # One element at a time: the graph of a gradient is large.
             maps = [
-                self.action.invert(self._gradient(repeat, self.action.act(x, element), target), element)
+                action.invert(self._gradient(repeat, action.act(x, element), target), element)
                 for element in (0, *elements)
             ]
         return maps[0], torch.stack(maps[1:])
@@ -128,4 +132,4 @@ class OrbitOfCall:
         if moved.shape == x.shape and moved.stride() != x.stride():
             moved = torch.empty_like(x).copy_(moved)  # dropout draws its masks in the order of memory
         args, kwargs = self.arguments.with_input(moved)
-        return logits_of(self.network(*args, **kwargs), self.owner)
+        return logits_of(self.network(*args, **kwargs), self.select, self.owner)

@@ -10,25 +10,42 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_invariance._checks import check_choice, check_count, check_seed, is_number
+from lightning_invariance._locate import (
+    InputSpec,
+    LogitsOf,
+    check_input_spec,
+    check_logits_of,
+    describe_value,
+    resolve_network,
+)
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks._base import (
+    Findings,
     InjectingCallback,
     arguments_and_logits,
     check_network_name,
-    check_spec,
+    check_prefix,
+    check_weights,
+    inputs_in_words,
     is_sharded,
+    name_of_network,
     step_generator,
-    suffix_among_peers,
+    warn_of_what_stays,
+    without_call,
 )
-from lightning_invariance.callbacks._injection import (
-    Injector,
+from lightning_invariance.callbacks._calls import (
+    CallLog,
+    CallSpec,
     NetworkCall,
-    is_compiled,
-    is_compiled_network,
+    TrainingLog,
+    check_call_spec,
+    chosen_calls,
+    reached,
 )
-from lightning_invariance.callbacks._locate import resolve_network
+from lightning_invariance.callbacks._injection import Injector, is_compiled, is_compiled_network
 from lightning_invariance.callbacks._orbit_of_call import OrbitOfCall
+from lightning_invariance.callbacks._owners import OwnerWatch
 from lightning_invariance.callbacks._penalties import PENALTIES, Penalty, PenaltyName
 from lightning_invariance.callbacks._schedule import WeightSchedule
 
@@ -47,12 +64,15 @@ class InvarianceRegularizer(InjectingCallback):
     more forward and backward for each element.
 
     The term is part of the user's loss: gradient accumulation, clipping, mixed precision and distributed training
-    treat it as they treat the rest. With manual optimisation it is added to the loss of the first ``manual_backward``
-    that follows the network's call. The extra forwards leave no trace: running statistics and random streams stay as
-    the step alone would leave them, and dropout masks are the same for all elements. A weight of 0 skips the term.
+    treat it as they treat the rest. It belongs to the call of the network that the loss depends on; calls that record
+    no graph of its parameters (a teacher's, under ``torch.no_grad()``) do not count. With manual optimisation it goes
+    into the loss of the ``manual_backward`` that depends on that call. The extra forwards leave no trace: running
+    statistics and random streams stay as the step alone would leave them, and dropout masks are the same for all
+    elements. A weight of 0 skips the term. The elements of continuous groups and of permutations (`SO3`,
+    `SetPermutations`, ...) are drawn anew in every step.
 
-    Logs the epoch's means as ``train/invariance_penalty`` (over samples) and ``train/invariance_weight`` (over steps);
-    a second regularizer puts ``/1`` behind them.
+    Logs the epoch's means as ``train/invariance_penalty`` (over samples) and ``train/invariance_weight`` (over steps),
+    and says once, in the first step, which network, call, input and logits it found.
 
     Args:
         action: the group.
@@ -66,19 +86,30 @@ class InvarianceRegularizer(InjectingCallback):
             step; all of them if None. The mean over the drawn ones is an unbiased estimate of the mean over all, except
             for ``"jensen_shannon"``, which therefore takes all.
         network: the name of the submodule whose output are the logits; the module's own forward by default.
-        input: where the network's arguments hold the tensor that the group acts on: a position, a keyword or a key; by
-            default the first tensor, or the only floating-point one of a mapping.
+        input: where the network's arguments hold the tensor that the group acts on: a position, a keyword or a key
+            (dots lead further in: ``"0.image"``), or a list of those that one element moves together; by default the
+            only tensor that the group can act on.
+        logits: a function from the network's output to its logits; by default the output itself, or its ``logits``.
+        call: which of several calls of the network in a step (before one backward) is regularised: an index,
+            ``"last"``, or ``"all"`` for the mean over the samples of all of them; the only one if None.
         backward_call: with manual optimisation, which call of ``manual_backward`` in a step carries the term, counted
-            from 0; the first one after the network's call if None.
+            from 0; the one whose loss depends on a call of the network if None.
         max_batch: the most samples in one extra forward (an element's whole batch where samples depend on each other or
             on random numbers). What such a forward keeps for the backward is then not kept but computed again, so that
             memory does not grow with the group, but for the moved inputs, and a step takes one more forward for each
             element. Not for ``"saliency"``.
         seed: of the draws of elements; torch's initial seed (what ``seed_everything`` set) if None.
+        prefix: put before the names that are logged, ``train/<prefix>/invariance_penalty``, to tell two regularizers
+            apart.
 
     Raises:
-        ValueError: if an argument is none of what is expected; in the first step, if the group cannot act on the
-            input, or network, input or logits cannot be found.
+        ValueError: if an argument is none of what is expected, or another regularizer logs by the same names; in the
+            first step, if the group cannot act on the input, network, input or logits cannot be found, several calls or
+            backward calls could be meant, or the term's gradients are zeroed before a step.
+
+    Warns:
+        UserWarning: in the first step, if nothing is regularised (the network's calls record no graph, say), or the
+            logits have the input's spatial size and move with it.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -95,14 +126,20 @@ class InvarianceRegularizer(InjectingCallback):
         elements: int | None = None,
         network: str | None = None,
         *,
-        input: int | str | None = None,
+        input: InputSpec = None,
+        logits: LogitsOf | None = None,
+        call: CallSpec = None,
         backward_call: int | None = None,
         max_batch: int | None = None,
         seed: int | None = None,
+        prefix: str | None = None,
     ) -> None:
         check_action(action)
         check_network_name(network)
-        check_spec("input", input)
+        check_input_spec("input", input)
+        check_logits_of(logits)
+        check_call_spec(call)
+        check_prefix(prefix)
         if not callable(weight):
             _check_weight(weight)
         if not callable(penalty):
@@ -132,15 +169,24 @@ class InvarianceRegularizer(InjectingCallback):
         self.elements = elements
         self.network = network
         self.input = input
+        self.logits = logits
+        self.call = call
         self.backward_call = backward_call
         self.max_batch = max_batch
         self.seed = seed
+        self.prefix = prefix
         self._trainer: Trainer | None = None
+        self._present_action = action
         self._batch_idx = 0
-        self._logged: dict[str, Tensor | float] = {}
-        self._samples = 1
+        self._weight: float | None = None  # of the present step, where there is one
+        self._penalties: list[tuple[Tensor, int]] = []  # of the present step, with how many samples each is a mean over
         self._warned = False
         self._verified = False
+        self._findings = Findings(_NAME)
+
+    def logged_names(self) -> tuple[str, ...]:
+        """The names that it logs by, without stage and prefix."""
+        return ("invariance_penalty", "invariance_weight")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         network = resolve_network(pl_module, self.network, _NAME)  # a wrong name fails before any work is done
@@ -148,6 +194,9 @@ class InvarianceRegularizer(InjectingCallback):
             self._refuse_what_cannot_work(trainer, pl_module, network)
         self._trainer = trainer
         self._verified = False
+        self._warned = False
+        self._findings.forget()
+        self._adder.watch.forget()
         super().setup(trainer, pl_module, stage)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -160,19 +209,25 @@ class InvarianceRegularizer(InjectingCallback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._batch_idx = batch_idx
-        self._logged = {}
+        self._weight = None
+        self._penalties = []
+        if self.action.drawn:
+            generator = step_generator("draws", trainer, self, self.seed, batch_idx)
+            self._present_action = self.action.redrawn(int(torch.randint(2**62, (), generator=generator)))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._logged and not trainer.barebones:
-            several, suffix = trainer.world_size > 1, suffix_among_peers(trainer, self)
-            for name, value in self._logged.items():
-                # The weight is a mean over steps; the penalty one over samples.
-                size = self._samples if name == "train/invariance_penalty" else 1
-                pl_module.log(
-                    f"{name}{suffix}", value, on_step=False, on_epoch=True, batch_size=size, sync_dist=several
-                )
+        if self._weight is None or trainer.barebones:
+            return
+        # The weight is a mean over steps; the penalty one over samples.
+        logged: list[tuple[str, Tensor | float, int]] = [("invariance_weight", self._weight, 1)]
+        if self._penalties:
+            logged.append(("invariance_penalty", *_mean(self._penalties)))
+        for name, value, size in logged:
+            name = f"train/{self.prefix}/{name}" if self.prefix else f"train/{name}"
+            several = trainer.world_size > 1
+            pl_module.log(name, value, on_step=False, on_epoch=True, batch_size=size, sync_dist=several)
 
     def _refuse_what_cannot_work(self, trainer: Trainer, module: LightningModule, network: nn.Module) -> None:
         if is_compiled(module) and not module.automatic_optimization:
@@ -207,15 +262,10 @@ class InvarianceRegularizer(InjectingCallback):
         weight: Any = self.weight(self._trainer.global_step)
         return _check_weight(weight.item() if isinstance(weight, Tensor) and weight.numel() == 1 else weight)
 
-    def _warn_no_backward(self) -> None:
+    def _warn(self, why: str) -> None:
         if not self._warned:
             self._warned = True
-            rank_zero_warn(
-                f"{_NAME}: with manual optimisation the term is added in `self.manual_backward(loss)`, but the "
-                "training step did not call it "
-                + ("after the network's forward" if self.backward_call is None else f"{self.backward_call + 1} times")
-                + ": nothing was added."
-            )
+            rank_zero_warn(f"{_NAME}: nothing is regularised: {why}")
 
     def _drawn_elements(self) -> list[int]:
         others = len(self.action) - 1
@@ -225,38 +275,52 @@ class InvarianceRegularizer(InjectingCallback):
         generator = step_generator("elements", self._trainer, self, self.seed, self._batch_idx)
         return [1 + int(index) for index in torch.randperm(others, generator=generator)[: self.elements]]
 
-    def _term(self, module: LightningModule, args: tuple[Any, ...], call: NetworkCall | None) -> Tensor | None:
-        """The weighted penalty, or None where there is none to add."""
+    def _term(self, module: LightningModule, args: tuple[Any, ...], calls: list[NetworkCall | None]) -> Tensor | None:
+        """The weighted penalty, the mean over the samples of all calls, or None where there is none to add."""
         assert self._trainer is not None
         if self._trainer.fit_loop._skip_backward:  # weight averaging runs a last epoch that trains nothing
             return None
-        weight = self._present_weight()
-        self._logged = {"train/invariance_weight": weight}
+        weight = self._weight = self._present_weight()
         if weight == 0:
             return None
-        logits, orbit_logits = self._outputs(module, args, call)
+        elements = self._drawn_elements()
+        penalties = [self._penalty(module, args, call, elements) for call in calls]
+        self._penalties += [(penalty.detach(), samples) for penalty, samples in penalties]
+        return weight * _mean(penalties)[0]
+
+    def _penalty(
+        self, module: LightningModule, args: tuple[Any, ...], call: NetworkCall | None, elements: list[int]
+    ) -> tuple[Tensor, int]:
+        """The penalty of a call, and how many samples it is a mean over."""
+        batch = args[0] if args else None
+        action = self._present_action
+        arguments, base_logits = arguments_and_logits(_NAME, module, self.input, self.logits, action, batch, call)
+        network = resolve_network(module, self.network, _NAME)
+        if call is not None and self._trainer is not None and not is_sharded(self._trainer):
+            check_weights(_NAME, network, call)
+        acting = arguments.acting(action)
+        if not self._verified:
+            acting.verify(arguments.x)
+            self._verified = True
+            self._findings.say(
+                network=name_of_network(module, self.network),
+                input=inputs_in_words(arguments),
+                logits="that are computed again" if base_logits is None else describe_value(base_logits),
+            )
+            warn_of_what_stays(_NAME, self.input, action, arguments, base_logits)
+        orbit = OrbitOfCall(network, arguments, call, acting, _NAME, self.logits, self.max_batch)
+        run = orbit.gradient_maps if self.penalty == "saliency" else orbit.logits
+        logits, orbit_logits = run(elements, base_logits)
         penalty_of = self.penalty if callable(self.penalty) else PENALTIES[self.penalty]
         penalty = penalty_of(logits, orbit_logits)
         if not isinstance(penalty, Tensor) or penalty.ndim != 0:
-            got = f"shape {tuple(penalty.shape)}" if isinstance(penalty, Tensor) else type(penalty).__name__
-            raise ValueError(f"{_NAME}: expected `penalty` to give a scalar tensor but got {got}.")
-        self._logged["train/invariance_penalty"] = penalty.detach()
-        self._samples = len(logits)
-        return weight * penalty
+            raise ValueError(f"{_NAME}: expected `penalty` to give a scalar tensor but got {describe_value(penalty)}.")
+        return penalty, len(logits)
 
-    def _outputs(
-        self, module: LightningModule, args: tuple[Any, ...], call: NetworkCall | None
-    ) -> tuple[Tensor, Tensor]:
-        """f(x) ``(B, ...)`` and f(gx) ``(G, B, ...)``, or their saliency maps."""
-        batch = args[0] if args else None
-        arguments, base_logits = arguments_and_logits(_NAME, module, self.network, self.input, batch, call)
-        if not self._verified:
-            self.action.verify(arguments.x)
-            self._verified = True
-        network = resolve_network(module, self.network, _NAME)
-        orbit = OrbitOfCall(network, arguments, call, self.action, _NAME, self.max_batch)
-        run = orbit.gradient_maps if self.penalty == "saliency" else orbit.logits
-        return run(self._drawn_elements(), base_logits)
+    @property
+    def _adder(self) -> _PenaltyAdder:
+        assert isinstance(self._injector, _PenaltyAdder)
+        return self._injector
 
 
 class _PenaltyAdder(Injector):
@@ -264,43 +328,120 @@ class _PenaltyAdder(Injector):
 
     def __init__(self, callback: InvarianceRegularizer) -> None:
         self._callback = callback
-        self._added = False
+        self.watch = OwnerWatch(_NAME)
+        self._begin()
+
+    def _begin(self) -> None:
         self._backward_calls = 0
+        self._carrier: int | None = None  # the backward call that carries the term
+        self._recorded = 0  # how many calls of the network had been recorded at the last backward call
+        self._done: set[int] = set()  # the calls that have been regularised
 
     def watched(self, module: LightningModule) -> nn.Module | None:
         if is_compiled(module):
             return None
         return resolve_network(module, self._callback.network, _NAME)
 
+    def log(self) -> CallLog:
+        return TrainingLog()
+
     def before_step(self, module: LightningModule, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        self._added = False
-        self._backward_calls = 0
+        self._begin()
+        if not module.automatic_optimization:
+            network = resolve_network(module, self._callback.network, _NAME)
+            self.watch.enter(module.trainer, module, network)
         return args
 
-    def before_backward(self, module: LightningModule, loss: Tensor, call: NetworkCall | None) -> Tensor:
-        place, self._backward_calls = self._backward_calls, self._backward_calls + 1
-        chosen = self._callback.backward_call
-        if self._added or (call is None if chosen is None else place != chosen):
-            return loss
-        self._added = True
-        term = self._callback._term(module, (), call)
-        return loss if term is None else loss + term
+    def leave_step(self, module: LightningModule) -> None:
+        self.watch.leave()
 
-    def after_step(self, module: LightningModule, args: tuple[Any, ...], output: Any, call: NetworkCall | None) -> Any:
+    def before_backward(self, module: LightningModule, loss: Tensor, log: CallLog | None) -> Tensor:
+        callback = self._callback
+        place, self._backward_calls = self._backward_calls, self._backward_calls + 1
+        assert log is not None
+        before, self._recorded = self._recorded, len(log.inputs)
+        if callback.backward_call not in (None, place) or not isinstance(loss, Tensor):
+            return loss
+        meant = [index for index in reached(loss, log) if index not in self._done]
+        # Those made since the last backward, or, where a graph was kept, those before.
+        meant = [index for index in meant if index >= before] or meant
+        if not meant:
+            return loss
+        name = name_of_network(module, callback.network)
+        if self._carrier is not None and callback.call != "all":
+            raise ValueError(
+                f"{_NAME}: expected one call of `manual_backward` in a step whose loss depends on a call of {name} but "
+                f"there are several, calls {self._carrier} and {place}: say which carries the term with "
+                "`backward_call=`, or call='all' if each of them does."
+            )
+        hint = "" if callback.backward_call is not None else ", or another backward with `backward_call=`"
+        calls = chosen_calls(log, meant, callback.call, name, _NAME, hint)
+        self._carrier = place
+        self._done.update(meant)
+        term = callback._term(module, (), [*calls])
+        if term is None:
+            return loss
+        self.watch.added()
+        return loss + term
+
+    def after_step(self, module: LightningModule, args: tuple[Any, ...], output: Any, log: CallLog | None) -> Any:
+        callback = self._callback
         if not module.automatic_optimization:
-            if not self._added:
-                self._callback._warn_no_backward()
+            if self._carrier is None and log is not None:
+                callback._warn(self._why_nothing(module, log))
             return output
         if output is None:  # the step asks for the batch to be skipped
             return None
-        term = self._callback._term(module, args, call)
+        loss = output if isinstance(output, Tensor) else output["loss"]
+        calls: list[NetworkCall | None] = [None]
+        if log is not None:
+            if not log.inputs and not log.others:
+                raise ValueError(f"{_NAME}: expected {without_call(module, callback.network)}")
+            meant = reached(loss, log)
+            if not meant:
+                callback._warn(self._why_nothing(module, log))
+                return output
+            name = name_of_network(module, callback.network)
+            calls = [*chosen_calls(log, meant, callback.call, name, _NAME)]
+        term = callback._term(module, args, calls)
         if term is None:
             return output
         if isinstance(output, Tensor):
             return output + term
         changed = dict(output)
-        changed["loss"] = output["loss"] + term
+        changed["loss"] = loss + term
         return changed
+
+    def _why_nothing(self, module: LightningModule, log: CallLog) -> str:
+        callback = self._callback
+        name = name_of_network(module, callback.network)
+        if not log.inputs and log.others:
+            return (
+                f"the step's {log.others} call(s) of {name} record no graph that leads to its parameters (they run "
+                "under torch.no_grad(), or all of them are frozen)."
+            )
+        if not log.inputs:
+            return f"expected {without_call(module, callback.network)}"
+        if not module.automatic_optimization and not self._backward_calls:
+            return (
+                "with manual optimisation the term is added in `self.manual_backward(loss)`, but the training step did "
+                "not call it."
+            )
+        if callback.backward_call is not None and callback.backward_call >= self._backward_calls:
+            return (
+                f"expected backward_call={callback.backward_call} to name a call of `manual_backward` in the step, "
+                f"counted from 0, but it made {self._backward_calls}."
+            )
+        which = "" if callback.backward_call is None else f" of backward call {callback.backward_call}"
+        return f"the loss{which} does not depend on what {name} returned."
+
+
+def _mean(penalties: list[tuple[Tensor, int]]) -> tuple[Tensor, int]:
+    """The mean of means, each over so many samples, and how many those are together."""
+    if len(penalties) == 1:
+        return penalties[0]
+    samples = sum(size for _, size in penalties)
+    return torch.stack([penalty * (size / samples) for penalty, size in penalties]).sum(), samples
 
 
 def _check_weight(weight: Any) -> float:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from lightning_invariance._checks import check_choice, check_count
 from lightning_invariance._isolation import full_precision, ordinary, undisturbed
+from lightning_invariance._locate import Arguments, LogitsOf, Place, check_place, describe_value, resolve_network
+from lightning_invariance._random import generator_for
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
-from lightning_invariance.callbacks._base import arguments_and_logits, is_sharded
+from lightning_invariance.callbacks._base import arguments_and_logits, inputs_in_words, is_sharded, name_of_network
+from lightning_invariance.callbacks._calls import CallSpec, NetworkCall
 from lightning_invariance.callbacks._epochs import EpochMonitor, NetworkOfInput, positions_of
-from lightning_invariance.callbacks._locate import Arguments, resolve_network
-from lightning_invariance.callbacks._random import generator_for
 from lightning_invariance.functional._orbit_values import OrbitValues
 from lightning_invariance.metrics._base import Estimate, SampleMeanMetric
 from lightning_invariance.metrics._selectivity import Selectivity
@@ -51,9 +52,13 @@ class SensitivityMonitor(EpochMonitor):
         every_n_epochs: measures in every n-th training epoch only (validation outside of ``fit`` and tests always).
         layers: whether to measure the layers too.
         network: the name of the submodule whose output are the logits; the module's own forward by default.
-        input: where the network's arguments hold the input: a position, a keyword or a key; by default the first
-            tensor, or the only floating-point one of a mapping.
+        input: where the network's arguments hold the input: a position, a keyword or a key; by default the only tensor
+            that the group can act on, or the only floating-point one.
+        logits: a function from the network's output to its logits; by default the output itself, or its ``logits``.
+        call: which of several calls of the network in a step is measured: an index, ``"last"``, or ``"all"``; the only
+            one if None.
         max_batch: the most samples in one forward.
+        prefix: put before the names that are logged, to tell two monitors apart.
 
     Attributes:
         history: a `MonitorRecord` for each epoch and data loader, in order.
@@ -81,22 +86,33 @@ class SensitivityMonitor(EpochMonitor):
         *,
         layers: bool = False,
         network: str | None = None,
-        input: int | str | None = None,
+        input: Place | None = None,
+        logits: LogitsOf | None = None,
+        call: CallSpec = None,
         max_batch: int | None = None,
+        prefix: str | None = None,
     ) -> None:
+        check_place("input", input)
         if action is not None:
             check_action(action)
         check_count("samples", samples)
         check_choice("layers", layers, (False, True))
         if max_batch is not None:
             check_count("max_batch", max_batch)
-        super().__init__(every_n_epochs, network, input)
-        self.action = action
+        super().__init__(
+            action, every_n_epochs, network=network, input=input, logits=logits, call=call, prefix=prefix
+        )
         self.samples = samples
         self.layers = layers
         self.max_batch = max_batch
         self._loaders: list[_LoaderSums] = []
         self._verified = False
+
+    def logged_names(self) -> tuple[str, ...]:
+        """The names that it logs by, without stage and prefix."""
+        names = ["jacobian_spectral_norm"]
+        names += ["selectivity"] if self.action is not None else []
+        return (*names, *(["spectral_norm"] if self.layers else []))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -116,11 +132,26 @@ class SensitivityMonitor(EpochMonitor):
     def _measure(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloaders: Any, dataloader_idx: int
     ) -> None:
-        call = self._recorder.take()
+        calls = self._calls(pl_module)
         if not self._loaders:
             return
         sums = self._loaders[dataloader_idx]
-        arguments, _ = arguments_and_logits(_NAME, pl_module, self.network, self.input, batch, call)
+        seen = sums.samples
+        for call in calls:
+            sums.samples = seen  # each call is of the same samples
+            self._measure_call(trainer, pl_module, batch, call, sums, dataloaders, dataloader_idx)
+
+    def _measure_call(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        call: NetworkCall | None,
+        sums: _LoaderSums,
+        dataloaders: Any,
+        dataloader_idx: int,
+    ) -> None:
+        arguments, base = arguments_and_logits(_NAME, pl_module, self.input, self.logits, self.action, batch, call)
         if arguments.has_other_tensors and self.max_batch is not None:
             raise ValueError(
                 f"{_NAME}: expected `max_batch` to be None for a network that takes several tensors "
@@ -130,9 +161,15 @@ class SensitivityMonitor(EpochMonitor):
             raise ValueError(
                 f"{_NAME}: expected the input to be floating point, to have a gradient, but got {arguments.x.dtype}."
             )
-        if self.action is not None and not self._verified:
-            self.action.verify(arguments.x)
+        if not self._verified:
             self._verified = True
+            if self.action is not None:
+                self.action.verify(arguments.x)
+            self._findings.say(
+                network=name_of_network(pl_module, self.network),
+                input=inputs_in_words(arguments),
+                logits="that are computed again" if base is None else describe_value(base),
+            )
         positions, kept = positions_of(dataloaders, dataloader_idx, sums.samples, len(arguments.x))
         sums.samples += len(arguments.x)
         wanted = [position for position in positions[:kept] if position < self.samples]
@@ -153,7 +190,7 @@ class SensitivityMonitor(EpochMonitor):
             with trainer.precision_plugin.val_step_context(), full_precision(x.device):
                 yield
 
-        network = NetworkOfInput(module, first, precision, _NAME)
+        network = NetworkOfInput(module, first, precision, self.logits, _NAME)
         sums.norms.update(jacobian_spectral_norm(network, x, max_batch=self.max_batch))
         if self.action is None:
             return

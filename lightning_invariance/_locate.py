@@ -1,0 +1,598 @@
+"""Finds the input, the labels and the logits in whatever a user's step, batch or network passes about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_invariance.actions import Action
+from lightning_invariance.actions._joint import JointAction, pack, unpack
+
+#: Where a tensor is: a position, a key or a keyword, or several of these joined by dots (``"0.image"``).
+Place = int | str
+
+#: Where the tensors are that the group acts on; a list says that nothing else moves.
+InputSpec = Place | Sequence[Place] | None
+
+#: From a network's output to its logits.
+LogitsOf = Callable[[Any], Tensor]
+
+#: The names by which a mapping's entry is taken for labels.
+LABEL_NAMES = ("label", "labels", "target", "targets", "y")
+
+_Path = tuple[Any, ...]
+
+
+def check_place(name: str, place: object) -> None:
+    """Raises a `ValueError` unless `place` is a position, a key or None."""
+    if place is not None and (not isinstance(place, (int, str)) or isinstance(place, bool)):
+        raise ValueError(f"Expected `{name}` to be a position, a key or None but got {place!r}.")
+
+
+def check_input_spec(name: str, spec: object) -> None:
+    """Raises a `ValueError` unless `spec` is a place, a list of distinct places or None."""
+    if not isinstance(spec, (list, tuple)):
+        check_place(name, spec)
+        return
+    for place in spec:
+        check_place(f"each of {name}", place)
+    if not spec or None in spec or len(set(spec)) != len(spec):
+        raise ValueError(f"Expected `{name}` to name distinct tensors, at least one, but got {spec!r}.")
+
+
+def check_logits_of(logits: object) -> None:
+    """Raises a `ValueError` unless `logits` is a function or None."""
+    if logits is not None and not callable(logits):
+        raise ValueError(f"Expected `logits` to be a function of the network's output or None but got {logits!r}.")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of a call, with the paths to the tensors that the group acts on."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    paths: tuple[_Path, ...]
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The tensors that the group acts on, as they are."""
+        return tuple(_get(self._root, path) for path in self.paths)
+
+    @property
+    def x(self) -> Tensor:
+        """The tensor that the group acts on; of several, the rows of all of them packed, ``(B, n)``."""
+        inputs = self.inputs
+        return inputs[0] if len(inputs) == 1 else pack(inputs)
+
+    def acting(self, action: Action) -> Action:
+        """The action on `x`."""
+        inputs = self.inputs
+        return action if len(inputs) == 1 else JointAction(action, inputs)
+
+    @property
+    def others(self) -> list[tuple[_Path, Tensor]]:
+        """The tensors besides, with their paths."""
+        return [(path, tensor) for path, tensor in _walk(self._root) if path not in self.paths]
+
+    @property
+    def has_other_tensors(self) -> bool:
+        """Whether the call takes tensors that the group does not act on."""
+        return bool(self.others)
+
+    def first(self, samples: int) -> Arguments:
+        """The arguments of the first few samples alone, as ordinary tensors where they are inference tensors."""
+        args, kwargs = _cut_rows((self.args, self.kwargs), len(self.inputs[0]), samples)
+        return replace(self, args=args, kwargs=kwargs)
+
+    def with_input(self, x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with another `x` in its place.
+
+        Where `x` holds the samples n times over, the other tensors of one row a sample are repeated likewise.
+        """
+        inputs = self.inputs
+        samples = len(inputs[0])
+        root: Any = self._root
+        if len(x) != samples:
+            root = _repeat_rows(root, samples, len(x) // max(samples, 1))
+        for path, tensor in zip(self.paths, (x,) if len(inputs) == 1 else unpack(x, inputs), strict=True):
+            root = _replace(root, path, tensor)
+        return root["args"], root["kwargs"]
+
+    def exchanged(self, moved: Sequence[Tensor]) -> Any:
+        """The first argument, a batch, with other tensors in the places of `inputs`."""
+        root = self._root
+        for path, tensor in zip(self.paths, moved, strict=True):
+            root = _replace(root, path, tensor)
+        return root["args"][0]
+
+    @property
+    def _root(self) -> dict[str, Any]:
+        return {"args": self.args, "kwargs": self.kwargs}
+
+
+def locate_in_call(
+    args: tuple[Any, ...], kwargs: dict[str, Any], spec: InputSpec, action: Action | None, owner: str
+) -> Arguments:
+    """Finds the tensors that the group acts on among the arguments of a network's call.
+
+    Args:
+        args: the call's positional arguments.
+        kwargs: its keyword arguments.
+        spec: where they are; None for the only tensor that can be meant: the only one that the group can act on.
+        action: the group; None where no group acts, and the only tensor can be meant.
+        owner: who asks, for messages.
+
+    Raises:
+        ValueError: if a place holds no tensor, or no or several tensors can be meant.
+    """
+    where = "the network's arguments"
+    if spec is not None:
+        return _named(args, kwargs, spec, owner, where)
+    tensors = list(_candidates({"args": args, "kwargs": kwargs}, action))
+    return Arguments(args, kwargs, (_the_only(tensors, action, args, kwargs, owner, where),))
+
+
+def locate_in_batch(batch: Any, spec: InputSpec, action: Action | None, owner: str) -> Arguments:
+    """Finds the tensors that the group acts on in a batch, which becomes the only argument.
+
+    By default the last part of a sequence is taken for its target, and so is what is named like labels in a mapping.
+
+    Args:
+        batch: what the data loader gave.
+        spec: where they are; None for the only tensor that can be meant.
+        action: the group; None where no group acts.
+        owner: who asks, for messages.
+
+    Raises:
+        ValueError: if a place holds no tensor; if no or several tensors can be meant; if the batch is a list of
+            samples, or the tensor has another number of rows than the target.
+    """
+    where = "the batch"
+    args = (batch,)
+    if spec is not None:
+        return _named(args, {}, spec, owner, where)
+    listed = _list_of_samples(batch)
+    if listed is not None:
+        raise ValueError(
+            f"{owner}: expected the input to be a tensor of one row a sample but the batch holds a list of samples, "
+            f"{_describe(listed)}: collate them into one tensor (in `collate_fn`), or, if these are batches of several "
+            "loaders, name the tensor with `input=` (such as '0.image')."
+        )
+    target: _Path | None = None
+    tensors = list(_candidates({"args": args, "kwargs": {}}, action))
+    if isinstance(batch, (list, tuple)) and len(batch) > 1 and not _are_alike(batch[0], batch[-1]):
+        target = ("args", 0, len(batch) - 1)
+        before = [each for each in tensors if each.path[:3] != target]
+        if any(each.movable for each in before) or not any(each.movable for each in tensors):
+            tensors = before or tensors
+        else:
+            target = None
+    path = _the_only(tensors, action, args, {}, owner, where)
+    arguments = Arguments(args, {}, (path,))
+    x = arguments.inputs[0]
+    labels = None if target is None else _get({"args": args}, target)
+    if isinstance(labels, Tensor) and labels.ndim and len(labels) != len(x):
+        raise ValueError(
+            f"{owner}: expected the input to be a tensor of one row a sample but {place_in_words(path, 'the batch')} "
+            f"has {len(x)} rows and {place_in_words(target or (), 'the batch')} has {len(labels)}: name the input with "
+            "`input=`."
+        )
+    return arguments
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a batch, or where they were looked for.
+
+    Attributes:
+        tensor: one integer a sample, shape ``(B,)``, or None where there are none.
+        place: where they are; or where was looked and what is there, in words.
+    """
+
+    tensor: Tensor | None
+    place: str
+
+
+def locate_target(
+    batch: Any, spec: Place | None, samples: int, owner: str, inputs: Sequence[Tensor] = ()
+) -> Labels:
+    """The labels of a batch.
+
+    Args:
+        batch: what the data loader gave.
+        spec: where they are; if None, the second part of a pair, or an entry named like a label, that holds one
+            integer a sample.
+        samples: B.
+        owner: who asks, for messages.
+        inputs: tensors that the network was called with: none of them is the labels.
+
+    Raises:
+        ValueError: if `spec` is given and names no labels.
+    """
+    if spec is None:
+        return _labels_by_default(batch, samples, inputs)
+    value = None
+    for path in _paths_of((batch,), {}, spec):
+        value = _get({"args": (batch,), "kwargs": {}}, path)
+        break
+    if not are_labels(value, samples):
+        raise ValueError(
+            f"{owner}: expected target={spec!r} to name {samples} integer labels in the batch but got "
+            f"{describe_value(value)}."
+        )
+    return Labels(value, place_in_words(path, "the batch"))
+
+
+def _labels_by_default(batch: Any, samples: int, inputs: Sequence[Tensor]) -> Labels:
+    if isinstance(batch, Mapping):
+        named = [key for key in LABEL_NAMES if key in batch]
+        for key in named:
+            if are_labels(batch[key], samples):
+                return Labels(batch[key], f"the batch[{key!r}]")
+        if named:
+            return Labels(None, "; ".join(f"the batch[{key!r}] is {describe_value(batch[key])}" for key in named))
+        return Labels(None, f"the batch has no entry called {', '.join(LABEL_NAMES)}")
+    if isinstance(batch, (list, tuple)) and len(batch) == 2:
+        if any(batch[1] is each for each in inputs):
+            return Labels(None, "the batch[1] is an argument of the network")
+        if are_labels(batch[1], samples):
+            return Labels(batch[1], "the batch[1]")
+        return Labels(None, f"the batch[1] is {describe_value(batch[1])}")
+    return Labels(None, f"the batch is no pair and no mapping but {describe_value(batch)}")
+
+
+def are_labels(value: Any, samples: int) -> bool:
+    """Whether `value` holds one class a sample: integers of shape ``(samples,)``."""
+    return (
+        isinstance(value, Tensor)
+        and value.shape == (samples,)
+        and not value.is_floating_point()
+        and not value.is_complex()
+    )
+
+
+def logits_of(output: Any, select: LogitsOf | None, owner: str) -> Tensor:
+    """The logits in a network's output.
+
+    Args:
+        output: a tensor, or a mapping or an object with ``logits`` in it; anything that `select` takes.
+        select: takes the logits out of the output.
+        owner: who asks, for messages.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    if select is not None:
+        selected = select(output)
+        if not isinstance(selected, Tensor):
+            raise ValueError(f"{owner}: expected `logits` to give a tensor but got {describe_value(selected)}.")
+        return selected
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    raise ValueError(
+        f"{owner}: expected the network to return logits (a tensor, or something with `logits` in it) but got "
+        f"{describe_value(output)}: take them out with `logits=`, a function of the output, or name the submodule that "
+        "gives them with `network=`."
+    )
+
+
+def check_rows(logits: Tensor, samples: int, owner: str) -> None:
+    """Raises a `ValueError` unless the logits have one row a sample."""
+    if logits.ndim == 0 or len(logits) != samples:
+        raise ValueError(
+            f"{owner}: expected the network to give one row of logits for each of {samples} samples but got "
+            f"{describe_value(logits)}: make them so with `logits=`, a function of the network's output."
+        )
+
+
+def resolve_network(module: nn.Module, name: str | None, owner: str) -> nn.Module:
+    """The submodule of that name, or the module itself.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name is None:
+        return module
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        children = ", ".join(repr(child) for child, _ in module.named_children())
+        raise ValueError(
+            f"{owner}: expected `network` to name a submodule of {type(module).__name__} (such as {children}) "
+            f"but got {name!r}."
+        ) from None
+
+
+def left_behind(action: Action, x: Tensor, others: Sequence[tuple[_Path, Tensor]]) -> list[_Path]:
+    """Where tensors lie that have the places which the group moves in `x`, but are not moved with it."""
+    return [path for path, other in others if _has_the_places(action, x, other)]
+
+
+def moves_along(action: Action, x: Tensor, output: Tensor) -> bool:
+    """Whether an output has the places that the group moves in the input: a mask for an image, forces for points."""
+    return _has_the_places(action, x, output)
+
+
+def _has_the_places(action: Action, x: Tensor, other: Tensor) -> bool:
+    if other.ndim < 2 or other.ndim < x.ndim - 1 or len(other) != len(x):
+        return False
+    places = action.places
+    if places is None:  # a user's functions: images, most likely
+        places = (-2, -1) if x.ndim >= 3 else (-1,)
+    if not places or -min(places) > x.ndim - 1:
+        return False
+    try:
+        moved = action.alongside(x, other).places
+    except ValueError:
+        return False
+    moved = places if moved is None else moved
+    if -min(moved) > other.ndim - 1:
+        return False
+    return [other.shape[dim] for dim in moved] == [x.shape[dim] for dim in places]
+
+
+# Paths ----------------------------------------------------------------------------------------------------------------
+
+
+def _named(args: tuple[Any, ...], kwargs: dict[str, Any], spec: InputSpec, owner: str, where: str) -> Arguments:
+    root = {"args": args, "kwargs": kwargs}
+    paths = []
+    for place in spec if isinstance(spec, (list, tuple)) else [spec]:
+        found = [path for path in _paths_of(args, kwargs, place) if isinstance(_get(root, path), Tensor)]
+        if not found:
+            raise ValueError(
+                f"{owner}: expected input={spec!r} to name a tensor in {where} but {place!r} is none: "
+                f"it holds {describe(args, kwargs)}."
+            )
+        paths.append(found[0])
+    arguments = Arguments(args, kwargs, tuple(paths))
+    rows = {len(tensor) if tensor.ndim else 0 for tensor in arguments.inputs}
+    if len(rows) > 1 or rows == {0} and not arguments.inputs[0].ndim:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in arguments.inputs)
+        raise ValueError(
+            f"{owner}: expected input={spec!r} to name tensors of one row a sample but got the shapes {shapes}."
+        )
+    return arguments
+
+
+def _paths_of(args: tuple[Any, ...], kwargs: dict[str, Any], place: Any) -> list[_Path]:
+    """The paths that a place can mean: a keyword or a key; a position among the arguments or in the only one."""
+    root = {"args": args, "kwargs": kwargs}
+    starts: list[_Path] = [("args", position) for position in range(len(args))]
+    if isinstance(place, str):
+        found = [("kwargs", place)] if place in kwargs else []
+        found += [path for start in starts for path in _steps_into(_get(root, start), start, place)]
+        if found or "." not in place:
+            return found
+        head, rest = place.split(".", 1)
+        firsts: list[Any] = [head, *([int(head)] if head.lstrip("-").isdigit() else [])]
+        return [
+            path
+            for first in firsts
+            for start in _paths_of(args, kwargs, first)
+            for path in _descend(_get(root, start), start, rest)
+        ]
+    only = args[0] if len(args) == 1 else None
+    if isinstance(only, (list, tuple)):
+        return [("args", 0, place)] if -len(only) <= place < len(only) else []
+    return [("args", place)] if -len(args) <= place < len(args) else []
+
+
+def _steps_into(value: Any, start: _Path, step: str) -> list[_Path]:
+    """One step into a container, by a key or by a position written as a string."""
+    if isinstance(value, Mapping) and step in value:
+        return [(*start, step)]
+    if isinstance(value, (list, tuple)) and step.lstrip("-").isdigit() and -len(value) <= int(step) < len(value):
+        return [(*start, int(step))]
+    return []
+
+
+def _descend(value: Any, start: _Path, rest: str) -> list[_Path]:
+    whole = _steps_into(value, start, rest)
+    if whole or "." not in rest:
+        return whole
+    head, tail = rest.split(".", 1)
+    return [
+        path for step in _steps_into(value, start, head) for path in _descend(value[step[-1]], step, tail)
+    ]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    path: _Path
+    tensor: Tensor
+    movable: bool
+
+
+def _candidates(root: dict[str, Any], action: Action | None) -> Iterator[_Candidate]:
+    """The tensors that could be meant: all of a sequence; of a mapping, the floating-point ones that are no labels."""
+    for path, tensor in _walk_candidates(root["args"], ("args",), top=True):
+        yield _Candidate(path, tensor, _can_act(action, tensor))
+    for path, tensor in _walk_candidates(root["kwargs"], ("kwargs",), top=False):
+        yield _Candidate(path, tensor, _can_act(action, tensor))
+
+
+def _walk_candidates(value: Any, path: _Path, top: bool) -> Iterator[tuple[_Path, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, Mapping):
+        tensors = {key: item for key, item in value.items() if isinstance(item, Tensor) and key not in LABEL_NAMES}
+        floating = {key: item for key, item in tensors.items() if item.is_floating_point()}
+        for key, item in (floating or tensors).items():
+            yield (*path, key), item
+    elif isinstance(value, (list, tuple)):
+        for place, item in enumerate(value):
+            yield from _walk_candidates(item, (*path, place), top=False)
+
+
+def _can_act(action: Action | None, tensor: Tensor) -> bool:
+    if action is None:
+        return tensor.ndim > 0
+    try:
+        action.check(tensor)
+    except ValueError:
+        return False
+    return True
+
+
+def _the_only(
+    tensors: list[_Candidate],
+    action: Action | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    owner: str,
+    where: str,
+) -> _Path:
+    movable = [each for each in tensors if each.movable]
+    if len(movable) == 1:
+        return movable[0].path
+    if not movable and tensors:
+        # None can be moved. The first of a sequence, or the only one of a mapping, is most likely meant: what is wrong
+        # with it is for the action to say.
+        first = tensors[0].path
+        if len(tensors) == 1 or (isinstance(first[-1], int) and first[0] == "args"):
+            return first
+        movable = tensors
+    if not movable:
+        problem = "there is no tensor"
+    else:
+        places = ", ".join(f"{place_in_words(each.path, where)} {tuple(each.tensor.shape)}" for each in movable)
+        problem = f"several tensors could be meant ({places})"
+    raise ValueError(
+        f"{owner}: expected to find the input in {where}, which holds {describe(args, kwargs)}, but {problem}: "
+        "name it with `input=` (a key, a keyword or a position), or in a list all that move together."
+    )
+
+
+def _are_alike(first: Any, last: Any) -> bool:
+    """Whether both are batches: of two loaders, say."""
+    kinds: tuple[type, ...] = (Mapping, list, tuple)
+    return any(isinstance(first, kind) and isinstance(last, kind) for kind in kinds)
+
+
+def _list_of_samples(batch: Any) -> Any:
+    """The part of a batch that is a list of mappings, one a sample."""
+    if not isinstance(batch, (list, tuple)) or not batch:
+        return None
+    if all(isinstance(item, Mapping) for item in batch):
+        return batch
+    for item in batch:
+        if isinstance(item, (list, tuple)) and item and all(isinstance(each, Mapping) for each in item):
+            return batch
+    return None
+
+
+def _walk(value: Any, path: _Path = ()) -> Iterator[tuple[_Path, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _walk(item, (*path, key))
+    elif isinstance(value, (list, tuple)):
+        for place, item in enumerate(value):
+            yield from _walk(item, (*path, place))
+
+
+def _get(root: Any, path: _Path) -> Any:
+    for step in path:
+        root = root[step]
+    return root
+
+
+def _replace(value: Any, path: _Path, new: Any) -> Any:
+    """A copy of nested containers with one place exchanged; what lies elsewhere is shared."""
+    if not path:
+        return new
+    step, rest = path[0], path[1:]
+    if isinstance(value, Mapping):
+        changed = dict(value)
+        changed[step] = _replace(value[step], rest, new)
+        return changed if type(value) is dict else _like(value, changed)
+    items = list(value)
+    items[step] = _replace(items[step], rest, new)
+    return _like(value, items)
+
+
+def _like(value: Any, items: Any) -> Any:
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*items)
+    return type(value)(items)
+
+
+def _repeat_rows(value: Any, samples: int, times: int) -> Any:
+    def repeat(tensor: Tensor) -> Tensor:
+        return tensor.repeat(times, *(1,) * (tensor.ndim - 1)) if _has_rows(tensor, samples) else tensor
+
+    return _map_tensors(repeat, value)
+
+
+def _cut_rows(value: Any, samples: int, kept: int) -> Any:
+    def cut(tensor: Tensor) -> Tensor:
+        part = tensor[:kept] if _has_rows(tensor, samples) else tensor
+        # Outside of inference mode no gradient can pass an inference tensor, nor a view of one.
+        return part.clone() if part.is_inference() else part
+
+    return _map_tensors(cut, value)
+
+
+def _has_rows(tensor: Tensor, samples: int) -> bool:
+    return tensor.ndim > 0 and len(tensor) == samples
+
+
+def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        items = {key: _map_tensors(function, item) for key, item in value.items()}
+        return items if type(value) is dict else _like(value, items)
+    if isinstance(value, (list, tuple)):
+        return _like(value, [_map_tensors(function, item) for item in value])
+    return value
+
+
+# Words ----------------------------------------------------------------------------------------------------------------
+
+
+def place_in_words(path: _Path, where: str = "the network's arguments") -> str:
+    """A path as people write it: ``argument 0['image']``, ``the batch[1]``."""
+    inside = "".join(f"[{step!r}]" for step in path[2:])
+    if path[:1] == ("kwargs",):
+        return f"keyword {path[1]!r}{inside}"
+    return f"the batch{inside}" if where == "the batch" else f"argument {path[1]}{inside}"
+
+
+def describe_value(value: Any) -> str:
+    """What a value is, for messages: a tensor's shape and precision, what a container holds, or a class."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    return _describe(value)
+
+
+def describe(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """What a call's arguments are, for messages."""
+    parts = [_describe(value) for value in args] + [f"{key}={_describe(value)}" for key, value in kwargs.items()]
+    return ", ".join(parts) or "nothing"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + _some(f"{key!r}: {_describe(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + _some(_describe(item) for item in value) + "]"
+    return type(value).__name__
+
+
+def _some(parts: Iterator[str], most: int = 8) -> str:
+    """The first few: a list of samples can be long."""
+    listed = list(parts)
+    return ", ".join(listed[:most] + ["..."] * (len(listed) > most))
