@@ -27,10 +27,15 @@ def is_number(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, Real)
 
 
-def check_number(name: str, value: Any, above: float | None = None) -> None:
-    """Raises a `ValueError` unless `value` is a finite number, above a bound where there is one."""
-    if not is_number(value) or not -float("inf") < value < float("inf") or (above is not None and value <= above):
-        bound = "" if above is None else f" above {above}"
+def check_number(name: str, value: Any, above: float | None = None, minimum: float | None = None) -> None:
+    """Raises a `ValueError` unless `value` is a finite number, above a bound or of at least a minimum if given."""
+    if (
+        not is_number(value)
+        or not -float("inf") < value < float("inf")
+        or (above is not None and value <= above)
+        or (minimum is not None and value < minimum)
+    ):
+        bound = f" above {above}" if above is not None else "" if minimum is None else f" of at least {minimum}"
         raise ValueError(f"Expected `{name}` to be a finite number{bound} but got {value!r}.")
 
 

@@ -22,8 +22,15 @@ from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.metrics._base import Estimate
 from lightning_invariance.metrics._collection import MeasureCollection, Measures
-from lightning_invariance.orbit import OrbitOutputs, evaluate_orbit
-from lightning_invariance.saliency import Network, SaliencyLike, as_saliency, default_saliency, predicted_class
+from lightning_invariance.orbit import OrbitOutputs, add_saliency, evaluate_orbit
+from lightning_invariance.saliency import (
+    Network,
+    SaliencyLike,
+    as_saliency,
+    by_class,
+    default_saliency,
+    predicted_class,
+)
 
 
 class InvarianceEvaluator:
@@ -55,7 +62,7 @@ class InvarianceEvaluator:
             check_count("max_batch", max_batch)
         self.action = action
         self.measures = MeasureCollection(measures)
-        self.saliency = None if saliency is None else as_saliency(saliency)
+        self.saliency = default_saliency() if saliency is None else as_saliency(saliency)
         self.saliency_samples = saliency_samples
         self.max_batch = max_batch
         self.samples = 0
@@ -89,8 +96,6 @@ class InvarianceEvaluator:
         """
         positions = range(self.samples, self.samples + len(x)) if positions is None else positions
         self.samples += len(x)
-        if self.saliency is None:
-            self.saliency = default_saliency(self.action, x)
         if target is not None and self.measures.restricted and not _are_labels(target, x):
             target = None
         kept = len(x) if kept is None else kept
@@ -123,7 +128,15 @@ class InvarianceEvaluator:
             self._explainable = _is_explainable(base_logits, x)
         # With maps for all samples one pass is enough, once it is known that there can be maps and what the logits are.
         if run == len(x) and self._explainable and (base_logits is not None or target is None):
-            outputs = self._evaluate(network, x, base_logits, target)
+            outputs = evaluate_orbit(
+                network,
+                x,
+                self.action,
+                base_logits=base_logits,
+                saliency=self.saliency,
+                target=_explained_class(target, base_logits, x),
+                max_batch=self._limit(x),
+            )
             self._feed(replace(outputs, saliency=None, orbit_saliency=None), target, kept)
             self._feed(outputs, target, explained)
             return
@@ -131,9 +144,12 @@ class InvarianceEvaluator:
         self._feed(outputs, target, kept)
         self._explainable = _is_explainable(outputs.logits, x)
         if run and (self._explainable or not self.measures.restricted):
-            first = slice(run)
             labels = _first(target, run, len(x))
-            maps = self._evaluate(network_for(run), x[first], outputs.logits[first], labels)
+            x, first = x[:run], OrbitOutputs(outputs.logits[:run], outputs.orbit_logits[:, :run])
+            chosen = _explained_class(labels, first.logits, x)
+            elements = list(range(1, len(self.action)))
+            limit = self._limit(x)
+            maps = add_saliency(first, network_for(run), x, self.action, elements, self.saliency, chosen, limit)
             self._feed(maps, labels, explained)
 
     def _feed(self, outputs: OrbitOutputs, target: Tensor | None, samples: int) -> None:
@@ -148,23 +164,6 @@ class InvarianceEvaluator:
         )
         self.measures.update(first, _first(target, samples, len(outputs.logits)))
 
-    def _evaluate(self, network: Network, x: Tensor, base_logits: Tensor | None, target: Tensor | None) -> OrbitOutputs:
-        if target is not None and not _are_labels(target, x):
-            target = None
-        elif target is not None and base_logits is not None:
-            # A label that names no output (to be ignored, or 1 beside a single logit) explains nothing.
-            named = (target >= 0) & (target < base_logits.shape[1])
-            target = torch.where(named, target, predicted_class(base_logits))
-        return evaluate_orbit(
-            network,
-            x,
-            self.action,
-            base_logits=base_logits,
-            saliency=self.saliency,
-            target=target,
-            max_batch=self._limit(x),
-        )
-
     def _limit(self, x: Tensor) -> int:
         return self.max_batch or max(len(x), 1)
 
@@ -174,8 +173,19 @@ class InvarianceEvaluator:
 
 
 def _is_explainable(logits: Tensor, x: Tensor) -> bool:
-    """Whether each class has a logit, and the input a gradient."""
-    return logits.ndim == 2 and x.is_floating_point()
+    """Whether each class has a logit (a single output is the only class's), and the input a gradient."""
+    return logits.ndim in (1, 2) and logits.is_floating_point() and x.is_floating_point()
+
+
+def _explained_class(target: Tensor | None, logits: Tensor | None, x: Tensor) -> Tensor | None:
+    """The labels where they name outputs; None, or the class predicted, where they do not."""
+    if target is None or not _are_labels(target, x):
+        return None
+    if logits is None:
+        return target
+    # A label that names no output (to be ignored, or 1 beside a single logit) explains nothing.
+    named = (target >= 0) & (target < by_class(logits).shape[1])
+    return torch.where(named, target, predicted_class(logits))
 
 
 def _first(target: Tensor | None, samples: int, of: int) -> Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,15 @@ from lightning_invariance._checks import (
 )
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
-from lightning_invariance.saliency import Network, Saliency, SaliencyLike, as_saliency, predicted_class
+from lightning_invariance.saliency import (
+    Network,
+    Saliency,
+    SaliencyLike,
+    as_saliency,
+    checked_logits,
+    predicted_class,
+    prepared_by,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,8 @@ def evaluate_orbit(
         action: the group.
         base_logits: :math:`f(x)` where it is known, so that it is not computed again (but by `saliency`, for its map).
         saliency: how to compute saliency maps, if they are wanted: a `Saliency`, a captum attribution (an instance,
-            or its class), or a function ``(network, x, target) -> maps``.
+            or its class), or a function ``(network, x, target) -> maps``. One that prepares the batch (`Gradient` with
+            `dither`) changes no logits: the network runs over the orbit once more for it.
         target: the class whose prediction the maps explain, ``(B,)`` integers, the same over the whole orbit; the class
             predicted on `x` if None.
         elements: which elements to run, by index; all but the identity by default.
@@ -112,9 +121,9 @@ def evaluate_orbit(
         outputs = OrbitOutputs(*_logits(network, x, action, chosen, base_logits, max_batch))
     else:
         way = as_saliency(saliency)
-        if base_logits is not None and base_logits.ndim != 2:
+        if base_logits is not None and base_logits.ndim > 2:
             raise ValueError(
-                f"Expected `base_logits` to have the shape ({len(x)}, classes) for saliency but got "
+                f"Expected `base_logits` to have the shape ({len(x)}, classes) or ({len(x)},) for saliency but got "
                 f"{tuple(base_logits.shape)}."
             )
         outputs = _logits_and_saliency(network, x, action, chosen, base_logits, way, target, max_batch)
@@ -229,7 +238,11 @@ def _logits_and_saliency(
     target: Tensor | None,
     max_batch: int | None,
 ) -> OrbitOutputs:
-    """One pass gives the logits and the maps; the target is fixed on x before the orbit is run."""
+    """One pass gives the logits and the maps, unless those are taken at other inputs."""
+    if prepared_by(saliency, x) is not x:
+        with torch.no_grad():
+            outputs = OrbitOutputs(*_logits(network, x, action, elements, base_logits, max_batch))
+        return add_saliency(outputs, network, x, action, elements, saliency, target, max_batch)
     logits, maps, run = base_logits, None, [0, *elements]
     if target is None and base_logits is not None:
         target = predicted_class(base_logits)
@@ -237,18 +250,49 @@ def _logits_and_saliency(
         # The class predicted on x is only known once x has been run.
         logits, maps = saliency.attribute(network, x, None, max_batch)
         target, run = predicted_class(logits), elements
-    rows, posed = [], []
-    for some, moved in _moved(x, action, run, max_batch):
-        row, each = saliency.attribute(network, moved, target.repeat(len(some)), max_batch)
-        rows.append(row.unflatten(0, (len(some), len(x))))
-        places = zip(some, each.unflatten(0, (len(some), len(x))), strict=True)
-        posed += [place if element == 0 else action.invert(place, element) for element, place in places]
-    orbit_logits = torch.cat(rows)
+    orbit_logits, posed = _posed(network, x, action, run, saliency, target, max_batch)
     if maps is None:
         first, orbit_logits = orbit_logits[0], orbit_logits[1:]
         logits, maps, posed = first if base_logits is None else base_logits, posed[0], posed[1:]
     assert logits is not None
     return OrbitOutputs(logits, orbit_logits, saliency.finish(maps), saliency.finish(torch.stack(posed)))
+
+
+def add_saliency(
+    outputs: OrbitOutputs,
+    network: Network,
+    x: Tensor,
+    action: Action,
+    elements: list[int],
+    saliency: Saliency,
+    target: Tensor | None,
+    max_batch: int | None,
+) -> OrbitOutputs:
+    """The outputs with saliency maps, which take a pass of their own over the orbit of the prepared batch."""
+    logits = checked_logits(outputs.logits, x)
+    target = predicted_class(logits) if target is None else target
+    prepared = prepared_by(saliency, x)
+    _, (maps, *posed) = _posed(network, prepared, action, [0, *elements], saliency, target, max_batch)
+    return replace(outputs, saliency=saliency.finish(maps), orbit_saliency=saliency.finish(torch.stack(posed)))
+
+
+def _posed(
+    network: Network,
+    x: Tensor,
+    action: Action,
+    elements: list[int],
+    saliency: Saliency,
+    target: Tensor,
+    max_batch: int | None,
+) -> tuple[Tensor, list[Tensor]]:
+    """Logits of the elements, and their maps in the common pose."""
+    rows, posed = [], []
+    for some, moved in _moved(x, action, elements, max_batch):
+        row, each = saliency.attribute(network, moved, target.repeat(len(some)), max_batch)
+        rows.append(row.unflatten(0, (len(some), len(x))))
+        places = zip(some, each.unflatten(0, (len(some), len(x))), strict=True)
+        posed += [place if element == 0 else action.invert(place, element) for element, place in places]
+    return torch.cat(rows), posed
 
 
 def _moved(x: Tensor, action: Action, elements: list[int], max_batch: int | None) -> Iterator[tuple[list[int], Tensor]]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache, partial
+from math import prod
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_invariance._checks import (
@@ -23,18 +24,21 @@ from lightning_invariance._checks import (
     check_tensor,
 )
 from lightning_invariance._isolation import full_precision, ordinary
-from lightning_invariance.actions import Action, AffineAction, PermutationAction, ProductAction
 
 Network = Callable[[Tensor], Tensor]
 
 
 class Saliency(ABC):
-    """A way to compute saliency maps.
+    r"""A way to compute saliency maps.
 
     Calling it gives the logits too, since most ways run the network on `x` anyway. Signed maps follow captum's
     conventions. No parameter receives a gradient, and the maps carry none.
 
-    A subclass writes `attribute`, and `finish` for what is not to be done before the maps are in a common pose.
+    A subclass writes `attribute`, `prepare` for what is to be done to a batch before it is moved, and `finish` for what
+    is not to be done before the maps are in a common pose: over an orbit,
+
+    .. math::
+        m(gx) = \text{finish}(g^{-1} \, \text{attribute}(g \, \text{prepare}(x))).
     """
 
     def __call__(
@@ -43,21 +47,40 @@ class Saliency(ABC):
         """Computes logits and maps.
 
         Args:
-            network: from a batch to its logits ``(B, C)``.
+            network: from a batch to its logits ``(B, C)``, or to one output a sample ``(B,)``, the only class then.
             x: the batch, shape ``(B, ...)``, floating point.
-            target: the class that each map explains, shape ``(B,)``; the predicted one if None.
+            target: the class that each map explains, shape ``(B,)``; the one predicted on `x` if None.
             max_batch: the most samples in one forward.
 
         Returns:
-            The logits ``(B, C)`` and the maps, of the shape of `x` unless a class says otherwise; both detached.
+            The logits of `x`, as the network gives them, and the maps, of the shape of `x` unless a class says
+            otherwise; both detached.
 
         Raises:
-            ValueError: if `x` is not floating point, the network's output has not the shape ``(B, C)`` or does not
-                depend on `x`, `target` does not name one of its classes a sample, or `max_batch` is no integer of at
-                least 1.
+            ValueError: if `x` is not floating point, the network's output has neither the shape ``(B, C)`` nor ``(B,)``
+                or does not depend on `x`, `target` does not name one of its classes a sample, or `max_batch` is no
+                integer of at least 1.
         """
-        logits, maps = self.attribute(network, x, target, max_batch)
+        _check_arguments(network, x, target, max_batch)
+        prepared = prepared_by(self, x)
+        if prepared is x:
+            logits, maps = self.attribute(network, x, target, max_batch)
+        else:
+            with torch.no_grad():
+                parts = x.split(max_batch or max(len(x), 1))
+                logits = torch.cat([checked_logits(network(part), part) for part in parts])
+            chosen = predicted_class(logits) if target is None else target
+            _, maps = self.attribute(network, prepared, chosen, max_batch)
         return logits, self.finish(maps)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """The first step, on a batch ``(B, ...)`` that no element has moved yet; `x` itself by default.
+
+        Noise belongs here: drawn anew in each pose, it would make an invariant network look as if it were not. Where
+        the result is another tensor than `x`, maps take a pass of the network of their own, and logits stay those of
+        `x`. It is to have the shape of `x`, and a sample's part is not to depend on the other samples.
+        """
+        return x
 
     @abstractmethod
     def attribute(
@@ -89,6 +112,24 @@ class Gradient(Saliency):
     Signed, unlike captum's ``Saliency``, which takes absolute values. For orthogonal actions, and so for permutations,
     an invariant network's gradients move with the input: :math:`m(gx) = g\, m(x)`.
 
+    That needs a gradient. Max-pooling has none where two of its inputs are equal, as on a flat background: it picks one
+    by its position, which no group respects, and the maps of an exactly invariant network differ. `dither` breaks such
+    ties by noise, added before the group moves the input, the same for every sample:
+
+    .. math::
+        m(x) = \left. \partial f_t / \partial x \right|_{x + \delta s(x) \, \epsilon},
+        \qquad \epsilon \sim N(0, 1),
+
+    where :math:`s(x)` is the standard deviation of the sample's entries (1 where all are equal) and :math:`\delta` the
+    `dither`. It is drawn in the same way on every call, and torch's random streams are not drawn from. Input in half
+    precision needs more than 0.001, which is lost in rounding there.
+
+    Args:
+        dither: how large the noise is.
+
+    Raises:
+        ValueError: if `dither` is no finite number of at least 0.
+
     Example:
         >>> import torch
         >>> from lightning_invariance import Gradient
@@ -99,6 +140,17 @@ class Gradient(Saliency):
         tensor([[ 3., -4.]])
     """
 
+    def __init__(self, dither: float = 0.0) -> None:
+        check_number("dither", dither, minimum=0)
+        self.dither = float(dither)
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """The input with its noise."""
+        if not self.dither:
+            return x
+        check_floating("x", x, "to have a gradient")
+        return _dithered(x.detach(), self.dither)
+
     def attribute(
         self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -108,11 +160,17 @@ class Gradient(Saliency):
         return _logits_and_gradient(network, x, target)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        return f"{type(self).__name__}({f'dither={self.dither}' if self.dither else ''})"
 
 
 class InputXGradient(Gradient):
     r"""Input times gradient: :math:`m(x) = x \odot \partial f_t(x) / \partial x`. Signed, as captum's.
+
+    Args:
+        dither: how large the noise on the input is, in both factors; see `Gradient`.
+
+    Raises:
+        ValueError: if `dither` is no finite number of at least 0.
 
     Example:
         >>> import torch
@@ -169,9 +227,9 @@ class IntegratedGradients(Saliency):
         check_floating("x", x, "to have a gradient")
         x = _detached(x)
         with torch.no_grad():
-            logits = torch.cat([_checked_logits(network(part), part) for part in x.split(max_batch or max(len(x), 1))])
+            logits = torch.cat([checked_logits(network(part), part) for part in x.split(max_batch or max(len(x), 1))])
         target = predicted_class(logits) if target is None else target.long()
-        check_classes_named(target, logits.shape[1])
+        check_classes_named(target, by_class(logits).shape[1])
         nodes, weights = _gauss_legendre(self.steps)
         total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         # As many points of the path in one forward as the limit allows: without one, a batch at a time, so that the
@@ -239,6 +297,17 @@ class PaperSaliency(IntegratedGradients):
         return _smooth(maps)
 
 
+class _ByClass(nn.Module):
+    """A network of a single output ``(B,)`` as one of logits ``(B, 1)``."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return by_class(self.network(x))
+
+
 class _Attribution(Saliency):
     """A captum attribution, or a plain function ``(network, x, target) -> maps``."""
 
@@ -256,17 +325,21 @@ class _Attribution(Saliency):
 
     def _one_ordinary_chunk(self, network: Network, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            logits = _checked_logits(network(x), x)
+            logits = checked_logits(network(x), x)
         target = predicted_class(logits) if target is None else target.long()
-        check_classes_named(target, logits.shape[1])
+        check_classes_named(target, by_class(logits).shape[1])
         with torch.enable_grad():
             leaf = x.clone().requires_grad_()
-            if isinstance(self._attribution, type):
-                maps = self._attribution(network).attribute(leaf, target=target)
-            elif hasattr(self._attribution, "attribute"):
-                maps = self._attribution.attribute(leaf, target=target)
+            single = logits.ndim == 1
+            if hasattr(self._attribution, "attribute") and not isinstance(self._attribution, type):
+                # It is bound to its own network, and captum has no class to choose from where there is one output.
+                maps = self._attribution.attribute(leaf, target=None if single else target)
             else:
-                maps = self._attribution(network, leaf, target)
+                explained = _ByClass(network) if single else network
+                if isinstance(self._attribution, type):
+                    maps = self._attribution(explained).attribute(leaf, target=target)
+                else:
+                    maps = self._attribution(explained, leaf, target)
         if not isinstance(maps, Tensor) or maps.ndim == 0 or len(maps) != len(x):
             got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
             raise ValueError(f"Expected `saliency` to give {len(x)} maps, one a sample, but got {got}.")
@@ -297,20 +370,32 @@ def as_saliency(saliency: SaliencyLike) -> Saliency:
     return _Attribution(saliency)
 
 
-def default_saliency(action: Action, x: Tensor) -> Saliency:
-    """The paper's maps where the action moves the pixels of images about; else gradients, right for orthogonal ones."""
-    return PaperSaliency() if x.ndim >= 3 and _moves_pixels(action) else Gradient()
+def default_saliency() -> Saliency:
+    """What is used where none is named, for every action and every input that is floating point."""
+    return Gradient(dither=1e-3)
 
 
-def _moves_pixels(action: Action) -> bool:
-    if isinstance(action, ProductAction):
-        return _moves_pixels(action.first) and _moves_pixels(action.second)
-    return isinstance(action, (PermutationAction, AffineAction))
+def prepared_by(saliency: Saliency, x: Tensor) -> Tensor:
+    """What the maps are taken at; `x` itself where nothing is done to it."""
+    prepared = saliency.prepare(x)
+    if not isinstance(prepared, Tensor) or prepared.shape != x.shape or prepared.dtype != x.dtype:
+        got = (
+            f"{tuple(prepared.shape)} of {prepared.dtype}" if isinstance(prepared, Tensor) else type(prepared).__name__
+        )
+        raise ValueError(
+            f"Expected `prepare` of {saliency!r} to give a tensor {tuple(x.shape)} of {x.dtype}, as `x`, but got {got}."
+        )
+    return prepared
 
 
 def predicted_class(logits: Tensor) -> Tensor:
     """The class of the largest logit, shape ``(B,)``."""
-    return logits.detach().argmax(dim=1)
+    return by_class(logits.detach()).argmax(dim=1)
+
+
+def by_class(logits: Tensor) -> Tensor:
+    """Logits ``(B, C)``; a single output ``(B,)`` is that of the only class."""
+    return logits[:, None] if logits.ndim == 1 else logits
 
 
 def _logits_and_gradient(
@@ -324,11 +409,11 @@ def _logits_and_gradient(
     # `Trainer.validate` runs in inference mode, where no graph is recorded, and its tensors cannot enter one.
     with torch.inference_mode(False), torch.enable_grad():
         leaf = x.detach().clone().requires_grad_()
-        logits = _checked_logits(network(leaf), leaf)
+        logits = checked_logits(network(leaf), leaf)
         if target is not None and not named:
-            check_classes_named(target, logits.shape[1])
+            check_classes_named(target, by_class(logits).shape[1])
         chosen = predicted_class(logits) if target is None else _detached(target).long()
-        explained = logits.gather(1, chosen[:, None].to(logits.device)).sum()
+        explained = by_class(logits).gather(1, chosen[:, None].to(logits.device)).sum()
         gradient = torch.autograd.grad(explained, leaf, allow_unused=True)[0] if explained.requires_grad else None
     return logits.detach(), check_has_gradient(gradient)
 
@@ -366,11 +451,25 @@ def _check_arguments(network: Network, x: Tensor, target: Tensor | None, max_bat
         check_not_meta("target", target)
 
 
-def _checked_logits(logits: Tensor, x: Tensor) -> Tensor:
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+def checked_logits(logits: Tensor, x: Tensor) -> Tensor:
+    """The network's output, if it can be explained."""
+    if not isinstance(logits, Tensor) or logits.ndim not in (1, 2) or len(logits) != len(x):
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"Expected `network` to give logits of shape ({len(x)}, classes) for saliency but got {got}.")
+        raise ValueError(
+            f"Expected `network` to give logits of shape ({len(x)}, classes) or ({len(x)},) for saliency but got {got}."
+        )
     return logits
+
+
+def _dithered(x: Tensor, size: float) -> Tensor:
+    """The batch with noise of `size` times each sample's standard deviation, the same pattern for every sample."""
+    precision = torch.promote_types(x.dtype, torch.float32)
+    pattern = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x.device, precision)
+    entries = x.reshape(len(x), prod(x.shape[1:])).to(precision)
+    # Equal values are compared as they are: rounding leaves them a standard deviation that is small but not 0.
+    flat = (entries == entries[:, :1]).all(dim=1)
+    deviation = torch.where(flat, 1.0, entries.std(dim=1, correction=0))
+    return (x + size * deviation.reshape(-1, *(1,) * (x.ndim - 1)) * pattern).to(x.dtype)
 
 
 @lru_cache(maxsize=8)

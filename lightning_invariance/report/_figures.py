@@ -165,9 +165,7 @@ def plot_saliency_orbit(
         axes.set_title(element)
     for row, (name, network) in zip(grid, networks.items(), strict=True):
         with evaluation_mode(module_of(network)):
-            outputs = evaluate_orbit(
-                network, x[None], action, saliency=saliency or default_saliency(action, x[None]), target=label
-            )
+            outputs = evaluate_orbit(network, x[None], action, saliency=saliency or default_saliency(), target=label)
         assert outputs.saliency is not None
         assert outputs.orbit_saliency is not None
         maps = torch.cat([outputs.saliency[None], outputs.orbit_saliency])[:, 0].abs().sum(dim=1).cpu()
