@@ -113,8 +113,9 @@ def is_batch_coupled(module: nn.Module) -> bool:
 
 
 def module_of(network: object) -> nn.Module:
-    """The network, or, where it is a function, a module without anything to preserve."""
-    return network if isinstance(network, nn.Module) else nn.Module()
+    """The network, the module whose method it is, or, for a function, a module without anything to preserve."""
+    owner = getattr(network, "__self__", network)
+    return owner if isinstance(owner, nn.Module) else nn.Module()
 
 
 @contextmanager

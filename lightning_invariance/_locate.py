@@ -531,7 +531,7 @@ def _repeat_rows(value: Any, samples: int, times: int) -> Any:
     def repeat(tensor: Tensor) -> Tensor:
         return tensor.repeat(times, *(1,) * (tensor.ndim - 1)) if _has_rows(tensor, samples) else tensor
 
-    return _map_tensors(repeat, value)
+    return map_tensors(repeat, value)
 
 
 def _cut_rows(value: Any, samples: int, kept: int) -> Any:
@@ -540,21 +540,22 @@ def _cut_rows(value: Any, samples: int, kept: int) -> Any:
         # Outside of inference mode no gradient can pass an inference tensor, nor a view of one.
         return part.clone() if part.is_inference() else part
 
-    return _map_tensors(cut, value)
+    return map_tensors(cut, value)
 
 
 def _has_rows(tensor: Tensor, samples: int) -> bool:
     return tensor.ndim > 0 and len(tensor) == samples
 
 
-def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A copy of nested containers with every tensor in them exchanged."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        items = {key: _map_tensors(function, item) for key, item in value.items()}
+        items = {key: map_tensors(function, item) for key, item in value.items()}
         return items if type(value) is dict else _like(value, items)
     if isinstance(value, (list, tuple)):
-        return _like(value, [_map_tensors(function, item) for item in value])
+        return _like(value, [map_tensors(function, item) for item in value])
     return value
 
 

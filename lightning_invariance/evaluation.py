@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,19 +20,41 @@ from lightning_invariance._isolation import (
     preserved_buffers,
     preserved_random_state,
 )
+from lightning_invariance._call import arguments_of, without_fabric
+from lightning_invariance._locate import (
+    Arguments,
+    InputSpec,
+    Labels,
+    LogitsOf,
+    Place,
+    are_labels,
+    check_input_spec,
+    check_logits_of,
+    check_place,
+    check_rows,
+    locate_target,
+    logits_of,
+    map_tensors,
+)
+from lightning_invariance._random import seed_of
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
+from lightning_invariance.actions._joint import JointAction
 from lightning_invariance.metrics._base import Estimate
 from lightning_invariance.metrics._collection import MeasureCollection, Measures
 from lightning_invariance.orbit import OrbitOutputs, add_saliency, evaluate_orbit
 from lightning_invariance.saliency import (
     Network,
+    Saliency,
     SaliencyLike,
     as_saliency,
     by_class,
     default_saliency,
     predicted_class,
+    prepared_by,
 )
+
+_NAME = "evaluate_invariance"
 
 
 class InvarianceEvaluator:
@@ -43,6 +67,8 @@ class InvarianceEvaluator:
         saliency_samples: how many samples, from the first, get saliency maps; 0 for none.
         max_batch: the most samples in one forward; as many as the batch has if None: the forwards then need no more
             memory than the user's own, and stay in the caches that theirs fits into.
+        owner: who measures, for messages.
+        demanding: whether a measure that was asked for, by name or as a metric, and cannot be computed is an error.
 
     Raises:
         ValueError: if an argument is none of what is expected.
@@ -55,6 +81,9 @@ class InvarianceEvaluator:
         saliency: SaliencyLike | None = None,
         saliency_samples: int = 256,
         max_batch: int | None = None,
+        *,
+        owner: str = _NAME,
+        demanding: bool = True,
     ) -> None:
         check_action(action)
         check_count("saliency_samples", saliency_samples, minimum=0)
@@ -66,16 +95,23 @@ class InvarianceEvaluator:
         self.saliency_samples = saliency_samples
         self.max_batch = max_batch
         self.samples = 0
-        self._wants_maps = bool(self.measures.needing("saliency")) and saliency_samples > 0
+        self._owner = owner
+        self._demanding = demanding and not self.measures.restricted
+        of_maps = self.measures.needing("saliency")
+        if self._demanding and of_maps and not saliency_samples:
+            raise ValueError(
+                f"Expected `saliency_samples` to be at least 1 for {list(of_maps)}, which need saliency maps, but got 0."
+            )
+        self._wants_maps = bool(of_maps) and saliency_samples > 0
         self._explainable: bool | None = None  # whether the network gives one logit a class; known after a batch
 
     def update(
         self,
-        network_for: Callable[[int], Network],
+        at: Callable[[int], tuple[Network, Action]],
         x: Tensor,
         *,
         base_logits: Tensor | None = None,
-        target: Tensor | None = None,
+        labels: Labels,
         positions: range | None = None,
         kept: int | None = None,
         processes: int = 1,
@@ -84,20 +120,28 @@ class InvarianceEvaluator:
         """Adds a batch. Random streams, buffers and gradients stay as they were; modes are the caller's.
 
         Args:
-            network_for: gives the network, from inputs to logits, for the first n samples of the batch: one that takes
-                more than `x` needs the rest of those samples.
+            at: gives the network, from inputs to logits, and the group as it acts on them, for the first n samples of
+                the batch: a network that takes more than `x` needs the rest of those samples.
             x: the batch, shape ``(B, ...)``.
             base_logits: the network's logits of `x` where they are known.
-            target: the labels, shape ``(B,)``, where there are some.
+            labels: the labels, or where they were looked for.
             positions: the samples' positions in the data set; they go on from the last batch by default.
             kept: how many samples, from the first, count; all by default. The network runs on the others for nothing.
             processes: how many processes have to run the network as often as this one, their positions dealt in turn.
             module: the module behind the network, whose buffers are kept from changing.
+
+        Raises:
+            ValueError: if a measure that was asked for needs labels and there are none.
         """
+        lacking = self.measures.needing("target") if labels.tensor is None else ()
+        if self._demanding and lacking:
+            raise ValueError(
+                f"{self._owner}: expected labels for {list(lacking)} but found none: {labels.place}. Say where they are "
+                "with `target=`: one integer a sample."
+            )
+        target = labels.tensor
         positions = range(self.samples, self.samples + len(x)) if positions is None else positions
         self.samples += len(x)
-        if target is not None and self.measures.restricted and not _are_labels(target, x):
-            target = None
         kept = len(x) if kept is None else kept
         explained = run = 0
         if self._wants_maps:
@@ -111,11 +155,11 @@ class InvarianceEvaluator:
             target = None if target is None else ordinary(target)
             base_logits = None if base_logits is None else ordinary(base_logits)
             with preserved_buffers(module_of(module)):
-                self._measure(network_for, x, base_logits, target, kept, explained, run)
+                self._measure(at, x, base_logits, target, kept, explained, run)
 
     def _measure(
         self,
-        network_for: Callable[[int], Network],
+        at: Callable[[int], tuple[Network, Action]],
         x: Tensor,
         base_logits: Tensor | None,
         target: Tensor | None,
@@ -123,7 +167,7 @@ class InvarianceEvaluator:
         explained: int,
         run: int,
     ) -> None:
-        network = network_for(len(x))
+        network, action = at(len(x))
         if base_logits is not None and self._explainable is None:
             self._explainable = _is_explainable(base_logits, x)
         # With maps for all samples one pass is enough, once it is known that there can be maps and what the logits are.
@@ -131,26 +175,31 @@ class InvarianceEvaluator:
             outputs = evaluate_orbit(
                 network,
                 x,
-                self.action,
+                action,
                 base_logits=base_logits,
-                saliency=self.saliency,
+                saliency=self._saliency_on(action),
                 target=_explained_class(target, base_logits, x),
                 max_batch=self._limit(x),
             )
             self._feed(replace(outputs, saliency=None, orbit_saliency=None), target, kept)
             self._feed(outputs, target, explained)
             return
-        outputs = evaluate_orbit(network, x, self.action, base_logits=base_logits, max_batch=self._limit(x))
+        outputs = evaluate_orbit(network, x, action, base_logits=base_logits, max_batch=self._limit(x))
         self._feed(outputs, target, kept)
         self._explainable = _is_explainable(outputs.logits, x)
         if run and (self._explainable or not self.measures.restricted):
-            labels = _first(target, run, len(x))
+            network, action = at(run)
+            labels = None if target is None else target[:run]
             x, first = x[:run], OrbitOutputs(outputs.logits[:run], outputs.orbit_logits[:, :run])
             chosen = _explained_class(labels, first.logits, x)
-            elements = list(range(1, len(self.action)))
-            limit = self._limit(x)
-            maps = add_saliency(first, network_for(run), x, self.action, elements, self.saliency, chosen, limit)
+            elements = list(range(1, len(action)))
+            maps = add_saliency(
+                first, network, x, action, elements, self._saliency_on(action), chosen, self._limit(x)
+            )
             self._feed(maps, labels, explained)
+
+    def _saliency_on(self, action: Action) -> Saliency:
+        return _OfPacked(self.saliency, action) if isinstance(action, JointAction) else self.saliency
 
     def _feed(self, outputs: OrbitOutputs, target: Tensor | None, samples: int) -> None:
         """Adds the first samples."""
@@ -162,7 +211,7 @@ class InvarianceEvaluator:
             None if outputs.saliency is None else outputs.saliency[:samples],
             None if outputs.orbit_saliency is None else outputs.orbit_saliency[:, :samples],
         )
-        self.measures.update(first, _first(target, samples, len(outputs.logits)))
+        self.measures.update(first, None if target is None else target[:samples])
 
     def _limit(self, x: Tensor) -> int:
         return self.max_batch or max(len(x), 1)
@@ -179,7 +228,7 @@ def _is_explainable(logits: Tensor, x: Tensor) -> bool:
 
 def _explained_class(target: Tensor | None, logits: Tensor | None, x: Tensor) -> Tensor | None:
     """The labels where they name outputs; None, or the class predicted, where they do not."""
-    if target is None or not _are_labels(target, x):
+    if target is None or not are_labels(target, len(x)):
         return None
     if logits is None:
         return target
@@ -188,49 +237,132 @@ def _explained_class(target: Tensor | None, logits: Tensor | None, x: Tensor) ->
     return torch.where(named, target, predicted_class(logits))
 
 
-def _first(target: Tensor | None, samples: int, of: int) -> Tensor | None:
-    """The labels of the first samples; what is not one a sample is left for the measures to refuse, not cut to fit."""
-    return target[:samples] if target is not None and target.shape[:1] == (of,) else target
+class _OfPacked(Saliency):
+    """Maps of several inputs in one tensor: only those that are floating point are prepared."""
+
+    def __init__(self, saliency: Saliency, action: JointAction) -> None:
+        self._saliency = saliency
+        self._action = action
+
+    def prepare(self, x: Tensor) -> Tensor:
+        parts = self._action.unpack(x)
+        prepared = [prepared_by(self._saliency, each) if each.is_floating_point() else each for each in parts]
+        if all(after is before for after, before in zip(prepared, parts, strict=True)):
+            return x
+        return self._action.pack(prepared)
+
+    def attribute(
+        self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self._saliency.attribute(network, x, target, max_batch)
+
+    def finish(self, maps: Tensor) -> Tensor:
+        return self._saliency.finish(maps)
 
 
-def _are_labels(target: Tensor, x: Tensor) -> bool:
-    """One class a sample, not the numbers of a regression or of labels that do not exclude each other."""
-    return target.shape == x.shape[:1] and not target.is_floating_point() and not target.is_complex()
+class NetworkOfInput(nn.Module):
+    """A network as a function of the input alone: a module, as some attributions ask for one.
+
+    Args:
+        network: what is called.
+        arguments: with what, but for the input.
+        select: takes the logits out of the network's output.
+        owner: who asks, for messages.
+        context: entered around each call.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        arguments: Arguments,
+        select: LogitsOf | None,
+        owner: str,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        super().__init__()
+        self.training = module_of(network).training
+        self.network = network
+        self._owner = owner
+        self._arguments = arguments
+        self._select = select
+        self._context = context
+
+    def forward(self, x: Tensor) -> Tensor:
+        args, kwargs = self._arguments.with_input(x)
+        with self._context():
+            logits = logits_of(self.network(*args, **kwargs), self._select, self._owner)
+        check_rows(logits, len(x), self._owner)
+        return logits
+
+
+def for_measuring(action: Action) -> Action:
+    """The group with elements that no training uses: drawn anew, where they are drawn, from a stream of their own."""
+    return action.redrawn(seed_of("measuring", repr(action))) if action.drawn else action
+
+
+class InvarianceResults(dict[str, Estimate]):
+    """What `evaluate_invariance` measured: an `Estimate` (value and standard error over samples) by measure.
+
+    Attributes:
+        action: the group, with the elements that were measured; its `repr` says how many were drawn and with which
+            seed.
+    """
+
+    def __init__(self, measures: Mapping[str, Estimate], action: Action) -> None:
+        super().__init__(measures)
+        self.action = action
 
 
 def evaluate_invariance(
-    network: nn.Module | Callable[[Tensor], Tensor],
+    network: Callable[..., Any],
     batches: Iterable[Any],
     action: Action,
     *,
     measures: Measures | None = None,
     saliency: SaliencyLike | None = None,
     saliency_samples: int = 256,
+    input: InputSpec = None,
+    target: Place | None = None,
+    logits: LogitsOf | None = None,
     max_batch: int | None = None,
     progress: bool = True,
-) -> dict[str, Estimate]:
+) -> InvarianceResults:
     r"""Measures a network's invariance on a data set, without a Trainer.
 
     The network is put in eval mode for the time; modes, buffers, torch's random streams and gradients are as before.
+    It is called as ``network(x)`` on batches that are tensors or pairs ``(x, target)``; on longer sequences with all
+    parts but the last; with all parts where it takes as many and needs them; on mappings with the entries that it has
+    keywords for (``network(**batch)``, labels left out), or with the input alone where it has none. Where that is not
+    how your network is called, pass a function of those arguments.
+
+    The elements of continuous groups and of permutations (`SO3`, `SetPermutations`, ...) are drawn with a seed that no
+    training callback uses; the result's `action` holds them.
 
     Args:
-        network: from a batch of inputs to logits ``(B, C)``, or any output for the logit error alone.
-        batches: batches of inputs ``x`` or of pairs ``(x, target)``, a `torch.utils.data.DataLoader` for instance.
-            They are moved to the device of the network's parameters.
+        network: from inputs to logits ``(B, C)``, or any output for the logit errors alone: a module, one of its
+            methods, a function, a module set up by Fabric (which is measured in its precision).
+        batches: a `torch.utils.data.DataLoader` for instance. Its batches are moved to the device of the network's
+            parameters.
         action: the group.
         measures: names of measures (``"logit_invariance_error"``, ...), or torchmetrics metrics under names of your
             own; all that the outputs and labels allow if None.
-        saliency: how to compute saliency maps. If None, `PaperSaliency` for actions that move pixels about, and
-            `Gradient` for others, and for inputs that are no images.
+        saliency: how to compute saliency maps; ``Gradient(dither=1e-3)`` if None.
         saliency_samples: how many samples, from the first, get saliency maps; they are the costly part.
+        input: where the network's arguments hold the tensor that the group acts on: a position, a keyword or a key, or
+            a list of those that one element moves together; by default the only tensor that the group can act on.
+        target: where the batch holds the labels, one integer a sample: a position or a key. By default the second part
+            of a pair, or an entry called label, labels, target, targets or y.
+        logits: a function from the network's output to its logits; by default the output itself, or its ``logits``.
         max_batch: the most samples in one forward; as many as the batch has if None.
         progress: whether to show a progress bar.
 
     Returns:
-        An `Estimate` (value and standard error over samples) for each measure.
+        An `Estimate` (value and standard error over samples) for each measure, in a dict that has the `action` too.
 
     Raises:
-        ValueError: if the group cannot act on a batch, there is no batch, or an argument is none of what is expected.
+        ValueError: if the group cannot act on a batch; if there is no batch; if input, labels or logits cannot be found
+            or several tensors could be meant; if a measure that was asked for cannot be computed; if an argument is
+            none of what is expected.
 
     Example:
         >>> import torch
@@ -243,36 +375,38 @@ def evaluate_invariance(
     """
     check_callable("network", network, "a module or a function")
     check_iterable("batches", batches, "batches of inputs, or pairs (x, target)")
+    check_action(action)
+    check_input_spec("input", input)
+    check_place("target", target)
+    check_logits_of(logits)
+    action = for_measuring(action)
     evaluator = InvarianceEvaluator(action, measures, saliency, saliency_samples, max_batch)
     module = module_of(network)
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
     if device is not None and device.type == "meta":
         raise ValueError("Expected `network` to hold values but got one on the meta device.")
+    function = without_fabric(network)
     # The random streams here too: a DataLoader draws from torch's when it is run through.
     with evaluation_mode(module), preserved_random_state(device or torch.device("cpu")):
         for batch in tqdm(batches, desc="Invariance", unit="batch", disable=not progress):
-            x, target = _input_and_target(batch, device)
+            batch = map_tensors(partial(_placed, device=device), batch)
+            arguments = arguments_of(network, batch, input, target, action, _NAME)
+            x = arguments.x
+            tensors = [*arguments.inputs, *(tensor for _, tensor in arguments.others)]
+            labels = locate_target(batch, target, len(x), _NAME, tensors)
             if not evaluator.samples:
-                action.verify(x)
-            evaluator.update(lambda samples: network, x, target=target, module=module)
+                arguments.acting(action).verify(x)
+
+            def at(samples: int, arguments: Arguments = arguments) -> tuple[Network, Action]:
+                first = arguments.first(samples)
+                return NetworkOfInput(function, first, logits, _NAME), first.acting(action)
+
+            evaluator.update(at, x, labels=labels, module=module)
     if not evaluator.samples:
         raise ValueError("Expected `batches` to hold at least one sample but got none.")
-    results = evaluator.compute()
-    unseen = [name for name in evaluator.measures.names if name not in results]
-    if unseen and not evaluator.measures.restricted:
-        raise ValueError(
-            f"Expected `batches` to have what {unseen} need (labels, or samples with maps) but it has not."
-        )
-    return results
+    return InvarianceResults(evaluator.compute(), action)
 
 
-def _input_and_target(batch: Any, device: torch.device | None) -> tuple[Tensor, Tensor | None]:
-    x, target = batch if isinstance(batch, (tuple, list)) and len(batch) == 2 else (batch, None)
-    if isinstance(x, (tuple, list)) and len(x) == 1:
-        (x,) = x
-    if not isinstance(x, Tensor) or not (target is None or isinstance(target, Tensor)):
-        raise ValueError(
-            f"Expected `batches` to give tensors x or pairs (x, target) of tensors but got {type(batch).__name__}."
-        )
-    check_not_meta("batches", x)
-    return x.to(device), None if target is None else target.to(device)
+def _placed(tensor: Tensor, device: torch.device | None) -> Tensor:
+    check_not_meta("batches", tensor)
+    return tensor.to(device)

@@ -285,31 +285,6 @@ class _CallRecorder(Injector):
         return log
 
 
-class NetworkOfInput(nn.Module):
-    """A network as a function of the input alone: a module, as some attributions ask for one."""
-
-    def __init__(
-        self,
-        network: nn.Module,
-        arguments: Arguments,
-        context: Callable[[], AbstractContextManager[Any]],
-        select: LogitsOf | None,
-        owner: str,
-    ) -> None:
-        super().__init__()
-        self.training = network.training
-        self.network = network
-        self._owner = owner
-        self._select = select
-        self._arguments = arguments
-        self._context = context
-
-    def forward(self, x: Tensor) -> Tensor:
-        args, kwargs = self._arguments.with_input(x)
-        with self._context():
-            return logits_of(self.network(*args, **kwargs), self._select, self._owner)
-
-
 def _refuse_processes_that_skip_validation(name: str, *owners: Any) -> None:
     """A process whose loaders are known to be empty runs no hook at all: the others would gather without it.
 

@@ -29,8 +29,8 @@ from lightning_invariance.callbacks._base import (
     warn_of_what_stays,
 )
 from lightning_invariance.callbacks._calls import CallSpec, NetworkCall
-from lightning_invariance.callbacks._epochs import EpochMonitor, NetworkOfInput, positions_of
-from lightning_invariance.evaluation import InvarianceEvaluator
+from lightning_invariance.callbacks._epochs import EpochMonitor, positions_of
+from lightning_invariance.evaluation import InvarianceEvaluator, NetworkOfInput
 from lightning_invariance.metrics._base import Estimate
 from lightning_invariance.metrics._collection import Measures
 from lightning_invariance.saliency import Network, SaliencyLike
@@ -212,11 +212,12 @@ class InvarianceMonitor(EpochMonitor):
                 f"but got {self.max_batch}."
             )
 
-        def network_for(samples: int) -> Network:
+        def at(samples: int) -> tuple[Network, Action]:
             with torch.inference_mode(False):
                 first = arguments.first(samples)
             # Hooks run outside autocast: the network gets the precision that it has in its own step.
-            return NetworkOfInput(network, first, trainer.precision_plugin.val_step_context, self.logits, _NAME)
+            precision = trainer.precision_plugin.val_step_context
+            return NetworkOfInput(network, first, self.logits, _NAME, precision), first.acting(self.action)
 
         x = arguments.x
         labels = locate_target(batch, self.target, len(x), _NAME, () if call is None else call.given)
@@ -237,7 +238,7 @@ class InvarianceMonitor(EpochMonitor):
             if not kept:
                 return
         evaluator.update(
-            network_for,
+            at,
             x,
             base_logits=base_logits,
             labels=Labels(target, labels.place),
@@ -245,7 +246,6 @@ class InvarianceMonitor(EpochMonitor):
             kept=kept,
             processes=processes,
             module=network,
-            action=arguments.first(len(x)).acting(self.action),
         )
 
     def _begin_run(

@@ -18,7 +18,8 @@ from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks._base import arguments_and_logits, inputs_in_words, is_sharded, name_of_network
 from lightning_invariance.callbacks._calls import CallSpec, NetworkCall
-from lightning_invariance.callbacks._epochs import EpochMonitor, NetworkOfInput, positions_of
+from lightning_invariance.callbacks._epochs import EpochMonitor, positions_of
+from lightning_invariance.evaluation import NetworkOfInput
 from lightning_invariance.functional._orbit_values import OrbitValues
 from lightning_invariance.metrics._base import Estimate, SampleMeanMetric
 from lightning_invariance.metrics._selectivity import Selectivity
@@ -190,7 +191,7 @@ class SensitivityMonitor(EpochMonitor):
             with trainer.precision_plugin.val_step_context(), full_precision(x.device):
                 yield
 
-        network = NetworkOfInput(module, first, precision, self.logits, _NAME)
+        network = NetworkOfInput(module, first, self.logits, _NAME, precision)
         sums.norms.update(jacobian_spectral_norm(network, x, max_batch=self.max_batch))
         if self.action is None:
             return
