@@ -21,6 +21,7 @@ from lightning_invariance.actions import LinearAction as LinearAction
 from lightning_invariance.actions import PermutationAction as PermutationAction
 from lightning_invariance.actions import ProductAction as ProductAction
 from lightning_invariance.actions import Rotations as Rotations
+from lightning_invariance.actions import ScalingRange as ScalingRange
 from lightning_invariance.actions import Scalings as Scalings
 from lightning_invariance.actions import SetPermutations as SetPermutations
 from lightning_invariance.actions import TimeReversal as TimeReversal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from math import log
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from lightning_invariance._checks import (
     check_count,
     check_iterable,
     check_not_meta,
+    check_number,
     check_seed,
     is_number,
 )
@@ -234,9 +236,24 @@ class SO2(_PlanarRotations):
         drawn = 360.0 * torch.rand(samples, generator=generator, dtype=torch.float64, device="cpu")
         super().__init__(torch.cat([drawn.new_zeros(1), drawn]), interpolation, padding)
 
+    @property
+    def drawn(self) -> bool:
+        return True
+
+    def _redraw(self, seed: int, samples: int | None) -> Action:
+        return SO2(samples or self.samples, seed, interpolation=self.interpolation, padding=self.padding)
+
     def _arguments(self) -> dict[str, object]:
         options = {"interpolation": self.interpolation, "padding": self.padding}
         return {"samples": self.samples, "seed": self.seed, **options}
+
+
+def _scaling_matrices(factors: Sequence[float]) -> Tensor:
+    """The identity and scalings by `factors`, shape ``(1 + n, 2, 3)``, float64."""
+    scales = torch.tensor([1.0, *factors], dtype=torch.float64, device="cpu")
+    matrices = scales.new_zeros(len(scales), 2, 3)
+    matrices[:, 0, 0] = matrices[:, 1, 1] = scales
+    return matrices
 
 
 class Scalings(AffineAction):
@@ -269,10 +286,7 @@ class Scalings(AffineAction):
         self.factors = tuple(float(factor) if is_number(factor) else float("nan") for factor in numbers)
         if not self.factors or not all(0.0 < factor < float("inf") for factor in self.factors):
             raise ValueError(f"Expected `factors` to be positive numbers, at least one, but got {factors!r}.")
-        scales = torch.tensor([1.0, *self.factors], dtype=torch.float64, device="cpu")
-        matrices = scales.new_zeros(len(scales), 2, 3)
-        matrices[:, 0, 0] = matrices[:, 1, 1] = scales
-        super().__init__(matrices, interpolation=interpolation, padding=padding)
+        super().__init__(_scaling_matrices(self.factors), interpolation=interpolation, padding=padding)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -280,3 +294,76 @@ class Scalings(AffineAction):
 
     def _arguments(self) -> dict[str, object]:
         return {"factors": self.factors, "interpolation": self.interpolation, "padding": self.padding}
+
+
+class ScalingRange(AffineAction):
+    r"""The identity and `samples` scalings of an image about its centre by factors drawn from a range.
+
+    The logarithms of the factors are uniform, so that enlarging and shrinking by as much are equally likely:
+
+    .. math::
+        s = a^{1 - u}\, b^{u}, \qquad u \sim U(0, 1)
+
+    for the range from :math:`a` (`smallest`) to :math:`b` (`largest`).
+
+    Args:
+        smallest: the lower end of the range; below 1 it shrinks.
+        largest: the upper end of the range; above 1 it enlarges.
+        samples: how many factors are drawn besides the identity.
+        seed: of the draw: equal seeds give equal factors.
+        interpolation: as for `AffineAction`.
+        padding: as for `AffineAction`.
+
+    Raises:
+        ValueError: if `smallest` is no finite number above 1e-6, `largest` none above `smallest`, or `samples` no
+            integer of at least 1.
+
+    Example:
+        >>> from lightning_invariance import ScalingRange
+        >>> action = ScalingRange(0.5, 2.0, samples=16)
+        >>> len(action), all(0.5 <= factor <= 2.0 for factor in action.factors)
+        (17, True)
+    """
+
+    def __init__(
+        self,
+        smallest: float,
+        largest: float,
+        samples: int,
+        seed: int = 0,
+        *,
+        interpolation: Interpolation = "bilinear",
+        padding: Padding = "zeros",
+    ) -> None:
+        # A matrix that shrinks further counts as singular.
+        check_number("smallest", smallest, above=1e-6)
+        check_number("largest", largest, above=smallest)
+        check_count("samples", samples)
+        check_seed("seed", seed)
+        self.smallest = float(smallest)
+        self.largest = float(largest)
+        self.samples = samples
+        self.seed = seed
+        generator = torch.Generator().manual_seed(seed)
+        share = torch.rand(samples, generator=generator, dtype=torch.float64, device="cpu")
+        logarithms = (1 - share) * log(self.smallest) + share * log(self.largest)
+        # Rounding could carry a factor out of the range.
+        factors = logarithms.exp().clamp(self.smallest, self.largest)
+        self.factors: tuple[float, ...] = tuple(factors.tolist())
+        super().__init__(_scaling_matrices(self.factors), interpolation=interpolation, padding=padding)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return ("identity", *(f"scale{factor:.7g}" for factor in self.factors))
+
+    @property
+    def drawn(self) -> bool:
+        return True
+
+    def _redraw(self, seed: int, samples: int | None) -> Action:
+        options: dict[str, Any] = {"interpolation": self.interpolation, "padding": self.padding}
+        return ScalingRange(self.smallest, self.largest, samples or self.samples, seed, **options)
+
+    def _arguments(self) -> dict[str, object]:
+        drawn = {"smallest": self.smallest, "largest": self.largest, "samples": self.samples, "seed": self.seed}
+        return {**drawn, "interpolation": self.interpolation, "padding": self.padding}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightning_invariance._checks import check_count, check_iterable, check_not_meta
+from lightning_invariance._checks import check_count, check_iterable, check_not_meta, check_seed
 
 if TYPE_CHECKING:
     from lightning_invariance.actions._product import ProductAction
@@ -71,6 +72,65 @@ class Action(ABC):
         int64.
         """
         return None
+
+    @property
+    def drawn(self) -> bool:
+        """Whether the elements besides the identity are draws from a larger group, as those of `SO3` are."""
+        return False
+
+    def _redraw(self, seed: int, samples: int | None) -> Action:
+        """The same group with other draws; written by every action that is `drawn`."""
+        raise NotImplementedError(f"{type(self).__name__} is drawn and has to write `_redraw`.")
+
+    def attached(self, x: Tensor) -> Action:
+        """The action on `x` and on what is attached to it: gradients, saliency maps.
+
+        Where an action reads from `x` how to move it, as `SetPermutations` reads the places of its padding, a map of
+        `x` is brought back by the result and not by the action itself, since the map does not say.
+
+        Args:
+            x: a batch, shape ``(B, ...)``.
+
+        Returns:
+            An action on batches of the shape of `x`, whatever they hold; the action itself where it reads nothing.
+
+        Raises:
+            ValueError: if the group cannot act on `x`.
+
+        Example:
+            >>> import torch
+            >>> from lightning_invariance import SetPermutations
+            >>> x = torch.tensor([[[5.0], [6.0], [0.0], [0.0]]])
+            >>> action = SetPermutations(samples=3, padding=0).attached(x)
+            >>> action.invert(action.act(torch.tensor([[[0.0], [1.0], [2.0], [3.0]]]), 1), 1).flatten()
+            tensor([0., 1., 2., 3.])
+        """
+        self.check(x)
+        return self
+
+    def alongside(self, x: Tensor, other: Tensor) -> Action:
+        """The action that moves another input of the network together with `x`.
+
+        Args:
+            x: a batch, shape ``(B, ...)``.
+            other: a batch of the same samples, shape ``(B, ...)``.
+
+        Returns:
+            An action on batches of the shape of `other`: the action itself, but for `SetPermutations`, whose set lies
+            in the same dimension of both, counted from the front. It need not be able to act on `other`: `check` says.
+
+        Raises:
+            ValueError: if the group cannot act on `x`, or `other` has not the set of `x`.
+
+        Example:
+            >>> import torch
+            >>> from lightning_invariance import SetPermutations
+            >>> positions, charges = torch.randn(2, 9, 3), torch.arange(18).reshape(2, 9)
+            >>> SetPermutations(samples=3).alongside(positions, charges)
+            SetPermutations(samples=3, seed=0, dim=-1)
+        """
+        self.check(x)
+        return self
 
     def _act_each(self, x: Tensor, index: Tensor) -> Tensor:
         return self._grouped(x, index, self._act_one)
@@ -158,10 +218,71 @@ class Action(ABC):
             int64 indices, shape ``(n,)``.
         """
         check_count("n", n, minimum=0)
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise ValueError(f"Expected `generator` to be a torch.Generator or None but got {generator!r}.")
+        check_generator(generator)
         drawn_on = "cpu" if generator is None else generator.device
         return torch.randint(len(self), (n,), generator=generator, device=drawn_on).to(device or drawn_on)
+
+    def redrawn(self, seed: int, samples: int | None = None) -> Action:
+        """The same group, its elements drawn with another seed.
+
+        Training and measuring on the same few rotations says little about the others.
+
+        Args:
+            seed: of the draw: equal seeds give equal elements. Each factor of a product draws from a seed of its own
+                that follows from this one.
+            samples: how many elements are drawn besides the identity (by each factor of a product that is drawn); as
+                many as before if None.
+
+        Returns:
+            The action itself where its elements are not `drawn`.
+
+        Raises:
+            ValueError: if `seed` is no integer of at most 64 bits, or `samples` no integer of at least 1.
+
+        Example:
+            >>> from lightning_invariance import C4, SO3
+            >>> SO3(samples=4).redrawn(seed=7)
+            SO3(samples=4, seed=7, dim=-1)
+            >>> C4().redrawn(seed=7)
+            C4()
+        """
+        check_seed("seed", seed)
+        if samples is not None:
+            check_count("samples", samples)
+        return self._redraw(seed, samples) if self.drawn else self
+
+    def fresh(self, n: int, generator: torch.Generator | None = None) -> tuple[Action, Tensor]:
+        """An action, and `n` of its elements, each drawn uniformly from the whole group and independent of the others.
+
+        What data augmentation needs: one element a sample. Of a group whose elements are not `drawn` it is `sample`;
+        of one that is, the action has new elements, and index 0, the identity, is not among the indices.
+
+        Args:
+            n: how many.
+            generator: the random stream; torch's default one if None.
+
+        Returns:
+            The action, and int64 indices into it, shape ``(n,)``, on the generator's device.
+
+        Raises:
+            ValueError: if `n` is no integer of at least 0, or `generator` no generator.
+
+        Example:
+            >>> import torch
+            >>> from lightning_invariance import SO3
+            >>> action, index = SO3(samples=4).fresh(3, torch.Generator().manual_seed(0))
+            >>> len(action), index
+            (4, tensor([1, 2, 3]))
+            >>> action.act(torch.randn(3, 100, 3), index).shape
+            torch.Size([3, 100, 3])
+        """
+        if not self.drawn:
+            return self, self.sample(n, generator)
+        check_count("n", n, minimum=0)
+        check_generator(generator)
+        drawn_on = "cpu" if generator is None else generator.device
+        seed = int(torch.randint(2**63 - 1, (), generator=generator, device=drawn_on))
+        return self.redrawn(seed, n or None), torch.arange(1, n + 1, device=drawn_on)
 
     @torch.no_grad()
     def verify(self, x: Tensor) -> None:
@@ -331,6 +452,17 @@ def check_action(action: object) -> None:
         raise ValueError(f"Expected `action` to be an Action, such as C4(), but got {action!r}.")
     if len(action) < 2:
         raise ValueError(f"Expected `action` to have an element besides the identity but got {action!r}.")
+
+
+def check_generator(generator: object) -> None:
+    """Raises unless `generator` is a generator or None."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ValueError(f"Expected `generator` to be a torch.Generator or None but got {generator!r}.")
+
+
+def derived_seed(*parts: object) -> int:
+    """A seed of 63 bits that follows from all of `parts` together."""
+    return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def check_batch(action: Action, x: Tensor, trailing: int) -> None:

@@ -1,14 +1,13 @@
-"""The named groups that act exactly on sampled data: rotations by 90°, flips, shifts, orders of set elements."""
+"""The named groups that act exactly on sampled data: rotations by 90°, flips, shifts."""
 
 from __future__ import annotations
 
-from functools import cached_property
 from math import prod
 
 import torch
 from torch import Tensor
 
-from lightning_invariance._checks import check_count, check_seed, format_sizes
+from lightning_invariance._checks import check_count, format_sizes
 from lightning_invariance.actions._permutation import PermutationAction
 
 
@@ -248,82 +247,3 @@ class CyclicTranslations(PermutationAction):
 
     def _arguments(self) -> dict[str, object]:
         return {"order": self.order, "dim": self.dim}
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph holds no generator
-def _drawn_orders(size: int, samples: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.randperm(size, generator=generator, device="cpu") for _ in range(samples)]
-    return torch.stack([torch.arange(size, device="cpu"), *drawn])
-
-
-class SetPermutations(PermutationAction):
-    """The identity and `samples` drawn orders of a set's elements, shape ``(B, ..., set, features)``.
-
-    The symmetric group is far too large to list, so it is sampled: the drawn orders depend on `seed` and on the size of
-    the set alone. Exact bit for bit.
-
-    Args:
-        samples: how many orders are drawn besides the identity.
-        seed: of the draw.
-
-    Raises:
-        ValueError: if `samples` is no integer of at least 1.
-
-    Example:
-        >>> import torch
-        >>> from lightning_invariance import SetPermutations
-        >>> points = torch.randn(2, 100, 3)
-        >>> SetPermutations(samples=5).orbit(points).shape
-        torch.Size([6, 2, 100, 3])
-    """
-
-    def __init__(self, samples: int, seed: int = 0) -> None:
-        check_count("samples", samples)
-        check_seed("seed", seed)
-        self.samples = samples
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return self.samples + 1
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return ("identity", *(f"order{index}" for index in range(1, len(self))))
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        return (-2,)
-
-    @cached_property
-    def cayley_table(self) -> None:
-        return None
-
-    def _orders(self, x: Tensor | int, device: torch.device | str = "cpu") -> Tensor:
-        size = x if isinstance(x, int) else x.shape[-2]
-
-        return self._keep(
-            ("orders", size, str(device)), lambda: _drawn_orders(size, self.samples, self.seed).to(device)
-        )
-
-    def index_table(self, sizes: tuple[int, ...]) -> Tensor:
-        length, features = sizes
-        return (self._orders(length)[:, :, None] * features + torch.arange(features, device="cpu")).flatten(1)
-
-    @property
-    def _faithful_sizes(self) -> tuple[int, ...]:
-        return (2, 1)
-
-    def _check_sizes(self, sizes: tuple[int, ...]) -> None:
-        pass
-
-    def _permute(self, x: Tensor, element: int) -> Tensor:
-        orders = self._orders(x, x.device)  # on a line of its own: here a compiled graph breaks
-        return x.index_select(-2, orders[element])
-
-    def _invert_one(self, x: Tensor, element: int) -> Tensor:
-        orders = self._orders(x, x.device)
-        return x.index_select(-2, orders[element].argsort())
-
-    def _arguments(self) -> dict[str, object]:
-        return {"samples": self.samples, "seed": self.seed}

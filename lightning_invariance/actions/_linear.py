@@ -164,6 +164,13 @@ class _SpatialSamples(LinearAction):
         return _haar_orthogonal(self.samples, self.seed)
 
     @property
+    def drawn(self) -> bool:
+        return True
+
+    def _redraw(self, seed: int, samples: int | None) -> Action:
+        return type(self)(samples or self.samples, seed, self.dim)
+
+    @property
     def labels(self) -> tuple[str, ...]:
         return ("identity", *(f"{self._name}{index}" for index in range(1, len(self))))
 

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_invariance.actions._base import Action
+from lightning_invariance.actions._base import Action, derived_seed
 
 
 class ProductAction(Action):
@@ -66,14 +66,47 @@ class ProductAction(Action):
         pairs = first[:, None, :, None] * len(self.second) + second[None, :, None, :]
         return pairs.reshape(len(self), len(self))
 
+    @property
+    def drawn(self) -> bool:
+        return self.first.drawn or self.second.drawn
+
+    def _redraw(self, seed: int, samples: int | None) -> Action:
+        # From one seed, two equal factors would draw alike.
+        return ProductAction(
+            self.first.redrawn(derived_seed(seed, "first"), samples),
+            self.second.redrawn(derived_seed(seed, "second"), samples),
+        )
+
+    def fresh(self, n: int, generator: torch.Generator | None = None) -> tuple[Action, Tensor]:
+        """Fresh elements of both actions, paired; see `Action.fresh`."""
+        if not self.drawn:
+            return super().fresh(n, generator)
+        first, left = self.first.fresh(n, generator)
+        second, right = self.second.fresh(n, generator)
+        return ProductAction(first, second), left * len(second) + right
+
+    def attached(self, x: Tensor) -> Action:
+        """Both actions as they act on what is attached to `x`; see `Action.attached`."""
+        return self._of(self.first.attached(x), self.second.attached(x))
+
+    def alongside(self, x: Tensor, other: Tensor) -> Action:
+        """Both actions as they move `other` together with `x`; see `Action.alongside`."""
+        return self._of(self.first.alongside(x, other), self.second.alongside(x, other))
+
+    def _of(self, first: Action, second: Action) -> Action:
+        return self if first is self.first and second is self.second else ProductAction(first, second)
+
     def check(self, x: Tensor) -> None:
         self.second.check(x)
         self.first.check(x)
 
     def verify(self, x: Tensor) -> None:
-        """Verifies both actions; see `Action.verify`."""
+        """Verifies both actions, and that each leaves the padding of the other alone; see `Action.verify`."""
         self.second.verify(x)
         self.first.verify(x)
+        few = x[:4].detach()
+        _check_padding_stays(self.first, self.second, few)
+        _check_padding_stays(self.second, self.first, few)
 
     def _act_one(self, x: Tensor, element: int) -> Tensor:
         left, right = element // len(self.second), element % len(self.second)
@@ -98,3 +131,16 @@ class ProductAction(Action):
 
     def __repr__(self) -> str:
         return f"{self.first!r} * {self.second!r}"
+
+
+def _check_padding_stays(action: Action, other: Action, x: Tensor) -> None:
+    """Raises where `action` moves or changes what `other` is read from in `x`: the padding of its sets."""
+    held = other.attached(x)
+    if held is other:
+        return
+    for element, label in enumerate(action.labels):
+        if other.attached(action.act(x, element)) != held:
+            raise ValueError(
+                f"Expected {label!r} of {action!r} to leave the padding in `x` that {other!r} goes by as it is, but it "
+                "does not: pad with a number that it keeps, such as 0 for rotations."
+            )

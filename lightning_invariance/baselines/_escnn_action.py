@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import radians
+from collections.abc import Callable, Sequence
+from math import pi
 from typing import Any
 
 import torch
@@ -67,10 +68,12 @@ def action_of(space: Any, *, samples: int = 16, seed: int = 0) -> Action:
             f"Expected `space` to be a gspace of the plane, such as escnn.gspaces.rot2dOnR2(4), or a field type on one "
             f"but got {space!r}."
         )
-    elements = _elements(gspace, samples, seed)
+    if gspace.fibergroup.order() < 1:
+        return _drawn_action(space, gspace, samples, seed)
+    elements = list(gspace.fibergroup.elements)
     if len(elements) < 2:
         raise ValueError(f"Expected `space` to have a symmetry besides the identity but got {space!r}.")
-    plane = _plane_action(gspace, elements, samples, seed)
+    plane = _plane_action(gspace, elements)
     if space is gspace:
         return plane
     fibres = torch.stack([space.fiber_representation(element) for element in elements])
@@ -80,26 +83,33 @@ def action_of(space: Any, *, samples: int = 16, seed: int = 0) -> Action:
     return _FieldAction(plane, LinearAction(fibres, dim=-3))
 
 
-def _elements(gspace: Any, samples: int, seed: int) -> list[Any]:
-    group = gspace.fibergroup
-    if group.order() > 0:
-        return list(group.elements)
-    angles = [radians(degrees) for degrees in SO2(samples, seed).degrees]
-    if gspace.flips_order:
-        return [group.element((index % 2, angle)) for index, angle in enumerate(angles)]
-    return [group.element(angle) for angle in angles]
+def _drawn_action(space: Any, gspace: Any, samples: int, seed: int) -> Action:
+    plane = _O2(_plane_maps(gspace), samples, seed) if gspace.flips_order else SO2(samples, seed)
+    if space is gspace:
+        return plane
+    frequency = max(gspace.fibergroup.irrep(*irrep).attributes["frequency"] for irrep in space.representation.irreps)
+    fibres = _Representation.of(gspace, space.fiber_representation, frequency)
+    return plane if fibres.is_trivial else _DrawnFieldAction(plane, fibres)
 
 
-def _plane_action(gspace: Any, elements: list[Any], samples: int, seed: int) -> Action:
-    # escnn's y axis points up, an image's rows run down.
+def _plane_maps(gspace: Any) -> _Representation:
+    return _Representation.of(gspace, lambda element: _on_rows(gspace, element), frequency=1)
+
+
+def _on_rows(gspace: Any, element: Any) -> Tensor:
+    """What an element does to the plane, with rows that run down: escnn's y axis points up."""
     upright = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
-    matrices = torch.stack([upright * torch.from_numpy(gspace.basespace_action(element)) for element in elements])
+    return upright * torch.from_numpy(gspace.basespace_action(element))
+
+
+def _plane_action(gspace: Any, elements: list[Any]) -> Action:
+    matrices = torch.stack([_on_rows(gspace, element) for element in elements])
     chosen = _square_symmetries(matrices)
     if chosen is not None:
         named = {(0, 1, 2, 3): C4(), tuple(range(8)): D4(), (0, 4): HorizontalFlip(), (0, 6): VerticalFlip()}
         return named.get(chosen) or _SquareSymmetries(chosen)
     if not gspace.flips_order:
-        return Rotations(len(elements)) if gspace.fibergroup.order() > 0 else SO2(samples, seed)
+        return Rotations(len(elements))
     matrices[0] = torch.eye(2)  # to the last bit
     return AffineAction(torch.nn.functional.pad(matrices, (0, 1)))
 
@@ -190,3 +200,102 @@ class _FieldAction(Action):
 
     def _arguments(self) -> dict[str, object]:
         return {"plane": self.plane, "fibres": self.fibres}
+
+
+class _Representation:
+    """A representation of SO(2) or O(2), known everywhere from its values at a few angles.
+
+    It is a trigonometric polynomial of the angle, of a degree K that the irreducible parts say, so its values at 2K + 1
+    angles hold it; and unlike escnn's own they can be pickled.
+
+    Args:
+        values: at equally spaced angles from 0, of the rotations and, for O(2), the reflections; shape
+            ``(1 or 2, 2K + 1, n, n)``.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    @classmethod
+    def of(cls, gspace: Any, representation: Callable[[Any], Tensor], frequency: int) -> _Representation:
+        angles = [2 * pi * step / (2 * frequency + 1) for step in range(2 * frequency + 1)]
+        kinds = [[(flip, angle) for angle in angles] for flip in (0, 1)] if gspace.flips_order else [angles]
+        element = gspace.fibergroup.element
+        return cls(torch.stack([torch.stack([representation(element(at)).double() for at in kind]) for kind in kinds]))
+
+    @property
+    def is_trivial(self) -> bool:
+        return torch.allclose(self.values, torch.eye(self.values.shape[-1], dtype=torch.float64))
+
+    def at(self, degrees: Sequence[float]) -> Tensor:
+        """The matrices at these angles, shape ``(len(degrees), n, n)``; of O(2), every other one is a reflection's."""
+        kinds, count = self.values.shape[:2]
+        steps = 2 * pi * torch.arange(count, dtype=torch.float64) / count
+        between = torch.deg2rad(torch.tensor(degrees, dtype=torch.float64))[:, None] - steps
+        waves = torch.arange(1, count // 2 + 1, dtype=torch.float64)
+        weights = (1 + 2 * (waves[:, None, None] * between).cos().sum(dim=0)) / count
+        matrices = torch.einsum("em,emij->eij", weights, self.values[torch.arange(len(degrees)) % kinds])
+        matrices[0] = torch.eye(matrices.shape[-1])  # to the last bit
+        return matrices
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Representation) and torch.equal(self.values, other.values)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.values.flatten().tolist()))
+
+
+def _fresh_of_o2(action: Action, n: int, generator: torch.Generator | None) -> tuple[Action, Tensor]:
+    """Of O(2) every other element is a reflection: whether a sample's is one has to be drawn as well."""
+    check_count("n", n, minimum=0)
+    drawn, index = Action.fresh(action, 2 * n, generator)
+    return drawn, index[::2] + torch.randint(2, (n,), generator=generator, device=index.device)
+
+
+class _O2(AffineAction):
+    """The identity and `samples` drawn elements of O(2) on the plane, every other one a reflection."""
+
+    def __init__(self, maps: _Representation, samples: int, seed: int) -> None:
+        self.maps = maps
+        self.samples = samples
+        self.seed = seed
+        self.degrees = SO2(samples, seed).degrees
+        super().__init__(torch.nn.functional.pad(maps.at(self.degrees), (0, 1)))
+
+    @property
+    def drawn(self) -> bool:
+        return True
+
+    def _redraw(self, seed: int, samples: int | None) -> Action:
+        return _O2(self.maps, samples or self.samples, seed)
+
+    def fresh(self, n: int, generator: torch.Generator | None = None) -> tuple[Action, Tensor]:
+        return _fresh_of_o2(self, n, generator)
+
+    def _arguments(self) -> dict[str, object]:
+        return {"maps": self.maps, "samples": self.samples, "seed": self.seed}
+
+    def __repr__(self) -> str:
+        return f"O(2) on the plane, samples={self.samples}, seed={self.seed}"
+
+
+class _DrawnFieldAction(_FieldAction):
+    """Drawn elements of SO(2) or O(2) on a feature field, whose points and channels move by the same draw."""
+
+    def __init__(self, plane: SO2 | _O2, representation: _Representation) -> None:
+        super().__init__(plane, LinearAction(representation.at(plane.degrees), dim=-3))
+        self.representation = representation
+
+    @property
+    def drawn(self) -> bool:
+        return True
+
+    def _redraw(self, seed: int, samples: int | None) -> Action:
+        plane = self.plane.redrawn(seed, samples)
+        assert isinstance(plane, (SO2, _O2))
+        return _DrawnFieldAction(plane, self.representation)
+
+    def fresh(self, n: int, generator: torch.Generator | None = None) -> tuple[Action, Tensor]:
+        if isinstance(self.plane, _O2):
+            return _fresh_of_o2(self, n, generator)
+        return super().fresh(n, generator)
