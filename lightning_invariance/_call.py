@@ -39,7 +39,7 @@ def arguments_of(
     """
     takes = _Parameters(network)
     if isinstance(batch, Mapping):
-        given = {key: value for key, value in batch.items() if takes.needs(key) or not _is_label(key, target)}
+        given: dict[Any, Any] = {key: value for key, value in batch.items() if takes.needs(key) or not _is_label(key, target)}
         if takes.accepts(given):
             return locate_in_call((), given, input, action, owner)
         if takes.accepts_some_of(given):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_invariance.actions import Action
-from lightning_invariance.actions._joint import JointAction, pack, unpack
+from lightning_invariance.actions._joint import JointAction
 
 #: Where a tensor is: a position, a key or a keyword, or several of these joined by dots (``"0.image"``).
 Place = int | str
@@ -52,11 +52,33 @@ def check_logits_of(logits: object) -> None:
 
 @dataclass(frozen=True)
 class Arguments:
-    """The arguments of a call, with the paths to the tensors that the group acts on."""
+    """The arguments of a call, with the paths to the tensors that the group acts on.
+
+    Attributes:
+        args: the positional arguments.
+        kwargs: the keyword arguments.
+        paths: where the tensors are.
+        joint: the action on several of them at once, packed; None for a single one.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     paths: tuple[_Path, ...]
+    joint: JointAction | None = None
+
+    def joined(self, action: Action | None) -> Arguments:
+        """The same, with the action on all tensors at once where there are several.
+
+        Raises:
+            ValueError: if the group cannot act on one of several.
+        """
+        if len(self.paths) == 1 or action is None:
+            return self
+        return replace(self, joint=JointAction(action, self.inputs))
+
+    def acting(self, action: Action) -> Action:
+        """The action on `x`."""
+        return action if self.joint is None else self.joint
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -65,14 +87,8 @@ class Arguments:
 
     @property
     def x(self) -> Tensor:
-        """The tensor that the group acts on; of several, the rows of all of them packed, ``(B, n)``."""
-        inputs = self.inputs
-        return inputs[0] if len(inputs) == 1 else pack(inputs)
-
-    def acting(self, action: Action) -> Action:
-        """The action on `x`."""
-        inputs = self.inputs
-        return action if len(inputs) == 1 else JointAction(action, inputs)
+        """The tensor that the group acts on; of several, all of them packed, ``(B, n)``."""
+        return self.inputs[0] if self.joint is None else self.joint.pack(self.inputs)
 
     @property
     def others(self) -> list[tuple[_Path, Tensor]]:
@@ -87,19 +103,19 @@ class Arguments:
     def first(self, samples: int) -> Arguments:
         """The arguments of the first few samples alone, as ordinary tensors where they are inference tensors."""
         args, kwargs = _cut_rows((self.args, self.kwargs), len(self.inputs[0]), samples)
-        return replace(self, args=args, kwargs=kwargs)
+        first = Arguments(args, kwargs, self.paths)
+        return first if self.joint is None else first.joined(self.joint.action)
 
     def with_input(self, x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with another `x` in its place.
 
         Where `x` holds the samples n times over, the other tensors of one row a sample are repeated likewise.
         """
-        inputs = self.inputs
-        samples = len(inputs[0])
+        samples = len(self.inputs[0])
         root: Any = self._root
         if len(x) != samples:
             root = _repeat_rows(root, samples, len(x) // max(samples, 1))
-        for path, tensor in zip(self.paths, (x,) if len(inputs) == 1 else unpack(x, inputs), strict=True):
+        for path, tensor in zip(self.paths, (x,) if self.joint is None else self.joint.unpack(x), strict=True):
             root = _replace(root, path, tensor)
         return root["args"], root["kwargs"]
 

@@ -390,7 +390,7 @@ def evaluate_invariance(
     with evaluation_mode(module), preserved_random_state(device or torch.device("cpu")):
         for batch in tqdm(batches, desc="Invariance", unit="batch", disable=not progress):
             batch = map_tensors(partial(_placed, device=device), batch)
-            arguments = arguments_of(network, batch, input, target, action, _NAME)
+            arguments = arguments_of(network, batch, input, target, action, _NAME).joined(action)
             x = arguments.x
             tensors = [*arguments.inputs, *(tensor for _, tensor in arguments.others)]
             labels = locate_target(batch, target, len(x), _NAME, tensors)

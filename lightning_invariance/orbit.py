@@ -117,6 +117,7 @@ def evaluate_orbit(
     if target is not None:
         check_target(target, len(x))
 
+    action = action.attached(x)
     if saliency is None:
         outputs = OrbitOutputs(*_logits(network, x, action, chosen, base_logits, max_batch))
     else:
@@ -269,6 +270,7 @@ def add_saliency(
     max_batch: int | None,
 ) -> OrbitOutputs:
     """The outputs with saliency maps, which take a pass of their own over the orbit of the prepared batch."""
+    action = action.attached(x)
     logits = checked_logits(outputs.logits, x)
     target = predicted_class(logits) if target is None else target
     prepared = prepared_by(saliency, x)

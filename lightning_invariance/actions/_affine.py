@@ -81,6 +81,10 @@ class AffineAction(Action):
     def dims(self) -> tuple[int, ...]:
         return (-2, -1)
 
+    @property
+    def places(self) -> tuple[int, ...]:
+        return self.dims
+
     @cached_property
     def cayley_table(self) -> Tensor | None:
         return group_table(self._matrices, lambda left, right: left @ right, atol=1e-6)

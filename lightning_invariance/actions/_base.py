@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,6 +61,14 @@ class Action(ABC):
     @property
     def dims(self) -> tuple[int, ...] | None:
         """The (negative) dimensions acted on, or None where they are not known."""
+        return None
+
+    @property
+    def places(self) -> tuple[int, ...] | None:
+        """The (negative) dimensions along which values move from place to place, as pixels do; None if not known.
+
+        Empty where values change and stay where they are, as the coordinates of turned points do.
+        """
         return None
 
     @property
@@ -458,11 +465,6 @@ def check_generator(generator: object) -> None:
     """Raises unless `generator` is a generator or None."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise ValueError(f"Expected `generator` to be a torch.Generator or None but got {generator!r}.")
-
-
-def derived_seed(*parts: object) -> int:
-    """A seed of 63 bits that follows from all of `parts` together."""
-    return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def check_batch(action: Action, x: Tensor, trailing: int) -> None:

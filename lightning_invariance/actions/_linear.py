@@ -72,6 +72,10 @@ class LinearAction(Action):
     def dims(self) -> tuple[int, ...]:
         return (self.dim,)
 
+    @property
+    def places(self) -> tuple[int, ...]:
+        return ()
+
     @cached_property
     def cayley_table(self) -> Tensor | None:
         return group_table(self._matrices, lambda left, right: left @ right, atol=1e-6)

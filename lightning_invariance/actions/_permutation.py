@@ -98,6 +98,10 @@ class PermutationAction(Action):
         return tuple(range(-self._trailing, 0))
 
     @property
+    def places(self) -> tuple[int, ...]:
+        return self.dims
+
+    @property
     def _trailing(self) -> int:
         return len(self._faithful_sizes)
 

@@ -7,7 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_invariance.actions._base import Action, derived_seed
+from lightning_invariance._random import seed_of
+from lightning_invariance.actions._base import Action
 
 
 class ProductAction(Action):
@@ -56,6 +57,12 @@ class ProductAction(Action):
             return None
         return tuple(sorted({*self.first.dims, *self.second.dims}))
 
+    @property
+    def places(self) -> tuple[int, ...] | None:
+        if self.first.places is None or self.second.places is None:
+            return None
+        return tuple(sorted({*self.first.places, *self.second.places}))
+
     @cached_property
     def cayley_table(self) -> Tensor | None:
         first, second = self.first.cayley_table, self.second.cayley_table
@@ -73,8 +80,8 @@ class ProductAction(Action):
     def _redraw(self, seed: int, samples: int | None) -> Action:
         # From one seed, two equal factors would draw alike.
         return ProductAction(
-            self.first.redrawn(derived_seed(seed, "first"), samples),
-            self.second.redrawn(derived_seed(seed, "second"), samples),
+            self.first.redrawn(seed_of(seed, "first"), samples),
+            self.second.redrawn(seed_of(seed, "second"), samples),
         )
 
     def fresh(self, n: int, generator: torch.Generator | None = None) -> tuple[Action, Tensor]:

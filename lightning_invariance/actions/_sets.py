@@ -201,6 +201,10 @@ class _HeldPermutations(Action):
         return (self.dim,)
 
     @property
+    def places(self) -> tuple[int, ...]:
+        return self.dims
+
+    @property
     def drawn(self) -> bool:
         return True
 

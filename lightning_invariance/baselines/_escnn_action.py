@@ -175,6 +175,10 @@ class _FieldAction(Action):
         return (-3, -2, -1)
 
     @property
+    def places(self) -> tuple[int, ...] | None:
+        return self.plane.places
+
+    @property
     def cayley_table(self) -> Tensor | None:
         return self.plane.cayley_table
 

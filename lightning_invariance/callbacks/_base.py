@@ -148,13 +148,14 @@ def arguments_and_logits(
         ValueError: if there is no such tensor or no logits.
     """
     if call is not None:
-        arguments = locate_in_call(call.args, call.kwargs, spec, action, owner)
+        arguments = locate_in_call(call.args, call.kwargs, spec, action, owner).joined(action)
         logits = logits_of(call.output, select, owner)
         check_rows(logits, len(arguments.inputs[0]), owner)
         return arguments, logits
     assert is_compiled(module)
     located = locate_in_batch(batch, spec, action, owner)
-    return Arguments(located.inputs, {}, tuple(("args", place) for place in range(len(located.inputs)))), None
+    paths = tuple(("args", place) for place in range(len(located.paths)))
+    return Arguments(located.inputs, {}, paths).joined(action), None
 
 
 class Findings:
