@@ -42,8 +42,9 @@ class InvarianceMonitor(EpochMonitor):
         measures: names of measures, or torchmetrics metrics under names of your own, whose ``update`` takes some of
             ``logits``, ``orbit_logits``, ``saliency``, ``orbit_saliency``, ``target``; None for all that outputs and
             labels allow: ``logit_invariance_error``, ``normalized_logit_invariance_error``,
-            ``distribution_invariance_error``, ``jensen_shannon_invariance_error``, ``saliency_invariance_similarity``,
-            ``orbit_share``, ``prediction_consistency``, ``orbit_accuracy``, ``worst_case_orbit_accuracy``.
+            ``relative_logit_invariance_error``, ``distribution_invariance_error``, ``jensen_shannon_invariance_error``,
+            ``saliency_invariance_similarity``, ``orbit_share``, ``prediction_consistency``, ``orbit_accuracy``,
+            ``worst_case_orbit_accuracy``. One output a sample leaves out the measures of classes.
         saliency: how to compute saliency maps. If None, `PaperSaliency` for actions that move pixels about, and
             `Gradient` for others, and for inputs that are no images.
         saliency_samples: how many samples of each data loader, from the first, get saliency maps, the costly part; 0

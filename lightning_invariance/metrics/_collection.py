@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_invariance.functional._orbit_values import is_single
 from lightning_invariance.metrics._base import Estimate, InvarianceMetric
 from lightning_invariance.metrics._distribution_invariance_error import DistributionInvarianceError
 from lightning_invariance.metrics._jensen_shannon_invariance_error import JensenShannonInvarianceError
@@ -17,6 +18,7 @@ from lightning_invariance.metrics._logit_invariance_error import LogitInvariance
 from lightning_invariance.metrics._orbit_accuracy import OrbitAccuracy
 from lightning_invariance.metrics._orbit_share import OrbitShare
 from lightning_invariance.metrics._prediction_consistency import PredictionConsistency
+from lightning_invariance.metrics._relative_logit_invariance_error import RelativeLogitInvarianceError
 from lightning_invariance.metrics._saliency_invariance_similarity import SaliencyInvarianceSimilarity
 from lightning_invariance.orbit import OrbitOutputs
 
@@ -24,6 +26,7 @@ from lightning_invariance.orbit import OrbitOutputs
 MEASURES: Mapping[str, Callable[[], InvarianceMetric]] = {
     "logit_invariance_error": LogitInvarianceError,
     "normalized_logit_invariance_error": partial(LogitInvarianceError, normalize="logits"),
+    "relative_logit_invariance_error": RelativeLogitInvarianceError,
     "distribution_invariance_error": DistributionInvarianceError,
     "jensen_shannon_invariance_error": JensenShannonInvarianceError,
     "saliency_invariance_similarity": SaliencyInvarianceSimilarity,
@@ -37,8 +40,15 @@ Measures = Sequence[str] | Mapping[str, Metric]
 
 _INPUTS = ("logits", "orbit_logits", "saliency", "orbit_saliency", "target")
 
-#: The measures that take outputs of any shape; the others need logits (B, C).
-_ANY_OUTPUT = ("logit_invariance_error", "normalized_logit_invariance_error", "saliency_invariance_similarity")
+#: The measures that take outputs of any shape, and those that take one output a sample, (B,) or (B, 1), besides logits
+#: (B, C); the others need classes.
+_ANY_OUTPUT = (
+    "logit_invariance_error",
+    "normalized_logit_invariance_error",
+    "relative_logit_invariance_error",
+    "saliency_invariance_similarity",
+)
+_SINGLE_OUTPUT = (*_ANY_OUTPUT, "orbit_share")
 
 
 class MeasureCollection:
@@ -106,13 +116,14 @@ class MeasureCollection:
             "target": target,
         }
         classes = outputs.logits.ndim == 2 and outputs.logits.shape[1] >= 2
+        suitable = tuple(MEASURES) if classes else _SINGLE_OUTPUT if is_single(outputs.logits) else _ANY_OUTPUT
         for name, metric in self._metrics.items():
             wanted = self._inputs[name]
             if ("saliency" in wanted) != (outputs.saliency is not None):
                 continue
             if any(given[argument] is None for argument in wanted):
                 continue
-            if self.restricted and not classes and name not in _ANY_OUTPUT:
+            if self.restricted and name not in suitable:
                 continue
             if metric.device != outputs.logits.device:
                 metric.to(outputs.logits.device)
