@@ -44,6 +44,7 @@ from lightning_invariance.metrics import LogitInvarianceError as LogitInvariance
 from lightning_invariance.metrics import OrbitAccuracy as OrbitAccuracy
 from lightning_invariance.metrics import OrbitShare as OrbitShare
 from lightning_invariance.metrics import PredictionConsistency as PredictionConsistency
+from lightning_invariance.metrics import RelativeLogitInvarianceError as RelativeLogitInvarianceError
 from lightning_invariance.metrics import SaliencyInvarianceSimilarity as SaliencyInvarianceSimilarity
 from lightning_invariance.metrics import Selectivity as Selectivity
 from lightning_invariance.orbit import OrbitOutputs as OrbitOutputs

@@ -16,7 +16,6 @@ from lightning_invariance._locate import (
     describe_value,
     locate_in_batch,
     locate_in_call,
-    place_in_words,
 )
 from lightning_invariance.actions import Action
 
@@ -39,7 +38,9 @@ def arguments_of(
     """
     takes = _Parameters(network)
     if isinstance(batch, Mapping):
-        given: dict[Any, Any] = {key: value for key, value in batch.items() if takes.needs(key) or not _is_label(key, target)}
+        given: dict[Any, Any] = {
+            key: value for key, value in batch.items() if takes.needs(key) or not _is_label(key, target)
+        }
         if takes.accepts(given):
             return locate_in_call((), given, input, action, owner)
         if takes.accepts_some_of(given):
@@ -103,7 +104,9 @@ class _Parameters:
             self.least, self.most, self._any_keyword = 1, float("inf"), False
             return
         kinds = inspect.Parameter
-        positional = [each for each in parameters.values() if each.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)]
+        positional = [
+            each for each in parameters.values() if each.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+        ]
         named = [each for each in parameters.values() if each.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
         several = any(each.kind is kinds.VAR_POSITIONAL for each in parameters.values())
         self._any_keyword = any(each.kind is kinds.VAR_KEYWORD for each in parameters.values())

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_invariance.actions import Action
@@ -214,9 +213,7 @@ class Labels:
     place: str
 
 
-def locate_target(
-    batch: Any, spec: Place | None, samples: int, owner: str, inputs: Sequence[Tensor] = ()
-) -> Labels:
+def locate_target(batch: Any, spec: Place | None, samples: int, owner: str, inputs: Sequence[Tensor] = ()) -> Labels:
     """The labels of a batch.
 
     Args:
@@ -371,7 +368,7 @@ def _named(args: tuple[Any, ...], kwargs: dict[str, Any], spec: InputSpec, owner
         paths.append(found[0])
     arguments = Arguments(args, kwargs, tuple(paths))
     rows = {len(tensor) if tensor.ndim else 0 for tensor in arguments.inputs}
-    if len(rows) > 1 or rows == {0} and not arguments.inputs[0].ndim:
+    if len(rows) > 1 or (rows == {0} and not arguments.inputs[0].ndim):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in arguments.inputs)
         raise ValueError(
             f"{owner}: expected input={spec!r} to name tensors of one row a sample but got the shapes {shapes}."
@@ -416,9 +413,7 @@ def _descend(value: Any, start: _Path, rest: str) -> list[_Path]:
     if whole or "." not in rest:
         return whole
     head, tail = rest.split(".", 1)
-    return [
-        path for step in _steps_into(value, start, head) for path in _descend(value[step[-1]], step, tail)
-    ]
+    return [path for step in _steps_into(value, start, head) for path in _descend(value[step[-1]], step, tail)]
 
 
 @dataclass(frozen=True)

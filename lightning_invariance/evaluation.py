@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from lightning_invariance._call import arguments_of, without_fabric
 from lightning_invariance._checks import check_callable, check_count, check_iterable, check_not_meta
 from lightning_invariance._isolation import (
     evaluation_mode,
@@ -20,7 +21,6 @@ from lightning_invariance._isolation import (
     preserved_buffers,
     preserved_random_state,
 )
-from lightning_invariance._call import arguments_of, without_fabric
 from lightning_invariance._locate import (
     Arguments,
     InputSpec,
@@ -100,7 +100,7 @@ class InvarianceEvaluator:
         of_maps = self.measures.needing("saliency")
         if self._demanding and of_maps and not saliency_samples:
             raise ValueError(
-                f"Expected `saliency_samples` to be at least 1 for {list(of_maps)}, which need saliency maps, but got 0."
+                f"Expected `saliency_samples` to be at least 1 for {list(of_maps)}, which need maps, but got 0."
             )
         self._wants_maps = bool(of_maps) and saliency_samples > 0
         self._explainable: bool | None = None  # whether the network gives one logit a class; known after a batch
@@ -136,8 +136,8 @@ class InvarianceEvaluator:
         lacking = self.measures.needing("target") if labels.tensor is None else ()
         if self._demanding and lacking:
             raise ValueError(
-                f"{self._owner}: expected labels for {list(lacking)} but found none: {labels.place}. Say where they are "
-                "with `target=`: one integer a sample."
+                f"{self._owner}: expected labels for {list(lacking)} but found none: {labels.place}. Say with "
+                "`target=` where they are: one integer a sample."
             )
         target = labels.tensor
         positions = range(self.samples, self.samples + len(x)) if positions is None else positions
@@ -193,10 +193,14 @@ class InvarianceEvaluator:
             x, first = x[:run], OrbitOutputs(outputs.logits[:run], outputs.orbit_logits[:, :run])
             chosen = _explained_class(labels, first.logits, x)
             elements = list(range(1, len(action)))
-            maps = add_saliency(
-                first, network, x, action, elements, self._saliency_on(action), chosen, self._limit(x)
-            )
+            maps = add_saliency(first, network, x, action, elements, self._saliency_on(action), chosen, self._limit(x))
             self._feed(maps, labels, explained)
+
+    def left_out(self, x: Tensor, logits: Tensor | None, labels: Labels) -> tuple[str, ...]:
+        """The measures that are left out where all that outputs and labels allow are wanted."""
+        explained = self.saliency_samples > 0 and x.is_floating_point()
+        explained = explained and (logits is None or _is_explainable(logits, x))
+        return self.measures.left_out(logits, labels.tensor is not None, explained)
 
     def _saliency_on(self, action: Action) -> Saliency:
         return _OfPacked(self.saliency, action) if isinstance(action, JointAction) else self.saliency

@@ -23,10 +23,10 @@ from lightning_invariance._locate import (
     moves_along,
     place_in_words,
 )
+from lightning_invariance._random import generator_for
 from lightning_invariance.actions import Action
 from lightning_invariance.callbacks._calls import NetworkCall
 from lightning_invariance.callbacks._injection import Injector, eject, inject, is_compiled
-from lightning_invariance._random import generator_for
 
 
 def check_network_name(network: object) -> None:
@@ -199,9 +199,7 @@ def warn_of_what_stays(
         )
 
 
-def warn_of_tensors_that_stay(
-    owner: str, spec: InputSpec, action: Action, arguments: Arguments, where: str
-) -> None:
+def warn_of_tensors_that_stay(owner: str, spec: InputSpec, action: Action, arguments: Arguments, where: str) -> None:
     """Warns where a tensor beside the input has the places that the group moves, unless a list says what moves."""
     if isinstance(spec, (list, tuple)):
         return

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DistributedSampler
 
 from lightning_invariance._checks import check_count
 from lightning_invariance._locate import (
-    Arguments,
     InputSpec,
     LogitsOf,
     check_input_spec,
     check_logits_of,
-    logits_of,
     resolve_network,
 )
 from lightning_invariance.actions import Action

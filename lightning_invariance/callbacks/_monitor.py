@@ -63,8 +63,9 @@ class InvarianceMonitor(EpochMonitor):
         measures: names of measures, or torchmetrics metrics under names of your own, whose ``update`` takes some of
             ``logits``, ``orbit_logits``, ``saliency``, ``orbit_saliency``, ``target``; None for all that outputs and
             labels allow: ``logit_invariance_error``, ``normalized_logit_invariance_error``,
-            ``distribution_invariance_error``, ``jensen_shannon_invariance_error``, ``saliency_invariance_similarity``,
-            ``orbit_share``, ``prediction_consistency``, ``orbit_accuracy``, ``worst_case_orbit_accuracy``.
+            ``relative_logit_invariance_error``, ``distribution_invariance_error``, ``jensen_shannon_invariance_error``,
+            ``saliency_invariance_similarity``, ``orbit_share``, ``prediction_consistency``, ``orbit_accuracy``,
+            ``worst_case_orbit_accuracy``. One output a sample leaves out the measures of classes.
         saliency: how to compute saliency maps. If None, `PaperSaliency` for actions that move pixels about, and
             `Gradient` for others, and for inputs that are no images.
         saliency_samples: how many samples of each data loader, from the first, get saliency maps, the costly part; 0
@@ -129,9 +130,7 @@ class InvarianceMonitor(EpochMonitor):
     ) -> None:
         check_action(action)
         check_place("target", target)
-        super().__init__(
-            action, every_n_epochs, network=network, input=input, logits=logits, call=call, prefix=prefix
-        )
+        super().__init__(action, every_n_epochs, network=network, input=input, logits=logits, call=call, prefix=prefix)
         self.measures = measures
         self.saliency = saliency
         self.saliency_samples = saliency_samples
@@ -259,15 +258,16 @@ class InvarianceMonitor(EpochMonitor):
         """In the first batch: is the group right, and what was found?"""
         arguments.acting(self.action).verify(arguments.x)
         warn_of_what_stays(_NAME, self.input, self.action, arguments, logits)
-        left_out = evaluator.left_out(logits, labels)
+        left_out = evaluator.left_out(arguments.x, logits, labels)
         self._findings.say(
             network=name_of_network(module, self.network),
             input=inputs_in_words(arguments),
             logits="that are computed again" if logits is None else describe_value(logits),
-            labels=f"at {labels.place}" if labels.tensor is not None else f"none ({labels.place}; `target=` names them)",
-            saliency="" if labels.tensor is not None or not self.saliency_samples else "of the class predicted on x",
-            **{"group": repr(self.action)},
-            **({"but": f"leaves out {', '.join(left_out)}"} if left_out else {}),
+            labels=f"at {labels.place}"
+            if labels.tensor is not None
+            else f"none ({labels.place}; `target=` names them)",
+            group=repr(self.action),
+            without=", ".join(left_out),
         )
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

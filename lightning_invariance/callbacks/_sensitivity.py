@@ -100,9 +100,7 @@ class SensitivityMonitor(EpochMonitor):
         check_choice("layers", layers, (False, True))
         if max_batch is not None:
             check_count("max_batch", max_batch)
-        super().__init__(
-            action, every_n_epochs, network=network, input=input, logits=logits, call=call, prefix=prefix
-        )
+        super().__init__(action, every_n_epochs, network=network, input=input, logits=logits, call=call, prefix=prefix)
         self.samples = samples
         self.layers = layers
         self.max_batch = max_batch

@@ -10,6 +10,9 @@ from lightning_invariance.functional._logit_invariance_error import logit_invari
 from lightning_invariance.functional._orbit_accuracy import orbit_accuracy as orbit_accuracy
 from lightning_invariance.functional._orbit_share import orbit_share as orbit_share
 from lightning_invariance.functional._prediction_consistency import prediction_consistency as prediction_consistency
+from lightning_invariance.functional._relative_logit_invariance_error import (
+    relative_logit_invariance_error as relative_logit_invariance_error,
+)
 from lightning_invariance.functional._saliency_invariance_similarity import (
     saliency_invariance_similarity as saliency_invariance_similarity,
 )

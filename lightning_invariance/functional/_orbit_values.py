@@ -14,6 +14,9 @@ from lightning_invariance._checks import check_choice, check_finite, check_same_
 Reduction = Literal["mean", "element", "none"]
 Activation = Literal["softmax", "sigmoid"]
 
+#: A standard deviation of fewer steps of the outputs' own precision than this is rounding.
+ROUNDING_STEPS = 2
+
 REDUCTIONS: tuple[Reduction, ...] = ("mean", "element", "none")
 ACTIVATIONS: tuple[Activation, ...] = ("softmax", "sigmoid")
 
@@ -84,9 +87,16 @@ def check_outputs(base: Tensor, name: str = "logits") -> None:
         raise ValueError(f"Expected `{name}` to have at least one value a sample but got shape {tuple(base.shape)}.")
 
 
+def is_single(logits: Tensor) -> bool:
+    """Whether there is one output a sample, ``(B,)`` or ``(B, 1)``, as in a regression."""
+    return logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] == 1)
+
+
 def check_classes(logits: Tensor, minimum: int, remedy: str = "") -> None:
     """Raises unless `logits` is ``(B, C)`` with at least `minimum` classes."""
     if logits.ndim != 2 or logits.shape[1] < minimum:
+        if minimum > 1 and is_single(logits):
+            remedy = f": this is a measure of classes, and the network gives one output a sample{remedy}"
         raise ValueError(
             f"Expected `logits` to have the shape (B, C) with C of at least {minimum} "
             f"but got {tuple(logits.shape)}{remedy}."
@@ -100,7 +110,7 @@ def check_activation(logits: Tensor, activation: Activation) -> None:
         single = logits.ndim == 2 and logits.shape[1] == 1
         check_classes(logits, 2, " (a single logit is a probability under activation='sigmoid')" if single else "")
     else:
-        check_classes(logits, 1)
+        check_classes(logits, 1, " (give a single logit the shape (B, 1))" if logits.ndim == 1 else "")
 
 
 def check_values_finite(base: Tensor, orbit: Tensor, name: str = "logits") -> None:
@@ -118,6 +128,18 @@ def finite_samples(base: Tensor, orbit: Tensor) -> Tensor:
 def flat_samples(x: Tensor, before: int = 1) -> Tensor:
     """Everything behind the first `before` dimensions in one, which scalars get too."""
     return x.unsqueeze(-1).flatten(before)
+
+
+def spread(outputs: Tensor) -> Tensor:
+    """The population variance over samples, added up over outputs ``(B, D)``; NaN without samples."""
+    # From one of the samples: where all are alike the deviations are 0 and not rounding.
+    deviations = outputs - outputs[:1]
+    return (deviations - deviations.mean(dim=0)).square().sum(dim=1).mean()
+
+
+def rounding_variance(squares: Tensor, dtype: torch.dtype) -> Tensor:
+    """How much of a variance may be rounding, from mean squares of outputs of this precision."""
+    return squares * (ROUNDING_STEPS * torch.finfo(dtype).eps) ** 2
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ from lightning_invariance.metrics._logit_invariance_error import LogitInvariance
 from lightning_invariance.metrics._orbit_accuracy import OrbitAccuracy as OrbitAccuracy
 from lightning_invariance.metrics._orbit_share import OrbitShare as OrbitShare
 from lightning_invariance.metrics._prediction_consistency import PredictionConsistency as PredictionConsistency
+from lightning_invariance.metrics._relative_logit_invariance_error import (
+    RelativeLogitInvarianceError as RelativeLogitInvarianceError,
+)
 from lightning_invariance.metrics._saliency_invariance_similarity import (
     SaliencyInvarianceSimilarity as SaliencyInvarianceSimilarity,
 )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_invariance.functional._orbit_values import is_single
 from lightning_invariance.metrics._base import Estimate, InvarianceMetric
 from lightning_invariance.metrics._distribution_invariance_error import DistributionInvarianceError
 from lightning_invariance.metrics._jensen_shannon_invariance_error import JensenShannonInvarianceError
@@ -17,6 +18,7 @@ from lightning_invariance.metrics._logit_invariance_error import LogitInvariance
 from lightning_invariance.metrics._orbit_accuracy import OrbitAccuracy
 from lightning_invariance.metrics._orbit_share import OrbitShare
 from lightning_invariance.metrics._prediction_consistency import PredictionConsistency
+from lightning_invariance.metrics._relative_logit_invariance_error import RelativeLogitInvarianceError
 from lightning_invariance.metrics._saliency_invariance_similarity import SaliencyInvarianceSimilarity
 from lightning_invariance.orbit import OrbitOutputs
 
@@ -24,6 +26,7 @@ from lightning_invariance.orbit import OrbitOutputs
 MEASURES: Mapping[str, Callable[[], InvarianceMetric]] = {
     "logit_invariance_error": LogitInvarianceError,
     "normalized_logit_invariance_error": partial(LogitInvarianceError, normalize="logits"),
+    "relative_logit_invariance_error": RelativeLogitInvarianceError,
     "distribution_invariance_error": DistributionInvarianceError,
     "jensen_shannon_invariance_error": JensenShannonInvarianceError,
     "saliency_invariance_similarity": SaliencyInvarianceSimilarity,
@@ -37,8 +40,15 @@ Measures = Sequence[str] | Mapping[str, Metric]
 
 _INPUTS = ("logits", "orbit_logits", "saliency", "orbit_saliency", "target")
 
-#: The measures that take outputs of any shape; the others need logits (B, C).
-_ANY_OUTPUT = ("logit_invariance_error", "normalized_logit_invariance_error", "saliency_invariance_similarity")
+#: The measures that take outputs of any shape, and those that take one output a sample, (B,) or (B, 1), besides logits
+#: (B, C); the others need classes.
+_ANY_OUTPUT = (
+    "logit_invariance_error",
+    "normalized_logit_invariance_error",
+    "relative_logit_invariance_error",
+    "saliency_invariance_similarity",
+)
+_SINGLE_OUTPUT = (*_ANY_OUTPUT, "orbit_share")
 
 
 class MeasureCollection:
@@ -90,6 +100,24 @@ class MeasureCollection:
         """The measures whose update names this input."""
         return tuple(name for name, inputs in self._inputs.items() if argument in inputs)
 
+    def left_out(self, logits: Tensor | None, labelled: bool, explained: bool) -> tuple[str, ...]:
+        """The named measures that the outputs do not allow, where all that they allow are wanted.
+
+        Args:
+            logits: the network's, where they are known.
+            labelled: whether there are labels.
+            explained: whether there are saliency maps.
+        """
+        if not self.restricted:
+            return ()
+        suitable = tuple(MEASURES) if logits is None else _suitable(logits)
+        lacking = {"target": labelled, "saliency": explained}
+        return tuple(
+            name
+            for name, inputs in self._inputs.items()
+            if name not in suitable or any(argument in inputs and not given for argument, given in lacking.items())
+        )
+
     def update(self, outputs: OrbitOutputs, target: Tensor | None = None) -> None:
         """Adds a batch's logits to the measures of logits, or its maps to those of saliency.
 
@@ -105,14 +133,14 @@ class MeasureCollection:
             "orbit_saliency": outputs.orbit_saliency,
             "target": target,
         }
-        classes = outputs.logits.ndim == 2 and outputs.logits.shape[1] >= 2
+        suitable = _suitable(outputs.logits)
         for name, metric in self._metrics.items():
             wanted = self._inputs[name]
             if ("saliency" in wanted) != (outputs.saliency is not None):
                 continue
             if any(given[argument] is None for argument in wanted):
                 continue
-            if self.restricted and not classes and name not in _ANY_OUTPUT:
+            if self.restricted and name not in suitable:
                 continue
             if metric.device != outputs.logits.device:
                 metric.to(outputs.logits.device)
@@ -146,3 +174,10 @@ class MeasureCollection:
         """Moves the states."""
         for metric in self._metrics.values():
             metric.to(device)
+
+
+def _suitable(logits: Tensor) -> tuple[str, ...]:
+    """The named measures that outputs of this shape allow."""
+    if logits.ndim == 2 and logits.shape[1] >= 2:
+        return tuple(MEASURES)
+    return _SINGLE_OUTPUT if is_single(logits) else _ANY_OUTPUT
