@@ -58,8 +58,8 @@ def arguments_of(
     if not takes.least <= len(args) <= takes.most or not any(isinstance(each, (Tensor, Mapping)) for each in args):
         raise ValueError(
             f"Expected `batches` to give tensors x, pairs (x, target), or as many parts as `network` takes "
-            f"({takes}), and a target, but got {describe_value(batch)}: say where the labels are with `target=`, or pass "
-            "a function of the parts that are there."
+            f"({takes}), and a target, but got {describe_value(batch)}: say where the labels are with `target=`, or "
+            "pass a function of the parts that are there."
         )
     return locate_in_call(args, {}, input, action, owner)
 

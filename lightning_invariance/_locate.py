@@ -479,7 +479,7 @@ def _the_only(
         problem = f"several tensors could be meant ({places})"
     raise ValueError(
         f"{owner}: expected to find the input in {where}, which holds {describe(args, kwargs)}, but {problem}: "
-        "name it with `input=` (a key, a keyword or a position), or in a list all that move together."
+        "name it with `input=` (a key, a keyword or a position), or all that move together in a list."
     )
 
 

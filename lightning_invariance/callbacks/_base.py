@@ -206,10 +206,10 @@ def warn_of_tensors_that_stay(owner: str, spec: InputSpec, action: Action, argum
     staying = left_behind(action, arguments.inputs[0], arguments.others)
     if staying:
         names = ", ".join(place_in_words(path, where) for path in staying)
+        moved = " and ".join(place_in_words(path, where) for path in arguments.paths)
         rank_zero_warn(
-            f"{owner}: {action!r} moves {' and '.join(place_in_words(path, where) for path in arguments.paths)}, but "
-            f"{names} of the same places stays as it is: name all that move together in a list, `input=[...]`, or "
-            "only the input to say that nothing else moves."
+            f"{owner}: {action!r} moves {moved}, but {names} of the same places stays as it is: name all that move "
+            "together in a list, `input=[...]`; a list of one says that nothing else moves."
         )
 
 

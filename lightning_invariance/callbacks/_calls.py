@@ -64,12 +64,14 @@ class CallLog:
         kept: those that can be asked for, by their index among the calls that count.
         inputs: what each call that counts was made with, in words.
         others: how many calls were made that do not count.
+        paused: whether calls are not the step's own at present.
     """
 
     def __init__(self) -> None:
         self.kept: dict[int, NetworkCall] = {}
         self.inputs: list[str] = []
         self.others = 0
+        self.paused = False
 
     def wants(self, network: nn.Module) -> bool:
         """Whether the call that is about to be made can be asked for, and is to be copied."""
@@ -135,7 +137,7 @@ def recorded_calls(network: nn.Module, log: CallLog) -> Iterator[CallLog]:
     def recorded(*args: Any, **kwargs: Any) -> Any:
         nonlocal running
         # Gradient checkpointing calls the network again in the midst of a backward.
-        if running or torch._C._current_graph_task_id() != -1:
+        if running or log.paused or torch._C._current_graph_task_id() != -1:
             return original(*args, **kwargs)
         running = True
         try:
@@ -197,8 +199,8 @@ def chosen_calls(
     made += "; ..." if len(among) > 8 else ""
     if call is None:
         raise ValueError(
-            f"{owner}: expected one call of {network} in a step but there were {len(among)} ({made}): say which is meant "
-            f"with `call=`, an index, 'last' or 'all' (the mean over all of them){hint}."
+            f"{owner}: expected one call of {network} in a step but there were {len(among)} ({made}): say with "
+            f"`call=` which is meant, an index, 'last' or 'all' (the mean over all of them){hint}."
         )
     raise ValueError(f"{owner}: expected call={call} to name one of the calls of {network} but there were {made}.")
 

@@ -130,9 +130,15 @@ class _Dispatcher:
         if "loss" in kwargs:
             args, kwargs = (kwargs["loss"], *args), {key: value for key, value in kwargs.items() if key != "loss"}
         loss, *rest = args
-        for injector in self.injectors:
-            if "training_step" in injector.steps:
-                loss = injector.before_backward(module, loss, self.logs.get(injector))
+        for log in self.logs.values():
+            log.paused = True  # what the injectors call is not the step's
+        try:
+            for injector in self.injectors:
+                if "training_step" in injector.steps:
+                    loss = injector.before_backward(module, loss, self.logs.get(injector))
+        finally:
+            for log in self.logs.values():
+                log.paused = False
         return original(loss, *rest, **kwargs)
 
 

@@ -23,7 +23,7 @@ from lightning_invariance import C4, InvarianceMonitor, InvarianceRegularizer, O
     "make",
     [
         lambda: [InvarianceMonitor(C4())],
-        lambda: [InvarianceMonitor(C4(), saliency_samples=0), InvarianceMonitor(C4(), network="model", max_batch=5)],
+        lambda: [InvarianceMonitor(C4(), saliency_samples=0), InvarianceMonitor(C4(), network="model", max_batch=5, prefix="b")],
         lambda: [InvarianceRegularizer(C4(), 0.0)],
         lambda: [InvarianceRegularizer(C4(), lambda step: 0.0, elements=1)],
         lambda: [InvarianceRegularizer(C4(), 0.0), InvarianceMonitor(C4())],
@@ -111,8 +111,8 @@ def everyone() -> list[Callback]:
         OrbitAugmentation(C4()),
         InvarianceRegularizer(C4(), 0.3),
         InvarianceMonitor(C4(), saliency_samples=2),
-        InvarianceRegularizer(C4(), 0.2, "distribution", network="model"),
-        InvarianceMonitor(C4(), measures=["logit_invariance_error"], network="model"),
+        InvarianceRegularizer(C4(), 0.2, "distribution", network="model", prefix="b"),
+        InvarianceMonitor(C4(), measures=["logit_invariance_error"], network="model", prefix="b"),
     ]
 
 
@@ -183,7 +183,8 @@ def test_nothing_stays_behind_after_an_exception_in_the_penalty(manual: bool, ne
         raise RuntimeError("told to")
 
     module, control = Failing(manual=manual), Failing("after the forward", manual=manual)
-    run_into_failure(module, [InvarianceRegularizer(C4(), 1.0, failing, network=network), *everyone()], RuntimeError)
+    fails = InvarianceRegularizer(C4(), 1.0, failing, network=network, prefix="fails")
+    run_into_failure(module, [fails, *everyone()], RuntimeError)
     run_into_failure(control, [], RuntimeError)
     assert_untouched(module, control)
     assert int(module.model[1].num_batches_tracked) == 1
