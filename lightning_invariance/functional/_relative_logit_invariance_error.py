@@ -79,8 +79,8 @@ def relative_logit_invariance_error(logits: Tensor, orbit_logits: Tensor, *, red
             ``"none"`` for one value a sample ``(B,)``, with that sample's own error over the batch's variance.
 
     Returns:
-        The ratio, in float32 or better. NaN, with a warning, where the variance is 0 up to rounding: a constant network is no
-        invariant one.
+        The ratio, in float32 or better. NaN, with a warning, where the variance is 0 up to rounding: a constant network
+        is no invariant one.
 
     Raises:
         ValueError: if shapes do not match, an input is not finite, or an option is unknown.
