@@ -17,6 +17,7 @@ from lightning_invariance import (
     SO3,
     Action,
     CyclicTranslations,
+    DistributionInvarianceError,
     Gradient,
     LinearAction,
     LogitInvarianceError,
@@ -104,6 +105,7 @@ LABELLED = ["orbit_accuracy", "worst_case_orbit_accuracy"]
 UNLABELLED = [
     "logit_invariance_error",
     "normalized_logit_invariance_error",
+    "relative_logit_invariance_error",
     "distribution_invariance_error",
     "jensen_shannon_invariance_error",
     "saliency_invariance_similarity",
@@ -118,6 +120,7 @@ def expected_values(network: nn.Module, x: Tensor, target: Tensor | None, explai
     values = {
         "logit_invariance_error": f.logit_invariance_error(base, orbit),
         "normalized_logit_invariance_error": f.logit_invariance_error(base, orbit, normalize="logits"),
+        "relative_logit_invariance_error": f.relative_logit_invariance_error(base, orbit),
         "distribution_invariance_error": f.distribution_invariance_error(base, orbit),
         "jensen_shannon_invariance_error": f.jensen_shannon_invariance_error(base, orbit),
         "saliency_invariance_similarity": f.saliency_invariance_similarity(maps, orbit_maps),
@@ -183,6 +186,7 @@ def test_a_network_that_is_invariant_by_construction(network: nn.Module, x: Tens
     )
     assert results["logit_invariance_error"].value < 1e-20
     assert results["normalized_logit_invariance_error"].value < 1e-20
+    assert results["relative_logit_invariance_error"].value < 1e-20
     assert results["distribution_invariance_error"].value < 1e-12
     assert results["jensen_shannon_invariance_error"].value < 1e-12
     assert results["orbit_share"].value < 1e-20
@@ -227,11 +231,12 @@ def test_metrics_under_names_of_ones_own(network: nn.Module, x: Tensor) -> None:
     assert mine["each"].update_called is False
 
 
-def test_dense_outputs_have_a_logit_error_alone(x: Tensor) -> None:
+def test_dense_outputs_have_logit_errors_alone(x: Tensor) -> None:
     network = nn.Conv2d(1, 2, 3, padding=1).double()
     results = evaluate_invariance(network, x.split(SIZES), C4(), progress=False)
     base, orbit = orbit_of(network, x)
-    assert set(results) == {"logit_invariance_error", "normalized_logit_invariance_error"}
+    errors = {"logit_invariance_error", "normalized_logit_invariance_error", "relative_logit_invariance_error"}
+    assert set(results) == errors
     expected = f.logit_invariance_error(base, orbit)
     assert results["logit_invariance_error"].value.item() == pytest.approx(expected.item(), rel=1e-5)
 
@@ -259,6 +264,38 @@ def test_targets_that_are_no_labels(x: Tensor, outputs: int) -> None:
     expected = f.logit_invariance_error(base, orbit).item()
     assert results["logit_invariance_error"].value.item() == pytest.approx(expected, rel=1e-5)
     assert not set(results) & set(LABELLED)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_one_output_a_sample(x: Tensor, target: Tensor, flat: bool, labelled: bool) -> None:
+    """A regression has an orbit share, and no measure of classes, even where whole numbers come with it."""
+    torch.manual_seed(4)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 1), nn.Flatten(0) if flat else nn.Identity()).double()
+    batches: Any = list(zip(x.split(SIZES), target.split(SIZES), strict=True)) if labelled else x.split(SIZES)
+    results = evaluate_invariance(network, batches, C4(), saliency=Gradient(), progress=False)
+    z = torch.stack([network(torch.rot90(x, k, (-2, -1))).detach().flatten() for k in range(4)]).numpy()
+    half = ((z[1:] - z[0]) ** 2).mean() / 2
+    expected = {
+        "logit_invariance_error": half,
+        "normalized_logit_invariance_error": ((z[1:] - z[0]) ** 2 / z[0] ** 2).mean(),
+        "relative_logit_invariance_error": half / z[0].var(),
+        "orbit_share": z.var(axis=0).mean() / z.var(),
+    }
+    maps = {"saliency_invariance_similarity"}
+    assert set(results) == set(expected) | (set() if flat else maps)
+    for name, value in expected.items():
+        assert results[name].value.item() == pytest.approx(value, rel=1e-5), name
+        assert results[name].standard_error.item() > 0, name
+
+
+def test_a_single_logit_is_a_probability_under_sigmoid(x: Tensor) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 1)).double()
+    mine = {"probability": DistributionInvarianceError(activation="sigmoid")}
+    results = evaluate_invariance(network, x.split(SIZES), C4(), measures=mine, progress=False)
+    p = torch.stack([network(torch.rot90(x, k, (-2, -1))).detach().sigmoid().flatten() for k in range(4)])
+    divergences = p[0] * (p[0] / p[1:]).log() + (1 - p[0]) * ((1 - p[0]) / (1 - p[1:])).log()
+    assert results["probability"].value.item() == pytest.approx(divergences.mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad])

@@ -79,8 +79,8 @@ def relative_logit_invariance_error(logits: Tensor, orbit_logits: Tensor, *, red
             ``"none"`` for one value a sample ``(B,)``, with that sample's own error over the batch's variance.
 
     Returns:
-        The ratio, float32. NaN, with a warning, where the variance is 0 up to rounding: a constant network is no
-        invariant one.
+        The ratio, in float32 or better. NaN, with a warning, where the variance is 0 up to rounding: a constant network
+        is no invariant one.
 
     Raises:
         ValueError: if shapes do not match, an input is not finite, or an option is unknown.
@@ -104,4 +104,5 @@ def relative_logit_invariance_error(logits: Tensor, orbit_logits: Tensor, *, red
         warn_no_variance()
     by_sample = errors.mean(dim=0)
     numerator = {"mean": by_sample.mean(), "element": errors.mean(dim=1), "none": by_sample}[reduction]
-    return (numerator / variance).float()
+    precision = torch.promote_types(logits.dtype, orbit_logits.dtype)
+    return (numerator / variance).to(torch.promote_types(precision, torch.float32))

@@ -41,7 +41,8 @@ class FoldedMetric(InvarianceMetric):
     def _check_outputs(self, outputs: int, what: str) -> None:
         """Raises where a batch has another number of outputs than those before (one would broadcast)."""
         if self._outputs not in (None, outputs):
-            raise ValueError(f"Expected `logits` to have {self._outputs} {what}, as those before, but got {outputs}.")
+            seen = "one output a sample" if self._outputs == 1 else f"{self._outputs} {what}"
+            raise ValueError(f"Expected `logits` to have {seen}, as those before, but got {outputs}.")
         self._outputs = outputs
 
     def _deal(self, samples: Tensor) -> Tensor:

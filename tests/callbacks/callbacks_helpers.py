@@ -141,11 +141,13 @@ def measures_by_hand(
     def note(name: str, value: float) -> None:
         values.setdefault(name, []).append(float(value))
 
-    every = []
+    every: list[Any] = []
+    plain: list[Any] = []
     for i, image in enumerate(x):
         with torch.no_grad():
             z = [network(torch.rot90(image, k, (1, 2))[None])[0].double().numpy() for k in range(4)]
         every.append([logits - logits.mean() for logits in z])
+        plain.append(z[0])
         p = [softmax(logits) for logits in z]
         mixture = sum(p) / 4
         note("jensen_shannon_invariance_error", np.mean([(q * np.log(q / mixture)).sum() for q in p]))
@@ -173,4 +175,6 @@ def measures_by_hand(
     within = ((orbits - centres[:, None]) ** 2).sum(axis=2).mean()
     between = ((centres - centres.mean(axis=0)) ** 2).sum(axis=1).mean()
     means["orbit_share"] = float(within / (within + between))
+    variance = float(np.var(plain, axis=0).sum())
+    means["relative_logit_invariance_error"] = means["logit_invariance_error"] / variance if variance else np.nan
     return means

@@ -33,6 +33,7 @@ from lightning_invariance import (
 ALL = {
     "logit_invariance_error",
     "normalized_logit_invariance_error",
+    "relative_logit_invariance_error",
     "distribution_invariance_error",
     "jensen_shannon_invariance_error",
     "saliency_invariance_similarity",
@@ -41,6 +42,8 @@ ALL = {
     "orbit_accuracy",
     "worst_case_orbit_accuracy",
 }
+#: No means over samples.
+RATIOS = {"relative_logit_invariance_error", "orbit_share"}
 
 
 def logged(trainer: Any) -> dict[str, float]:
@@ -234,7 +237,7 @@ def test_several_test_loaders_and_an_empty_one() -> None:
     monitor = InvarianceMonitor(C4(), saliency_samples=0)
     trainer = trainer_for([monitor])
     trainer.test(module, [loader(4, seed=2), loader(0), last], verbose=False)
-    assert [len(record.measures) for record in monitor.history] == [8, 0, 8]
+    assert [len(record.measures) for record in monitor.history] == [9, 0, 9]
     assert {name.rsplit("/", 1)[1] for name in logged(trainer)} == {"dataloader_idx_0", "dataloader_idx_2"}
     expected = measures_by_hand(module.model, last.dataset.x, last.dataset.y)
     measured = {name: float(each.value) for name, each in monitor.history[2].measures.items()}
@@ -413,8 +416,8 @@ def test_another_tensor_goes_along_with_its_own_sample(samples: int, inference_m
         masked = _Masked(module.model, (image.flip(-1) > 0).float())
         by_sample.append(measures_by_hand(masked, image[None], label[None], gradient_map if i < samples else None))
     got = logged(trainer)
-    names = ALL - {"orbit_share"} - (set() if samples else {"saliency_invariance_similarity"})
-    for name in names:  # the orbit share is no mean over samples
+    names = ALL - RATIOS - (set() if samples else {"saliency_invariance_similarity"})
+    for name in names:
         values = [each[name] for each in by_sample if name in each]
         assert got[f"val/{name}"] == pytest.approx(sum(values) / len(values), rel=2e-5, abs=1e-7), name
 
@@ -488,22 +491,24 @@ class DenseRegressor(Regressor):
 
 
 @pytest.mark.parametrize("make", [Regressor, DenseRegressor])
-def test_outputs_that_are_no_logits_get_the_logit_errors(make: type[Regressor]) -> None:
+def test_outputs_that_are_no_logits_get_the_logit_errors_and_one_alone_a_share(make: type[Regressor]) -> None:
     torch.manual_seed(1)
     module, data = make(), loader(7, pack=lambda x, y: (x, x.mean()))
     trainer = trainer_for([InvarianceMonitor(C4(), saliency_samples=0)])
     trainer.validate(module, data, verbose=False)
     x = data.dataset.x
     with torch.no_grad():
-        fx = module.model(x).flatten(1)
-        gaps = [(fx - module.model(torch.rot90(x, k, (2, 3))).flatten(1)).square().sum(1) for k in (1, 2, 3)]
-    assert logged(trainer) == pytest.approx(
-        {
-            "val/logit_invariance_error": float(sum(gap.mean() for gap in gaps) / 6),
-            "val/normalized_logit_invariance_error": float(sum((gap / fx.square().sum(1)).mean() for gap in gaps) / 3),
-        },
-        rel=2e-5,
-    )
+        orbit = torch.stack([module.model(torch.rot90(x, k, (2, 3))).flatten(1) for k in range(4)]).double()
+    fx = orbit[0]
+    gaps = (orbit[1:] - fx).square().sum(2)
+    expected = {
+        "val/logit_invariance_error": float(gaps.mean() / 2),
+        "val/normalized_logit_invariance_error": float((gaps / fx.square().sum(1)).mean()),
+        "val/relative_logit_invariance_error": float(gaps.mean() / 2 / fx.var(dim=0, unbiased=False).sum()),
+    }
+    if make is Regressor:
+        expected["val/orbit_share"] = float(orbit.var(dim=0, unbiased=False).mean() / orbit.var(unbiased=False))
+    assert logged(trainer) == pytest.approx(expected, rel=2e-5)
 
 
 @pytest.mark.parametrize("make", [Regressor, DenseRegressor])
@@ -515,16 +520,17 @@ def test_outputs_that_are_no_logits_do_not_break_the_maps(make: type[Regressor],
     data = loader(7, pack=lambda x, y: (x, x.mean() if labels == "float" else (y > 0).long()))
     trainer = trainer_for([InvarianceMonitor(C4(), saliency=Gradient())])
     trainer.validate(module, data, verbose=False)
-    errors = {"val/logit_invariance_error", "val/normalized_logit_invariance_error"}
+    errors = {f"val/{kind}logit_invariance_error" for kind in ("", "normalized_", "relative_")}
     maps = {"val/saliency_invariance_similarity"} if make is Regressor else set()
-    assert logged(trainer).keys() == errors | maps
+    share = {"val/orbit_share"} if make is Regressor else set()
+    assert logged(trainer).keys() == errors | maps | share
     if maps:  # a linear network: the map of one image is its weights, turned for none
         w = module.model[1].weight.detach().reshape(SIDE, SIDE)
         cosines = [float((w * torch.rot90(w, -k)).sum() / w.square().sum()) for k in (1, 2, 3)]
         assert logged(trainer)["val/saliency_invariance_similarity"] == pytest.approx(sum(cosines) / 3, rel=1e-5)
 
 
-def test_one_number_a_sample_has_the_logit_errors() -> None:
+def test_one_number_a_sample_has_the_logit_errors_and_a_share() -> None:
     class Squeezed(Regressor):
         def forward(self, x: Tensor) -> Tensor:
             return self.model(x)[:, 0]
@@ -534,10 +540,11 @@ def test_one_number_a_sample_has_the_logit_errors() -> None:
     trainer.validate(module, data, verbose=False)
     x = torch.cat([batch[0] for batch in data])
     with torch.no_grad():
-        errors = [(module(x) - module(torch.rot90(x, turns, (-2, -1)))).square() / 2 for turns in (1, 2, 3)]
+        moved = [(module(x) - module(torch.rot90(x, turns, (-2, -1)))).square() / 2 for turns in (1, 2, 3)]
     names = {name for name in logged(trainer) if "invariance" in name or "orbit" in name}
-    assert names == {"val/logit_invariance_error", "val/normalized_logit_invariance_error"}
-    assert logged(trainer)["val/logit_invariance_error"] == pytest.approx(float(torch.stack(errors).mean()), rel=1e-5)
+    errors = {f"val/{kind}logit_invariance_error" for kind in ("", "normalized_", "relative_")}
+    assert names == {*errors, "val/orbit_share"}
+    assert logged(trainer)["val/logit_invariance_error"] == pytest.approx(float(torch.stack(moved).mean()), rel=1e-5)
 
 
 def test_an_output_without_logits_is_refused() -> None:

@@ -16,6 +16,7 @@ from lightning_invariance.functional import (
     orbit_accuracy,
     orbit_share,
     prediction_consistency,
+    relative_logit_invariance_error,
     saliency_invariance_similarity,
 )
 
@@ -31,6 +32,7 @@ ALL: list[tuple[Callable[..., Tensor], str]] = [
     (jensen_shannon_invariance_error, "logits"),
     (logit_invariance_error, "logits"),
     (orbit_share, "logits"),
+    (relative_logit_invariance_error, "logits"),
     (prediction_consistency, "logits"),
     (accuracy, "logits"),
     (saliency_invariance_similarity, "saliency"),
@@ -38,7 +40,7 @@ ALL: list[tuple[Callable[..., Tensor], str]] = [
 every = pytest.mark.parametrize(("measure", "name"), ALL)
 of_classes = pytest.mark.parametrize(
     "measure",
-    [distribution_invariance_error, jensen_shannon_invariance_error, orbit_share, prediction_consistency, accuracy],
+    [distribution_invariance_error, jensen_shannon_invariance_error, prediction_consistency, accuracy],
 )
 BASE, ORBIT = torch.tensor([[1.0, 0.0, 2.0], [0.5, 1.0, 3.0]]), torch.ones(2, 2, 3)
 
@@ -64,10 +66,12 @@ def test_the_base_must_have_a_batch(measure: Any, name: str) -> None:
 
 
 @every
-def test_the_base_must_have_more_than_a_batch_but_for_the_logit_error(measure: Any, name: str) -> None:
+def test_one_number_a_sample_is_refused_but_by_measures_of_a_regression(measure: Any, name: str) -> None:
     base, orbit = torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 2.0], [3.0, 2.0]])
-    if measure is logit_invariance_error:  # ½ (0 + 4) / 4 pairs
-        assert measure(base, orbit).item() == 0.5
+    # ½ (0 + 4) / 4 pairs; over a variance of 1/4; means 5/3 and 2, within (8/9 + 0) / 2 = 4/9, between 1/36
+    values = {logit_invariance_error: 0.5, relative_logit_invariance_error: 2.0, orbit_share: 16 / 17}
+    if measure in values:
+        assert measure(base, orbit).item() == pytest.approx(values[measure], rel=1e-6)
     else:
         with pytest.raises(ValueError, match=rf"`{name}` to have the shape \(B, (C|\.\.\.)\)"):
             measure(base, orbit)
@@ -101,11 +105,17 @@ def test_an_unknown_reduction_is_refused(measure: Any, name: str, wrong: Any) ->
 
 @of_classes
 def test_one_class_is_no_distribution(measure: Any) -> None:
-    with pytest.raises(ValueError, match=r"`logits` to have the shape \(B, C\) with C of at least 2"):
+    reason = r"C of at least 2 but got \({}\): this is a measure of classes, and the network gives one output a sample"
+    with pytest.raises(ValueError, match=reason.format("2, 1")):
         measure(BASE[:, :1], ORBIT[..., :1])
+    with pytest.raises(ValueError, match=reason.format("2,")):
+        measure(BASE[:, 0], ORBIT[..., 0])
 
 
-@of_classes
+@pytest.mark.parametrize(
+    "measure",
+    [distribution_invariance_error, jensen_shannon_invariance_error, orbit_share, prediction_consistency, accuracy],
+)
 def test_dense_outputs_have_no_classes(measure: Any) -> None:
     with pytest.raises(ValueError, match=r"`logits` to have the shape \(B, C\)"):
         measure(BASE[..., None], ORBIT[..., None])
@@ -118,6 +128,8 @@ def test_options_of_the_divergences(measure: Any) -> None:
     with pytest.raises(ValueError, match="a single logit is a probability under activation='sigmoid'"):
         measure(BASE[:, :1], ORBIT[..., :1])
     assert measure(BASE[:, :1], ORBIT[..., :1], activation="sigmoid") > 0
+    with pytest.raises(ValueError, match=r"give a single logit the shape \(B, 1\)"):
+        measure(BASE[:, 0], ORBIT[..., 0], activation="sigmoid")
     with pytest.raises(ValueError, match="with C of at least 1"):
         measure(BASE[:, :0], ORBIT[..., :0], activation="sigmoid")
 

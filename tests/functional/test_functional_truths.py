@@ -21,6 +21,7 @@ from lightning_invariance.functional import (
     orbit_accuracy,
     orbit_share,
     prediction_consistency,
+    relative_logit_invariance_error,
     saliency_invariance_similarity,
 )
 
@@ -36,11 +37,12 @@ OF_LOGITS: dict[str, Measure] = {
     "JS softmax": jensen_shannon_invariance_error,
     "JS sigmoid": lambda *args, **kw: jensen_shannon_invariance_error(*args, activation="sigmoid", **kw),
     "share": orbit_share,
+    "LI relative": relative_logit_invariance_error,
     "consistency": prediction_consistency,
     "SI": saliency_invariance_similarity,
     "accuracy": lambda base, orbit, **kw: orbit_accuracy(base, orbit, base.argmax(dim=1), **kw),
 }
-ERRORS = ["DI softmax", "DI sigmoid", "LI", "LI normalised", "JS softmax", "JS sigmoid"]
+ERRORS = ["DI softmax", "DI sigmoid", "LI", "LI normalised", "JS softmax", "JS sigmoid", "LI relative"]
 
 
 def random_orbit(samples: int = 6, elements: int = 3, classes: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -179,10 +181,23 @@ def test_a_constant_output_has_no_share(value: float, reduction: str) -> None:
     assert share.shape == {"mean": (), "element": (3,), "none": (5,)}[reduction]
 
 
-def test_one_sample_has_no_share() -> None:
-    base, orbit = random_orbit(samples=1)
+@pytest.mark.parametrize("measure", [orbit_share, relative_logit_invariance_error])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("samples", [0, 1])
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_fewer_than_two_samples_have_no_variance(measure: Measure, outputs: int, samples: int, reduction: str) -> None:
+    base, orbit = random_orbit(samples=samples, classes=outputs)
     with pytest.warns(UserWarning, match="fewer than two samples"):
-        assert orbit_share(base, orbit).isnan()
+        value = measure(base, orbit, reduction=reduction)
+    assert value.isnan().all()
+    assert value.shape == {"mean": (), "element": (3,), "none": (samples,)}[reduction]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e4])
+def test_a_constant_output_has_no_relative_error(value: float) -> None:
+    base, orbit = random_orbit()
+    with pytest.warns(UserWarning, match="relative logit invariance error is undefined"):
+        assert relative_logit_invariance_error(torch.full_like(base, value), orbit).isnan()
 
 
 # Undefined samples -----------------------------------------------------------------------------------------------
@@ -227,7 +242,7 @@ def test_zero_logits_that_stay_zero_have_no_relative_error_either() -> None:
 
 
 @pytest.mark.parametrize(("reduction", "shape"), [("mean", ()), ("element", (3,))])
-@pytest.mark.parametrize("name", [name for name in OF_LOGITS if name != "share"])
+@pytest.mark.parametrize("name", [name for name in OF_LOGITS if name not in ("share", "LI relative")])
 def test_no_samples_give_nan(name: str, reduction: str, shape: tuple[int, ...]) -> None:
     with pytest.warns(UserWarning, match="no samples"):
         value = OF_LOGITS[name](torch.zeros(0, 4), torch.zeros(3, 0, 4), reduction=reduction)

@@ -20,6 +20,7 @@ from lightning_invariance.functional import (
     orbit_accuracy,
     orbit_share,
     prediction_consistency,
+    relative_logit_invariance_error,
     saliency_invariance_similarity,
 )
 
@@ -218,6 +219,66 @@ def test_orbit_share_closed_forms(dtype: torch.dtype) -> None:
     assert orbit_share(sides[:1] + small, -sides[None, :1] + small[None]).item() == pytest.approx(1, abs=1e-6)
     four = torch.tensor([[2.0, -2.0], [0.0, 0.0]], dtype=dtype)
     assert orbit_share(four, torch.tensor([[[0.0, 0.0], [-2.0, 2.0]]], dtype=dtype)).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_orbit_share_of_one_output_takes_no_mean_out(
+    shape: tuple[int, ...], reduction: Any, logits: Tensor, orbit_logits: Tensor
+) -> None:
+    base, orbit = logits[:, 0].reshape(-1, *shape), orbit_logits[..., 0].reshape(ELEMENTS, -1, *shape)
+    z = np.concatenate([logits.double().numpy()[None, :, 0], orbit_logits.double().numpy()[..., 0]])
+    deviations = (z - z.mean(axis=0)) ** 2
+    expected = {
+        "mean": deviations.mean() / z.var(),
+        "element": deviations[1:].mean(axis=1) / z.var(),
+        "none": deviations.mean(axis=0) / z.var(),
+    }[reduction]
+    assert_close(orbit_share(base, orbit, reduction=reduction), expected, torch.float32, {"rtol": 2e-6})
+
+
+def test_orbit_share_of_one_output_closed_forms(dtype: torch.dtype) -> None:
+    sides = torch.tensor([1.0, -1.0], dtype=dtype)
+    assert orbit_share(sides, sides[None]).item() == 0  # the orbit alone
+    # The pose alone, as far as it may: means 1e-3 and -1e-3, within 1.
+    apart = 1e-3 * sides
+    assert orbit_share(1 + apart, (apart - 1)[None]).item() == pytest.approx(1 / (1 + 1e-6), rel=1e-6)
+    # Two logits z and -z hold what z alone does.
+    z, gz = torch.tensor([3.0, 1.0, 0.0], dtype=dtype), torch.tensor([[1.0, -1.0, 4.0]], dtype=dtype)
+    both = orbit_share(torch.stack([z, -z], dim=-1), torch.stack([gz, -gz], dim=-1))
+    assert orbit_share(z, gz).item() == pytest.approx(both.item(), rel=1e-6)
+
+
+# Relative to the variance between samples ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shape", [(), (1,), (CLASSES,), (2, 3, 4)])
+def test_the_relative_error_is_over_the_variance_between_samples(
+    shape: tuple[int, ...], reduction: Any, dtype: torch.dtype, tolerance: dict[str, Any]
+) -> None:
+    generator = torch.Generator().manual_seed(9)
+    base = torch.randn(SAMPLES, *shape, generator=generator, dtype=dtype)
+    orbit = base + torch.randn(ELEMENTS, SAMPLES, *shape, generator=generator, dtype=dtype)
+    half = reduced(pairwise(lambda x, gx: 0.5 * float(((x - gx) ** 2).sum()), base, orbit), reduction)
+    expected = half / base.double().numpy().var(axis=0).sum()
+    actual = relative_logit_invariance_error(base, orbit, reduction=reduction)
+    assert_close(actual, expected, dtype, tolerance)
+
+
+def test_the_relative_error_is_1_where_poses_differ_as_samples_do(dtype: torch.dtype) -> None:
+    """Each sample against each other one, itself too: half their mean squared distance is the variance."""
+    base = torch.randn(40, 3, generator=torch.Generator().manual_seed(10), dtype=dtype)
+    others = torch.stack([base.roll(k, dims=0) for k in range(40)])
+    assert relative_logit_invariance_error(base, others).item() == pytest.approx(1, rel=1e-6)
+
+
+def test_the_relative_error_is_free_of_scale_and_shift() -> None:
+    base, orbit = torch.tensor([1.0, 2.0, 4.0]).double(), torch.tensor([[2.0, 2.0, 4.0]]).double()
+    expected = (0.5 / 3) / (14 / 9)  # the variance of 1, 2 and 4 is 21/3 - (7/3)²
+    for scale, shift in ((1.0, 0.0), (1e-6, 5.0), (-3.0, 1e7)):
+        value = relative_logit_invariance_error(scale * base + shift, scale * orbit + shift)
+        assert value.item() == pytest.approx(expected, rel=1e-6)
 
 
 # Predictions -----------------------------------------------------------------------------------------------------

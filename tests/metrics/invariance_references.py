@@ -16,6 +16,7 @@ from lightning_invariance.metrics import (
     OrbitAccuracy,
     OrbitShare,
     PredictionConsistency,
+    RelativeLogitInvarianceError,
     SaliencyInvarianceSimilarity,
     Selectivity,
 )
@@ -98,7 +99,7 @@ def _logit(data: Arrays) -> Values:
     return _of_pairs(0.5 * ((data["logits"] - data["orbit_logits"]) ** 2).sum(axis=-1))
 
 
-def _relative_logit(data: Arrays) -> Values:
+def _normalized_logit(data: Arrays) -> Values:
     distance = ((data["logits"] - data["orbit_logits"]) ** 2).sum(axis=-1)
     return _of_pairs(distance / (data["logits"] ** 2).sum(axis=-1))
 
@@ -130,6 +131,17 @@ def _share(data: Arrays) -> Values:
     return Values(deviations.mean(axis=0) / total, deviations[1:] / total)
 
 
+def _single_share(data: Arrays) -> Values:
+    z = np.concatenate([data["logits"][None], data["orbit_logits"]]).sum(axis=-1)
+    deviations = (z - z.mean(axis=0)) ** 2
+    return Values(deviations.mean(axis=0) / z.var(), deviations[1:] / z.var())
+
+
+def _relative_logit(data: Arrays) -> Values:
+    errors = 0.5 * ((data["logits"] - data["orbit_logits"]) ** 2).sum(axis=-1)
+    return _of_pairs(errors / data["logits"].var(axis=0).sum())
+
+
 def _movements(data: Arrays) -> tuple[np.ndarray, np.ndarray]:
     by_group = ((data["orbit_logits"] - data["logits"]) ** 2).sum(axis=-1)
     return by_group, ((data["perturbed_logits"] - data["logits"]) ** 2).sum(axis=-1)
@@ -157,8 +169,15 @@ PERTURBED = ("logits", "orbit_logits", "perturbed_logits")
 LABELLED = ("logits", "orbit_logits", "target")
 
 
-def relative_logit_error(**options: Any) -> LogitInvarianceError:
+def normalized_logit_error(**options: Any) -> LogitInvarianceError:
     return LogitInvarianceError(normalize="logits", **options)
+
+
+class SingleShare(OrbitShare):
+    """The share of a network with one output a sample: the sum of the logits."""
+
+    def update(self, logits: Tensor, orbit_logits: Tensor) -> None:
+        super().update(*(x.sum(-1, dtype=torch.float32 if x.itemsize == 2 else None) for x in (logits, orbit_logits)))
 
 
 def sigmoid_distribution_error(**options: Any) -> DistributionInvarianceError:
@@ -175,19 +194,23 @@ def worst_accuracy(**options: Any) -> OrbitAccuracy:
 
 CASES: dict[str, Case] = {
     "logit": Case(LogitInvarianceError, LOGITS, _logit),
-    "relative_logit": Case(relative_logit_error, LOGITS, _relative_logit),
+    "normalized_logit": Case(normalized_logit_error, LOGITS, _normalized_logit),
     "distribution": Case(DistributionInvarianceError, LOGITS, _distribution("softmax")),
     "sigmoid_distribution": Case(sigmoid_distribution_error, LOGITS, _distribution("sigmoid")),
     "jensen_shannon": Case(JensenShannonInvarianceError, LOGITS, _jensen_shannon("softmax")),
     "sigmoid_jensen_shannon": Case(sigmoid_jensen_shannon, LOGITS, _jensen_shannon("sigmoid")),
     "saliency": Case(SaliencyInvarianceSimilarity, MAPS, _cosine),
     "share": Case(OrbitShare, LOGITS, _share),
+    "single_share": Case(SingleShare, LOGITS, _single_share),
+    "relative_logit": Case(RelativeLogitInvarianceError, LOGITS, _relative_logit),
     "selectivity": Case(Selectivity, PERTURBED, _selectivity, influences=_selectivity_influences),
     "consistency": Case(PredictionConsistency, LOGITS, _consistency),
     "accuracy": Case(OrbitAccuracy, LABELLED, _accuracy),
     "worst_accuracy": Case(worst_accuracy, LABELLED, _worst_accuracy, by_element=False),
 }
-MEANS = [name for name in CASES if name != "share"]
+#: Their standard error is a jackknife's.
+JACKKNIFED = ["share", "single_share", "relative_logit"]
+MEANS = [name for name in CASES if name not in JACKKNIFED]
 NAMES_AND_REDUCTIONS = [(name, reduction) for name, case in CASES.items() for reduction in case.reductions]
 
 

@@ -22,6 +22,7 @@ from lightning_invariance.metrics import (
     OrbitAccuracy,
     OrbitShare,
     PredictionConsistency,
+    RelativeLogitInvarianceError,
     SaliencyInvarianceSimilarity,
     Selectivity,
 )
@@ -307,6 +308,7 @@ def test_forward_of_a_collection(batches: list[Batch]) -> None:
         (DistributionInvarianceError, False, (0.0, None)),
         (JensenShannonInvarianceError, False, (0.0, None)),
         (OrbitShare, False, (0.0, 1.0)),
+        (RelativeLogitInvarianceError, False, (0.0, None)),
         (SaliencyInvarianceSimilarity, True, (-1.0, 1.0)),
         (Selectivity, False, (0.0, None)),
         (PredictionConsistency, True, (0.0, 1.0)),
@@ -398,7 +400,7 @@ def test_nothing_but_nan(name: str, data: Batch) -> None:
 
 
 @pytest.mark.parametrize("reduction", ["mean", "element", "none"])
-@pytest.mark.parametrize("name", ["relative_logit", "saliency"])
+@pytest.mark.parametrize("name", ["normalized_logit", "saliency"])
 def test_undefined_samples_are_counted_and_left_out(name: str, reduction: str, data: Batch) -> None:
     case = CASES[name]
     bad = {key: tensor.clone() for key, tensor in data.items()}
@@ -435,6 +437,45 @@ def test_a_constant_output_has_no_share(reduction: Any) -> None:
         value = metric.compute()
     assert value.isnan().all()
     assert value.shape == {"mean": (), "element": (2,), "none": (12,)}[reduction]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "element", "none"])
+@pytest.mark.parametrize("value", [0.1, 0.0, 1e6])
+def test_a_constant_output_has_no_relative_error(reduction: Any, value: float) -> None:
+    metric = RelativeLogitInvarianceError(reduction=reduction)
+    for size in (3, 9):
+        metric.update(torch.full((size,), value), torch.full((2, size), value) + torch.rand(2, size))
+    with pytest.warns(UserWarning, match="relative logit invariance error is undefined.*so NaN is returned"):
+        result = metric.compute()
+    assert result.isnan().all()
+    assert result.shape == {"mean": (), "element": (2,), "none": (12,)}[reduction]
+
+
+@pytest.mark.parametrize("make", [OrbitShare, RelativeLogitInvarianceError])
+def test_one_finite_sample_has_no_variance(make: Any) -> None:
+    metric = make()
+    metric.update(torch.tensor([torch.nan, 2.0]), torch.ones(1, 2))
+    with (
+        pytest.warns(UserWarning, match="1 of 2 samples held NaN"),
+        pytest.warns(UserWarning, match="fewer than two samples"),
+    ):
+        value, error = metric.compute_with_error()
+    assert value.isnan()
+    assert error.isnan()
+
+
+@pytest.mark.parametrize("make", [OrbitShare, RelativeLogitInvarianceError])
+@pytest.mark.parametrize("call", ["update", "forward"])
+def test_another_number_of_outputs_is_refused(make: Any, call: str, data: Batch) -> None:
+    metric = make()
+    metric.update(data["logits"], data["orbit_logits"])
+    with pytest.raises(ValueError, match=r"`logits` to have 3 .*, as those before, but got 1"):
+        getattr(metric, call)(data["logits"][:, 0], data["orbit_logits"][..., 0])
+    metric.reset()
+    metric.update(data["logits"][:, 0], data["orbit_logits"][..., 0])
+    metric.update(data["logits"][:, :1], data["orbit_logits"][..., :1])
+    with pytest.raises(ValueError, match=r"`logits` to have one output a sample, as those before, but got 3"):
+        getattr(metric, call)(data["logits"], data["orbit_logits"])
 
 
 def test_a_label_that_is_no_class_counts_as_wrong() -> None:
@@ -497,13 +538,14 @@ def test_shapes_are_checked_in_update(name: str, data: Batch) -> None:
             case.make().update(**case.pick(batch))
 
 
-@pytest.mark.parametrize("name", ["distribution", "jensen_shannon", "share", "consistency", "accuracy"])
+@pytest.mark.parametrize("name", ["distribution", "jensen_shannon", "consistency", "accuracy", "worst_accuracy"])
 def test_a_single_logit_is_refused(name: str, data: Batch) -> None:
     case = CASES[name]
-    one: dict[str, Tensor] = {key: tensor[..., :1] for key, tensor in data.items()}
-    one["target"] = data["target"]
-    with pytest.raises(ValueError, match="with C of at least 2"):
-        case.make().update(**case.pick(one))
+    for index in (slice(0, 1), 0):  # (B, 1) and (B,)
+        one: dict[str, Tensor] = {key: tensor[..., index] for key, tensor in data.items()}
+        one["target"] = data["target"]
+        with pytest.raises(ValueError, match="a measure of classes, and the network gives one output a sample"):
+            case.make().update(**case.pick(one))
 
 
 def test_targets_are_checked_in_update(data: Batch) -> None:

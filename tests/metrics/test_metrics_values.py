@@ -8,15 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from invariance_references import BY_ELEMENT, CASES, MEANS, NAMES_AND_REDUCTIONS, Batch, make_data, split, take
+from invariance_references import (
+    BY_ELEMENT,
+    CASES,
+    JACKKNIFED,
+    MEANS,
+    NAMES_AND_REDUCTIONS,
+    Batch,
+    make_data,
+    split,
+    take,
+)
 
-from lightning_invariance.metrics import Estimate, OrbitShare
+from lightning_invariance.functional import orbit_share, relative_logit_invariance_error
+from lightning_invariance.metrics import Estimate, OrbitShare, RelativeLogitInvarianceError
 
 SIZES = [5, 1, 16, 2, 30, 1, 8]
 every = pytest.mark.parametrize(("name", "reduction"), NAMES_AND_REDUCTIONS)
 POOLED = [(name, reduction) for name, reduction in NAMES_AND_REDUCTIONS if reduction != "none"]
 pooled = pytest.mark.parametrize(("name", "reduction"), POOLED)
-#: The share's error is held against the bootstrap.
+#: Jackknifed errors are held against the bootstrap.
 pooled_means = pytest.mark.parametrize(("name", "reduction"), [pair for pair in POOLED if pair[0] in MEANS])
 
 
@@ -154,12 +165,25 @@ def test_the_selectivity_has_the_error_of_a_bootstrap(reduction: str) -> None:
     np.testing.assert_allclose(estimate.standard_error.numpy(), bootstrap, rtol=0.3)
 
 
-def test_the_shares_error_is_a_jackknife_over_16_folds() -> None:
-    case, data = CASES["share"], make_data(100, seed=15)
-    without = [float(case.expected(take(data, [i for i in range(100) if i % 16 != k]), "mean")) for k in range(16)]
-    expected = np.sqrt(15 / 16 * ((np.array(without) - np.mean(without)) ** 2).sum())
-    estimate = case.feed(OrbitShare(), split(data, [30, 70])).compute_with_error()
-    assert estimate.standard_error.item() == pytest.approx(expected, rel=1e-5)
+@pytest.mark.parametrize("reduction", ["mean", "element"])
+@pytest.mark.parametrize("name", JACKKNIFED)
+def test_the_error_is_a_jackknife_over_16_folds(name: str, reduction: str) -> None:
+    case, data = CASES[name], make_data(100, seed=15)
+    without = [case.expected(take(data, [i for i in range(100) if i % 16 != k]), reduction) for k in range(16)]
+    expected = np.sqrt(15 / 16 * ((np.array(without) - np.mean(without, axis=0)) ** 2).sum(axis=0))
+    estimate = case.feed(case.make(reduction=reduction), split(data, [30, 70])).compute_with_error()
+    np.testing.assert_allclose(estimate.standard_error.numpy(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["single_share", "relative_logit"])
+@pytest.mark.parametrize("reduction", ["mean", "element"])
+def test_ratios_have_the_error_of_a_bootstrap(name: str, reduction: str) -> None:
+    case, data = CASES[name], make_data(800, seed=17)
+    estimate = case.feed(case.make(reduction=reduction), split(data, [100, 700])).compute_with_error()
+    draws = np.random.default_rng(3).integers(800, size=(300, 800))
+    bootstrap = np.std([case.expected(take(data, draw), reduction) for draw in draws], axis=0, ddof=1)
+    assert (estimate.standard_error.numpy() > bootstrap / 1.7).all()
+    assert (estimate.standard_error.numpy() < bootstrap * 1.7).all()
 
 
 def test_the_share_of_each_element_has_an_error_of_its_own() -> None:
@@ -180,12 +204,13 @@ def test_the_share_of_each_element_has_an_error_of_its_own() -> None:
     assert (estimate.standard_error.numpy() < bootstrap * 1.6).all()
 
 
+@pytest.mark.parametrize("name", JACKKNIFED)
 @pytest.mark.parametrize("size", [1, 8, 20])
-def test_the_shares_error_does_not_depend_on_how_the_batches_came(size: int) -> None:
+def test_a_jackknife_does_not_depend_on_how_the_batches_came(name: str, size: int) -> None:
     """Lightning's ``self.log`` calls ``forward``, most people ``update``."""
-    case, data = CASES["share"], make_data(320, seed=13)
-    fed = case.feed(OrbitShare(), split(data, [size] * (320 // size))).compute_with_error()
-    called = OrbitShare()
+    case, data = CASES[name], make_data(320, seed=13)
+    fed = case.feed(case.make(), split(data, [size] * (320 // size))).compute_with_error()
+    called = case.make()
     for batch in split(data, [size] * (320 // size)):
         if size == 1:
             with pytest.warns(UserWarning, match="fewer than two samples"):
@@ -195,11 +220,99 @@ def test_the_shares_error_does_not_depend_on_how_the_batches_came(size: int) -> 
     torch.testing.assert_close(called.compute_with_error(), fed)
 
 
-def test_the_shares_error_does_not_depend_on_the_size_of_batches() -> None:
-    case, data = CASES["share"], make_data(320, seed=14)
-    whole = case.feed(OrbitShare(), [data]).compute_with_error()
-    parts = case.feed(OrbitShare(), split(data, [7, 1, 60, 100, 152])).compute_with_error()
+@pytest.mark.parametrize("name", JACKKNIFED)
+def test_a_jackknife_does_not_depend_on_the_size_of_batches(name: str) -> None:
+    case, data = CASES[name], make_data(320, seed=14)
+    whole = case.feed(case.make(), [data]).compute_with_error()
+    parts = case.feed(case.make(), split(data, [7, 1, 60, 100, 152])).compute_with_error()
     torch.testing.assert_close(parts, whole)
+
+
+# One output, and outputs far from 0 --------------------------------------------------------------------------------
+
+FUNCTIONS: dict[str, Any] = {"single_share": orbit_share, "relative_logit": relative_logit_invariance_error}
+METRICS: dict[str, Any] = {"single_share": OrbitShare, "relative_logit": RelativeLogitInvarianceError}
+ratios = pytest.mark.parametrize("name", FUNCTIONS)
+
+
+def far(offset: float, spread: float, dtype: torch.dtype) -> Batch:
+    """One output a sample, already rounded to what the precision holds at such an offset."""
+    data = make_data(90, classes=1, seed=18)
+    return {key: (offset + spread * data[key]).to(dtype) for key in ("logits", "orbit_logits")}
+
+
+@ratios
+@pytest.mark.parametrize("reduction", ["mean", "element", "none"])
+@pytest.mark.parametrize(
+    ("offset", "spread", "dtype"),
+    [
+        (1e6, 1.0, torch.float32),
+        (-1e6, 1.0, torch.float32),
+        (1e6, 1e-3, torch.float64),
+        (1e9, 0.1, torch.float64),
+        (-76.4, 1e-4, torch.float32),
+        (50.0, 1.0, torch.bfloat16),
+    ],
+)
+def test_outputs_far_from_0(name: str, reduction: Any, offset: float, spread: float, dtype: torch.dtype) -> None:
+    data = far(offset, spread, dtype)
+    # Less the offset, which floating point takes out exactly: the reference then loses nothing.
+    near = {key: x.double() - offset for key, x in data.items()}
+    expected = CASES[name].expected(near, reduction)
+    whole = FUNCTIONS[name](data["logits"], data["orbit_logits"], reduction=reduction)
+    np.testing.assert_allclose(whole.numpy(), expected, rtol=2e-6)
+    for sizes in ([90], [1] * 90, [17, 1, 40, 32]):
+        metric = METRICS[name](reduction=reduction)
+        for batch in split(data, sizes):
+            metric.update(**batch)
+        np.testing.assert_allclose(metric.compute().numpy(), expected, rtol=2e-6)
+    if reduction != "none":
+        without = [
+            CASES[name].expected(take(near, [i for i in range(90) if i % 16 != k]), reduction) for k in range(16)
+        ]
+        error = np.sqrt(15 / 16 * ((np.array(without) - np.mean(without, axis=0)) ** 2).sum(axis=0))
+        np.testing.assert_allclose(metric.compute_with_error().standard_error.numpy(), error, rtol=1e-5)
+
+
+@ratios
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [1.0, 0.1, -900.0])
+def test_a_variance_of_the_last_bit_is_none(name: str, value: float, dtype: torch.dtype) -> None:
+    exact = torch.full((12,), value, dtype=dtype)
+    other = torch.nextafter(exact, exact + 1) if dtype.itemsize > 2 else exact * (1 + torch.finfo(dtype).eps)
+    last_bit = torch.where(torch.arange(12) % 2 == 0, exact, other)
+    assert len(set(last_bit.tolist())) == 2
+    moved = last_bit[None] if name == "single_share" else exact[None] + torch.arange(12).to(dtype)
+    metric = METRICS[name]()
+    for part, part_moved in zip(last_bit.split(5), moved.split(5, 1), strict=True):
+        metric.update(part, part_moved)
+    with pytest.warns(UserWarning, match="is 0 up to rounding"):
+        assert metric.compute().isnan()
+    with pytest.warns(UserWarning, match="is 0 up to rounding"):
+        assert FUNCTIONS[name](last_bit, moved).isnan()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "element", "none"])
+def test_one_output_may_have_a_dimension_of_its_own(reduction: Any) -> None:
+    base, orbit = make_data(30, classes=1)["logits"], make_data(30, classes=1)["orbit_logits"]
+    for make in METRICS.values():
+        flat, column = make(reduction=reduction), make(reduction=reduction)
+        flat.update(base[:, 0], orbit[..., 0])
+        column.update(base, orbit)
+        assert torch.equal(flat.compute(), column.compute())
+
+
+def test_dense_outputs_have_a_relative_error() -> None:
+    generator = torch.Generator().manual_seed(4)
+    base = torch.randn(20, 2, 3, 5, generator=generator)
+    orbit = base + torch.randn(3, 20, 2, 3, 5, generator=generator)
+    z, gz = base.double().numpy(), orbit.double().numpy()
+    expected = 0.5 * ((z - gz) ** 2).reshape(3, 20, -1).sum(-1).mean() / z.var(axis=0).sum()
+    metric = RelativeLogitInvarianceError()
+    metric.update(base[:7], orbit[:, :7])
+    metric.update(base[7:], orbit[:, 7:])
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-6)
+    assert relative_logit_invariance_error(base, orbit).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["logit", "distribution"])

@@ -73,7 +73,7 @@ def test_the_sensitivity_monitor_refuses_sharded_parameters(launch: Launch, shar
 def test_the_monitor_measures_what_one_process_does(launch: Launch, name: str) -> None:
     expected = regimes_worker.of_one_process(name)
     without_maps = regimes_worker.MONITORED[name].options.get("saliency_samples") == 0
-    assert len(expected) == (8 if without_maps else 9)
+    assert len(expected) == (9 if without_maps else 10)
     for result in launch.results(name):
         assert result["measures"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
 

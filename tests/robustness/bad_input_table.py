@@ -134,12 +134,14 @@ FUNCTIONS: dict[str, tuple[Callable[..., Tensor], str, float]] = {
     "functional.orbit_accuracy": (accuracy_of, "logits", 0.0),
     "functional.orbit_share": (functional.orbit_share, "logits", NAN),
     "functional.prediction_consistency": (functional.prediction_consistency, "logits", 1.0),
+    "functional.relative_logit_invariance_error": (functional.relative_logit_invariance_error, "logits", NAN),
     "functional.saliency_invariance_similarity": (functional.saliency_invariance_similarity, "saliency", 1.0),
     "functional.selectivity": (functools.partial(perturbed_with, functional.selectivity), "logits", 0.0),
 }
 
 
 ANY_OUTPUT = ("logit_invariance_error", "LogitInvarianceError", "selectivity", "Selectivity")
+ANY_OUTPUT += ("relative_logit_invariance_error", "RelativeLogitInvarianceError", "orbit_share", "OrbitShare")
 
 
 def inputs_of(measure: Callable[..., Any], name: str, call: str, one: float) -> None:
@@ -218,6 +220,8 @@ call = of(functional.orbit_accuracy, BASE, ORBIT, LABELS, worst_case=True, reduc
 refuse("functional.orbit_accuracy", "options", call, "`reduction` to be 'mean' or 'none' with worst_case=True")
 
 
+DENSE = r"`logits` to have the shape \(B, C\), or \(B,\) for one output a sample, but got \(2, 3, 1\)"
+
 # Measures as metrics ---------------------------------------------------------------------------------------------
 
 METRICS: dict[str, tuple[type[Any], str, float]] = {
@@ -227,6 +231,7 @@ METRICS: dict[str, tuple[type[Any], str, float]] = {
     "OrbitAccuracy": (li.OrbitAccuracy, "logits", 0.0),
     "OrbitShare": (li.OrbitShare, "logits", NAN),
     "PredictionConsistency": (li.PredictionConsistency, "logits", 1.0),
+    "RelativeLogitInvarianceError": (li.RelativeLogitInvarianceError, "logits", NAN),
     "SaliencyInvarianceSimilarity": (li.SaliencyInvarianceSimilarity, "saliency", 1.0),
     "Selectivity": (li.Selectivity, "logits", 0.0),
 }
@@ -273,8 +278,8 @@ for name, (metric, argument, one) in METRICS.items():
     for kind, value in (("NaN", NAN), ("infinite", INF)):
         bad = spoiled(BASE, value)
         left = (lambda m: lambda v: _close(v, computed(m, BASE[1:], ORBIT[:, 1:])))(metric)
-        if metric is li.OrbitShare:
-            left = is_nan  # one sample has no variance between orbits
+        if metric in (li.OrbitShare, li.RelativeLogitInvarianceError):
+            left = is_nan  # one sample has no variance
             give(name, kind, of(computed, metric, bad, ORBIT), left, "1 of 2 samples held NaN or infinite|undefined")
         else:
             give(name, kind, of(computed, metric, bad, ORBIT), left, "1 of 2 samples held NaN or infinite")
@@ -298,6 +303,13 @@ call = of(li.LogitInvarianceError, normalize="norm")
 refuse("LogitInvarianceError", "unknown name", call, "`normalize` to be one of .* but got 'norm'")
 call = of(fed, li.OrbitShare(), (BASE, ORBIT), (BASE[:, :2], ORBIT[..., :2]))
 refuse("OrbitShare", "shape", call, "`logits` to have 3 classes, as those before, but got 2")
+call = of(fed, li.OrbitShare(), (BASE[:, 0], ORBIT[..., 0]), (BASE, ORBIT))
+refuse("OrbitShare", "shape", call, "`logits` to have one output a sample, as those before, but got 3")
+refuse("OrbitShare", "shape", of(computed, li.OrbitShare, BASE[..., None], ORBIT[..., None]), DENSE)
+call = of(functional.orbit_share, BASE[..., None], ORBIT[..., None])
+refuse("functional.orbit_share", "shape", call, DENSE)
+call = of(fed, li.RelativeLogitInvarianceError(), (BASE, ORBIT), (BASE[:, 0], ORBIT[..., 0]))
+refuse("RelativeLogitInvarianceError", "shape", call, "`logits` to have 3 values a sample, as those before, but got 1")
 call = of(li.OrbitAccuracy, worst_case=True, reduction="element")
 refuse("OrbitAccuracy", "options", call, "`reduction` to be 'mean' or 'none' with worst_case=True")
 refuse("OrbitAccuracy", "type", of(li.OrbitAccuracy, worst_case="no"), "`worst_case` to be one of .* but got 'no'")
@@ -709,6 +721,18 @@ for kind, target, pattern in TARGETS:
     else:
         refuse(name, kind, call, pattern)
         give(name, kind, of(evaluated, [(X, target)]), lambda r: "orbit_accuracy" not in r and "orbit_share" in r)
+OF_CLASSES = "distribution_invariance_error", "jensen_shannon_invariance_error", "prediction_consistency"
+for flat in (False, True):  # a regression
+    alone = Call(lambda x, flat=flat: x.flatten(1).sum(1, keepdim=not flat))
+    for measure in (*OF_CLASSES, "orbit_accuracy", "worst_case_orbit_accuracy"):
+        call = of(evaluated, [(X, LABELS)], network=alone, measures=[measure])
+        refuse(name, "shape", call, "measure of classes, and the network gives one output a sample")
+    give(
+        name,
+        "shape",
+        of(evaluated, [(X, LABELS)], network=alone),
+        lambda r: "orbit_share" in r and "relative_logit_invariance_error" in r and not set(OF_CLASSES) & set(r),
+    )
 call = of(evaluated, [X], **ACCURACY)
 refuse(name, "missing", call, r"`batches` to have what \['orbit_accuracy'\] need .* but it has not")
 META = nn.Linear(4, 3, device="meta")

@@ -108,6 +108,6 @@ def test_three_hundred_epochs_of_a_monitor_keep_its_records_alone() -> None:
     counter = EpochCounter(every=30, may_grow=records)
     trainer_for([monitor, counter], max_epochs=300).fit(Quiet(), data(2), data(4))
     assert len(monitor.history) == 300
-    assert [len(record.measures) for record in monitor.history] == [9] * 300
+    assert [len(record.measures) for record in monitor.history] == [10] * 300
     assert len(counter.counts) == 10
     assert len(set(counter.counts)) == 1, counter.counts

@@ -25,6 +25,7 @@ from lightning_invariance import (
     OrbitShare,
     PermutationAction,
     PredictionConsistency,
+    RelativeLogitInvarianceError,
     Rotations,
     SaliencyInvarianceSimilarity,
     SetPermutations,
@@ -37,6 +38,7 @@ from lightning_invariance.functional import (
     orbit_accuracy,
     orbit_share,
     prediction_consistency,
+    relative_logit_invariance_error,
     saliency_invariance_similarity,
 )
 
@@ -66,6 +68,7 @@ MEASURES: dict[str, tuple[Measure, Callable[..., Any]]] = {
     "logit": (without_labels(logit_invariance_error), LogitInvarianceError),
     "normalized": (normalized, lambda **options: LogitInvarianceError(normalize="logits", **options)),
     "share": (without_labels(orbit_share), OrbitShare),
+    "relative": (without_labels(relative_logit_invariance_error), RelativeLogitInvarianceError),
     "consistency": (without_labels(prediction_consistency), PredictionConsistency),
     "accuracy": (orbit_accuracy, OrbitAccuracy),
     "worst case": (
@@ -189,6 +192,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "logit": (0.0, float("inf")),
     "normalized": (0.0, float("inf")),
     "share": (0.0, 1.0),
+    "relative": (0.0, float("inf")),
     "consistency": (0.0, 1.0),
     "accuracy": (0.0, 1.0),
     "worst case": (0.0, 1.0),
@@ -227,6 +231,7 @@ SCALED: dict[str, Callable[[float], float]] = {
     "logit": lambda scale: scale**2,
     "normalized": lambda scale: 1.0,
     "share": lambda scale: 1.0,
+    "relative": lambda scale: 1.0,
     "consistency": lambda scale: 1.0,
     "accuracy": lambda scale: 1.0,
     "worst case": lambda scale: 1.0,
@@ -243,7 +248,7 @@ def test_scaling_law(name: str, orbit: tuple[Tensor, Tensor, Tensor], power: int
     close(measure(scale * base, scale * moved, labels), SCALED[name](scale) * measure(*orbit))
 
 
-SHIFTED = {"distribution", "jensen_shannon", "logit", "share", "consistency", "accuracy", "worst case"}
+SHIFTED = {"distribution", "jensen_shannon", "logit", "relative", "share", "consistency", "accuracy", "worst case"}
 
 
 @pytest.mark.parametrize("name", sorted(SHIFTED))
@@ -257,7 +262,7 @@ def test_a_number_added_to_all_logits_changes_nothing(
     close(measure(base + shift, moved + shift, labels), measure(*orbit), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(SHIFTED - {"logit"}))
+@pytest.mark.parametrize("name", sorted(SHIFTED - {"logit", "relative"}))
 @few
 @given(orbit=orbits(), seed=st.integers(0, 99))
 def test_softmax_and_argmax_ignore_a_number_of_each_input(
