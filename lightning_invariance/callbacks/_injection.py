@@ -116,7 +116,8 @@ class _Dispatcher:
         finally:
             self.running = False
             self.logs.clear()
-            for injector in injectors:
+            # Last in, first out: one may have put its own around another's.
+            for injector in reversed(injectors):
                 injector.leave_step(module)
 
     def _run_backward(
