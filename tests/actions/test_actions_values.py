@@ -35,6 +35,7 @@ from lightning_invariance.actions import (
     PermutationAction,
     ProductAction,
     Rotations,
+    ScalingRange,
     Scalings,
     SetPermutations,
     TimeReversal,
