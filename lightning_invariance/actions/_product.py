@@ -111,9 +111,8 @@ class ProductAction(Action):
         """Verifies both actions, and that each leaves the padding of the other alone; see `Action.verify`."""
         self.second.verify(x)
         self.first.verify(x)
-        few = x[:4].detach()
-        _check_padding_stays(self.first, self.second, few)
-        _check_padding_stays(self.second, self.first, few)
+        _check_padding_stays(self.first, self.second, x)
+        _check_padding_stays(self.second, self.first, x)
 
     def _act_one(self, x: Tensor, element: int) -> Tensor:
         left, right = element // len(self.second), element % len(self.second)
@@ -140,6 +139,7 @@ class ProductAction(Action):
         return f"{self.first!r} * {self.second!r}"
 
 
+@torch.no_grad()
 def _check_padding_stays(action: Action, other: Action, x: Tensor) -> None:
     """Raises where `action` moves or changes what `other` is read from in `x`: the padding of its sets."""
     held = other.attached(x)

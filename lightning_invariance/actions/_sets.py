@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from math import prod
 from numbers import Integral
@@ -150,6 +151,9 @@ class SetPermutations(PermutationAction):
             return self._held_by(x, self.dim)._invert_each(x, index)
         ranks = self.ranks(x.shape[self.dim], x.device)
         return _taken(x, ranks[index], self.dim)
+
+    def _orbit(self, x: Tensor, elements: Sequence[int]) -> Tensor:
+        return super()._orbit(x, elements) if self.padding is None else self._held_by(x, self.dim)._orbit(x, elements)
 
     def _held_by(self, x: Tensor, dim: int) -> _HeldPermutations:
         with torch.inference_mode(False):  # a tensor made under inference mode could not be saved for a later backward

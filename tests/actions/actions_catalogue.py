@@ -24,6 +24,7 @@ from lightning_invariance.actions import (
     LinearAction,
     PermutationAction,
     Rotations,
+    ScalingRange,
     Scalings,
     SetPermutations,
     TimeReversal,
@@ -87,6 +88,8 @@ PERMUTATIONS: dict[str, Case] = {
     "CyclicTranslations": Case(lambda: CyclicTranslations(3), (3, 2, 4, 6)),
     "CyclicTranslations-dim-2": Case(lambda: CyclicTranslations(4, dim=-2), (3, 2, 8, 5)),
     "SetPermutations": Case(lambda: SetPermutations(4), (3, 7, 2)),
+    "SetPermutations-dim-1": Case(lambda: SetPermutations(4, dim=-1), (3, 7)),
+    "SetPermutations-dim-3": Case(lambda: SetPermutations(4, dim=-3), (3, 2, 7, 2, 2)),
     "PermutationAction": Case(halves_swapped, (3, 2, 8)),
     "PermutationAction-no-group": Case(three_cycle_alone, (3, 5, 2, 2)),
 }
@@ -96,6 +99,7 @@ AFFINE: dict[str, Case] = {
     "Rotations-bicubic": Case(lambda: Rotations(5, interpolation="bicubic", padding="reflection"), IMAGES),
     "SO2": Case(lambda: SO2(4), IMAGES),
     "Scalings": Case(lambda: Scalings([0.5, 1.5]), IMAGES),
+    "ScalingRange": Case(lambda: ScalingRange(0.5, 1.5, 3), IMAGES),
     "AffineAction": Case(sheared, (3, 2, 5, 6)),
 }
 LINEAR: dict[str, Case] = {
@@ -103,6 +107,11 @@ LINEAR: dict[str, Case] = {
     "LinearAction-dim-3": Case(mixed_colours, (3, 3, 4, 5)),
     "SO3": Case(lambda: SO3(4), (3, 5, 3)),
     "O3": Case(lambda: O3(4, dim=-2), (3, 3, 5)),
+}
+# None of their batches has padding: they act as they would without.
+PADDED: dict[str, Case] = {
+    "SetPermutations-padding": Case(lambda: SetPermutations(4, padding=-7.0), (3, 7, 2)),
+    "SetPermutations-padding-dim-1": Case(lambda: SetPermutations(4, dim=-1, padding=-7), (3, 4, 7)),
 }
 FUNCTIONS: dict[str, Case] = {"FunctionAction": Case(negated_or_doubled, (3, 4))}
 PRODUCTS: dict[str, Case] = {
@@ -112,7 +121,7 @@ PRODUCTS: dict[str, Case] = {
     "Rotations*HorizontalFlip": Case(lambda: Rotations(3) * HorizontalFlip(), IMAGES),
     "SO3*SetPermutations": Case(lambda: SO3(2) * SetPermutations(2), (3, 5, 3)),
 }
-EVERY: dict[str, Case] = {**PERMUTATIONS, **AFFINE, **LINEAR, **FUNCTIONS, **PRODUCTS}
+EVERY: dict[str, Case] = {**PERMUTATIONS, **AFFINE, **LINEAR, **PADDED, **FUNCTIONS, **PRODUCTS}
 
 
 def each(*tables: dict[str, Case], without: Sequence[str] = ()) -> pytest.MarkDecorator:

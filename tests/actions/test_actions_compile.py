@@ -10,6 +10,7 @@ import torch
 from actions_catalogue import (
     EVERY,
     FUNCTIONS,
+    PADDED,
     Case,
     batch_for,
     each,
@@ -75,7 +76,7 @@ def test_one_graph_after_use_outside(case: Case) -> None:
     compare(case, "invert", fullgraph=True, used=True)
 
 
-@each(FUNCTIONS, {"SetPermutations": EVERY["SetPermutations"]})
+@each(FUNCTIONS, PADDED, {"SetPermutations": EVERY["SetPermutations"]})
 @pytest.mark.parametrize("method", ["act", "invert"])
 def test_with_graph_breaks(case: Case, method: str) -> None:
     compare(case, method, fullgraph=False)

@@ -25,6 +25,7 @@ from lightning_invariance.actions import (
     LinearAction,
     PermutationAction,
     Rotations,
+    ScalingRange,
     Scalings,
     SetPermutations,
     TimeReversal,
@@ -148,6 +149,8 @@ def test_a_group_of_matrices_is_found_in_either_precision(dtype: torch.dtype) ->
     "action",
     [
         SetPermutations(4),
+        SetPermutations(1, dim=-1, padding=0),
+        ScalingRange(0.5, 2.0, 3),
         SO2(3),
         SO3(3),
         O3(3),

@@ -9,8 +9,8 @@ import torch
 from actions_catalogue import (
     AFFINE,
     EVERY,
-    FUNCTIONS,
     LINEAR,
+    PADDED,
     PERMUTATIONS,
     PRODUCTS,
     Case,
@@ -82,7 +82,7 @@ def test_floating_point_types_are_kept(case: Case, float_dtype: torch.dtype) -> 
         assert out.dtype == float_dtype
 
 
-@each(PERMUTATIONS)
+@each(PERMUTATIONS, PADDED)
 def test_permutations_take_every_type(case: Case, any_dtype: torch.dtype) -> None:
     """The values are only moved: moving the places of a batch tells where they go."""
     action = case.make()
@@ -146,7 +146,7 @@ def test_non_contiguous_batches(case: Case, layout: object) -> None:
         torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
 
-@each(PERMUTATIONS, AFFINE, LINEAR, PRODUCTS)
+@each(PERMUTATIONS, AFFINE, LINEAR, PADDED, PRODUCTS)
 def test_one_sample_repeated_without_copies(case: Case) -> None:
     action, x = case.make(), batch_for(case)
     repeated = x[:1].expand(x.shape)
@@ -217,7 +217,7 @@ def test_a_batch_of_one(case: Case) -> None:
     torch.testing.assert_close(action.orbit(x[:1]), action.orbit(x)[:, :1], rtol=1e-5, atol=1e-5)
 
 
-@each(PERMUTATIONS, AFFINE, LINEAR, FUNCTIONS, PRODUCTS)
+@each(EVERY)
 @pytest.mark.parametrize("method", ["act", "invert"])
 def test_an_empty_batch(case: Case, method: str) -> None:
     action = case.make()

@@ -9,6 +9,7 @@ from actions_catalogue import (
     EVERY,
     FUNCTIONS,
     LINEAR,
+    PADDED,
     PERMUTATIONS,
     PRODUCTS,
     Case,
@@ -84,7 +85,7 @@ def test_the_identity_among_other_elements_is_bit_exact(case: Case) -> None:
     assert torch.equal(action.invert(x, torch.tensor([1, 0, 1]))[1], x[1])
 
 
-@each(PERMUTATIONS, FUNCTIONS, PRODUCTS, without=INEXACT_PRODUCTS)
+@each(PERMUTATIONS, PADDED, FUNCTIONS, PRODUCTS, without=INEXACT_PRODUCTS)
 def test_round_trips_of_exact_actions_are_bit_exact(case: Case) -> None:
     action, x = case.make(), batch_for(case)
     assert action.exact

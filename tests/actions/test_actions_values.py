@@ -21,6 +21,7 @@ from actions_catalogue import (
 )
 from torch import Tensor, nn
 
+from lightning_invariance import actions
 from lightning_invariance.actions import (
     C4,
     D4,
@@ -271,7 +272,7 @@ def test_repr(action: Action, text: str) -> None:
 @each(EVERY, without=[name for name in EVERY if any(kind in name for kind in ("Action", "Product"))])
 def test_the_repr_of_a_named_action_makes_it_again(case: Case) -> None:
     action = case.make()
-    assert eval(repr(action), globals()) == action
+    assert eval(repr(action), vars(actions)) == action
 
 
 # Random draws ----------------------------------------------------------------------------------------------------

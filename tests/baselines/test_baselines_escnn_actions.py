@@ -141,6 +141,72 @@ def test_fields_on_a_continuous_group():
     assert action_of(gspaces.rot2dOnR2(-1), samples=5, seed=3) == SO2(5, seed=3)
 
 
+@pytest.mark.parametrize("name", ["image", "vectors", "mixed"])
+@pytest.mark.parametrize("gspace", [gspaces.rot2dOnR2(-1), gspaces.flipRot2dOnR2(-1, axis=0.3)], ids=["SO2", "O2"])
+def test_points_and_channels_are_drawn_again_together(gspace, name):
+    vector = gspace.irrep(1, 1) if gspace.flips_order else gspace.irrep(1)
+    wave = gspace.irrep(1, 3) if gspace.flips_order else gspace.irrep(3)
+    kinds = {"image": [gspace.trivial_repr], "vectors": [vector], "mixed": [gspace.trivial_repr, wave, vector]}
+    field_type = enn.FieldType(gspace, kinds[name])
+    action = action_of(field_type, samples=3)
+    assert action.drawn
+    assert len(action.redrawn(7)) == 4
+    again = action.redrawn(7, samples=5)
+    assert again == action_of(field_type, samples=5, seed=7) != action_of(field_type, samples=5, seed=8)
+    angles = [math.radians(degrees) for degrees in SO2(5, seed=7).degrees]
+    pairs = [(index % 2, angle) if gspace.flips_order else angle for index, angle in enumerate(angles)]
+    x = smooth_image(channels=field_type.size)
+    for index, pair in enumerate(pairs):
+        expected = field_type(x).transform(gspace.fibergroup.element(pair)).tensor
+        assert (again.act(x, index) - expected).norm() < 0.06 * x.norm()
+        assert (again.invert(expected, index) - x).norm() < 0.1 * x.norm()
+    again.verify(x)
+    assert pickle.loads(pickle.dumps(again)) == copy.deepcopy(again) == again
+    assert hash(copy.deepcopy(again)) == hash(again)
+
+
+def test_channels_are_multiplied_by_escnn_s_own_matrices():
+    gspace = gspaces.flipRot2dOnR2(-1)
+    group = gspace.fibergroup
+    field_type = enn.FieldType(gspace, [group.irrep(1, 2), group.irrep(1, 0), group.irrep(1, 5), gspace.trivial_repr])
+    action = action_of(field_type, samples=6, seed=2).redrawn(3)
+    columns = torch.eye(field_type.size, dtype=torch.float64)[:, :, None, None]  # one point: only channels move
+    for index, degrees in enumerate(SO2(6, seed=3).degrees):
+        matrix = field_type.fiber_representation(group.element((index % 2, math.radians(degrees)))).double()
+        torch.testing.assert_close(action.act(columns, index)[..., 0, 0].T, matrix, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["image", "vectors"])
+def test_fresh_elements_of_o2_are_reflections_by_chance(kind):
+    gspace = gspaces.flipRot2dOnR2(-1)
+    field_type = enn.FieldType(gspace, [gspace.trivial_repr if kind == "image" else gspace.irrep(1, 1)])
+    action = action_of(field_type, samples=3)
+    fresh, index = action.fresh(600, torch.Generator().manual_seed(0))
+    assert index.shape == (600,)
+    assert len(set(index.tolist())) == 600
+    reflected = index % 2 == 1
+    # Mean 300, deviation 12.2; and as many neighbours that are alike as are not.
+    assert abs(int(reflected.sum()) - 300) < 49
+    assert abs(int((reflected[1:] == reflected[:-1]).sum()) - 300) < 49
+    x = smooth_image(channels=field_type.size, size=5)
+    assert fresh.act(x.expand(600, -1, -1, -1), index).shape == (600, *x.shape[1:])
+    assert len(action.fresh(0)[0]) == 4
+    assert action.fresh(0)[1].shape == (0,)
+    with pytest.raises(ValueError, match="Expected `n` to be an integer of at least 0"):
+        action.fresh(-1)
+
+
+def test_fresh_elements_of_so2_fields():
+    gspace = gspaces.rot2dOnR2(-1)
+    action = action_of(enn.FieldType(gspace, [gspace.irrep(1)]), samples=3)
+    fresh, index = action.fresh(5, torch.Generator().manual_seed(0))
+    assert len(fresh) == 6
+    assert index.tolist() == [1, 2, 3, 4, 5]
+    listed = action_of(enn.FieldType(gspaces.rot2dOnR2(8), [gspaces.rot2dOnR2(8).regular_repr]))
+    assert not listed.drawn
+    assert listed.redrawn(3) is listed
+
+
 def test_an_escnn_network_on_vectors_is_measured_as_invariant():
     """One that takes two-dimensional vectors, which turn with the image: turning pixels alone moves its output."""
     gspace = gspaces.rot2dOnR2(4)

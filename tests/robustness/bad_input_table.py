@@ -350,12 +350,13 @@ ACTIONS: dict[str, tuple[Callable[[], li.Action], Tensor]] = {
     "Rotations": (of(li.Rotations, 4), X),
     "SO2": (of(li.SO2, 2), X),
     "SO3": (of(li.SO3, 2), torch.randn(2, 5, 3)),
+    "ScalingRange": (of(li.ScalingRange, 0.5, 2.0, 2), X),
     "Scalings": (of(li.Scalings, [0.5]), X),
     "SetPermutations": (of(li.SetPermutations, 2), X),
     "TimeReversal": (li.TimeReversal, X),
     "VerticalFlip": (li.VerticalFlip, X),
 }
-INTERPOLATING = ("AffineAction", "Rotations", "SO2", "Scalings")
+INTERPOLATING = ("AffineAction", "Rotations", "SO2", "ScalingRange", "Scalings")
 MULTIPLYING = ("LinearAction", "O3", "SO3")
 
 
@@ -386,6 +387,15 @@ for name, (make, x) in ACTIONS.items():
     refuse(name, "empty", of(on, make, "orbit", x, []), "`elements` to name at least one element but got none")
     refuse(name, "type", of(on, make, "sample", 2.0), "`n` to be an integer of at least 0 but got 2.0")
     refuse(name, "type", of(on, make, "sample", 2, 7), "`generator` to be a torch.Generator or None but got 7")
+    refuse(name, "type", of(on, make, "fresh", 2.0), "`n` to be an integer of at least 0 but got 2.0")
+    refuse(name, "type", of(on, make, "fresh", 2, 7), "`generator` to be a torch.Generator or None but got 7")
+    refuse(name, "negative", of(on, make, "fresh", -1), "`n` to be an integer of at least 0 but got -1")
+    refuse(name, "type", of(on, make, "redrawn", "a"), "`seed` to be an integer of at most 64 bits but got 'a'")
+    refuse(name, "out of range", of(on, make, "redrawn", 2**64), "`seed` to be an integer of at most 64 bits but got")
+    refuse(name, "negative", of(on, make, "redrawn", 0, 0), "`samples` to be an integer of at least 1 but got 0")
+    refuse(name, "type", of(on, make, "attached", [1.0]), "`x` to be a tensor for .* but got list")
+    refuse(name, "type", of(on, make, "alongside", [1.0], x), "`x` to be a tensor for .* but got list")
+    give(name, "empty", of(on, make, "fresh", 0), lambda v: v[1].shape == (0,))
     refuse(name, "negative", of(on, make, "sample", -1), "`n` to be an integer of at least 0 but got -1")
     refuse(name, "negative", of(act, make, x, -1), f"`index` to be between 0 and {order - 1} .* but got -1")
     refuse(name, "elements > |G|", of(act, make, x, order), f"`index` to be between 0 and {order - 1} .* got {order}")
@@ -420,8 +430,10 @@ for name, (make, x) in ACTIONS.items():
     else:
         refuse(name, "shape", of(act, make, WIDE, 1), "size of `x` in dimension -1 to be 3 for .* but got 6")
 
-for name in ("SO2", "SO3", "O3", "SetPermutations"):
-    make = getattr(li, name)
+for name, make in {
+    "ScalingRange": of(li.ScalingRange, 0.5, 2.0),
+    **{name: getattr(li, name) for name in ("SO2", "SO3", "O3", "SetPermutations")},
+}.items():
     for kind, count in (("type", "4"), ("type", 2.0), ("type", True), ("negative", -1), ("negative", 0), ("NaN", NAN)):
         refuse(name, kind, of(make, count), "`samples` to be an integer of at least 1 but got")
     for kind, seed in (
@@ -435,14 +447,54 @@ for name in ("SO2", "SO3", "O3", "SetPermutations"):
 for name in ("Rotations", "CyclicTranslations"):
     for kind, count in (("type", "4"), ("type", 4.0), ("type", None), ("negative", -4), ("negative", 0), ("NaN", NAN)):
         refuse(name, kind, of(getattr(li, name), count), "`order` to be an integer of at least 1 but got")
-for name, first in (("CyclicTranslations", 2), ("SO3", 2), ("O3", 2), ("LinearAction", EYES)):
+for name, first in (("CyclicTranslations", 2), ("SO3", 2), ("O3", 2), ("SetPermutations", 2), ("LinearAction", EYES)):
     for kind, dim in (("type", "x"), ("type", None), ("type", -1.0), ("out of range", 0), ("out of range", 1)):
         refuse(name, kind, of(getattr(li, name), first, dim=dim), "`dim` to be negative .* but got")
-for name, first in (("AffineAction", PLANES), ("Rotations", 4), ("SO2", 2), ("Scalings", [0.5])):
+for name, args in (
+    ("AffineAction", (PLANES,)),
+    ("Rotations", (4,)),
+    ("SO2", (2,)),
+    ("Scalings", ([0.5],)),
+    ("ScalingRange", (0.5, 2.0, 2)),
+):
     make = getattr(li, name)
-    call = of(make, first, interpolation="cubic")
+    call = of(make, *args, interpolation="cubic")
     refuse(name, "unknown name", call, "`interpolation` to be one of .* but got 'cubic'")
-    refuse(name, "unknown name", of(make, first, padding="wrap"), "`padding` to be one of .* but got 'wrap'")
+    refuse(name, "unknown name", of(make, *args, padding="wrap"), "`padding` to be one of .* but got 'wrap'")
+for kind, smallest, largest, pattern in (
+    ("type", "0.5", 2.0, "`smallest` to be a finite number above 1e-06 but got '0.5'"),
+    ("type", None, 2.0, "`smallest` to be a finite number above 1e-06 but got None"),
+    ("negative", -0.5, 2.0, "`smallest` to be a finite number above 1e-06 but got -0.5"),
+    ("negative", 0.0, 2.0, "`smallest` to be a finite number above 1e-06 but got 0.0"),
+    ("NaN", NAN, 2.0, "`smallest` to be a finite number above 1e-06 but got nan"),
+    ("type", 0.5, [2.0], r"`largest` to be a finite number above 0.5 but got \[2.0\]"),
+    ("out of range", 2.0, 0.5, "`largest` to be a finite number above 2.0 but got 0.5"),
+    ("empty", 2.0, 2.0, "`largest` to be a finite number above 2.0 but got 2.0"),
+    ("NaN", 0.5, NAN, "`largest` to be a finite number above 0.5 but got nan"),
+    ("infinite", 0.5, INF, "`largest` to be a finite number above 0.5 but got inf"),
+):
+    refuse("ScalingRange", kind, of(li.ScalingRange, smallest, largest, 2), pattern)
+for kind, padding in (("type", "0"), ("type", True), ("type", [0.0]), ("NaN", NAN), ("dtype", 1j)):
+    call = of(li.SetPermutations, 2, padding=padding)
+    refuse("SetPermutations", kind, call, "`padding` to be a number, not NaN, or None but got")
+TOKENS = torch.tensor([[5, 6, 7, 0], [8, 9, 0, 0]])
+give(
+    "SetPermutations", "infinite", of(act, of(li.SetPermutations, 2, padding=-INF), X, 1), lambda v: v.shape == X.shape
+)
+refuse("SetPermutations", "shape", of(act, of(li.SetPermutations, 2), TOKENS, 1), r"for tokens \(B, L\) pass dim=-1")
+for padding in (None, 0):
+    make = of(li.SetPermutations, 2, dim=-1, padding=padding)
+    give("SetPermutations", "empty", of(act, make, TOKENS[:, :0], 1), lambda v: v.shape == (2, 0))
+    give("SetPermutations", "device", of(act, make, TOKENS.to("meta"), 1), lambda v: v.is_meta)
+    give("SetPermutations", "one element", of(act, make, TOKENS[:, :1], 1), lambda v: v.tolist() == [[5], [8]])
+    for kind, other in (("shape", TOKENS[:, :3]), ("shape", TOKENS[:1]), ("shape", TOKENS[:, 0])):
+        call = of(on, make, "alongside", TOKENS, other)
+        refuse(
+            "SetPermutations", kind, call, r"`other` to have 2 samples, and 4 places .* of shape \(2, 4\) .* but got"
+        )
+    refuse("SetPermutations", "type", of(on, make, "alongside", TOKENS, [1]), "`x` to be a tensor .* but got list")
+held = li.SetPermutations(2, dim=-1, padding=0).attached(TOKENS)
+refuse("SetPermutations", "shape", of(held.invert, TOKENS[:1], 1), "`x` to have 2 samples, and 4 places .* but got")
 for kind, factors in (
     ("type", 2.0),
     ("type", None),
