@@ -20,9 +20,11 @@ from torchmetrics import Metric
 from tqdm.auto import tqdm
 
 from lightning_invariance._checks import check_count
+from lightning_invariance._locate import InputSpec, LogitsOf, Place
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks import InvarianceMonitor
+from lightning_invariance.callbacks._calls import CallSpec
 from lightning_invariance.comparison._comparison import HEADINGS, ComparedModel, Comparison
 from lightning_invariance.comparison._times import MakeTrainer, inference_seconds, training_step_seconds
 from lightning_invariance.metrics import Estimate, OrbitAccuracy
@@ -56,8 +58,10 @@ def compare(
     saliency: SaliencyLike | None = None,
     saliency_samples: int = 256,
     network: str | None = None,
-    input: int | str | None = None,
-    target: int | str | None = None,
+    input: InputSpec = None,
+    target: Place | None = None,
+    logits: LogitsOf | None = None,
+    call: CallSpec = None,
     max_batch: int | None = None,
     rounds: int = 7,
     steps: int = 10,
@@ -87,6 +91,8 @@ def compare(
         network: the name of the submodule whose output are the logits, in all models; their own forward by default.
         input: where the network's arguments hold its input, as for `InvarianceMonitor`.
         target: where the batch holds the labels, as for `InvarianceMonitor`.
+        logits: from the network's output to its logits, as for `InvarianceMonitor`.
+        call: which of several calls of the network in a test step is measured, as for `InvarianceMonitor`.
         max_batch: the most samples in one extra forward; as many as the batch has if None.
         rounds: how often each model is timed; 0 for no times.
         steps: how many steps a round times.
@@ -131,7 +137,7 @@ def compare(
     if taken:
         raise ValueError(f"Expected the trainer's options to leave {taken} to `compare` but got them.")
     monitor = partial(
-        InvarianceMonitor,
+        _TableMonitor,
         action,
         _measures(),
         saliency,
@@ -139,6 +145,8 @@ def compare(
         network=network,
         input=input,
         target=target,
+        logits=logits,
+        call=call,
         max_batch=max_batch,
     )
     monitor()  # wrong options fail here
@@ -188,6 +196,12 @@ class _Accuracy(OrbitAccuracy):
 
     def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]
         super().update(logits, logits[None], target)
+
+
+class _TableMonitor(InvarianceMonitor):
+    """Leaves a column empty where there are no labels or maps for it."""
+
+    _demanding = False
 
 
 class _OneTestLoader(Callback):

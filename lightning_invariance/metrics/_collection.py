@@ -180,4 +180,8 @@ def _suitable(logits: Tensor) -> tuple[str, ...]:
     """The named measures that outputs of this shape allow."""
     if logits.ndim == 2 and logits.shape[1] >= 2:
         return tuple(MEASURES)
-    return _SINGLE_OUTPUT if is_single(logits) else _ANY_OUTPUT
+    if is_single(logits):
+        return _SINGLE_OUTPUT
+    # Its state has 128 bytes for each output: too much to be taken unasked for maps of pixels.
+    dense = logits.ndim > 2
+    return tuple(name for name in _ANY_OUTPUT if not (dense and name == "relative_logit_invariance_error"))

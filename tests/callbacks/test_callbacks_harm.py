@@ -23,7 +23,10 @@ from lightning_invariance import C4, InvarianceMonitor, InvarianceRegularizer, O
     "make",
     [
         lambda: [InvarianceMonitor(C4())],
-        lambda: [InvarianceMonitor(C4(), saliency_samples=0), InvarianceMonitor(C4(), network="model", max_batch=5, prefix="b")],
+        lambda: [
+            InvarianceMonitor(C4(), saliency_samples=0),
+            InvarianceMonitor(C4(), network="model", max_batch=5, prefix="b"),
+        ],
         lambda: [InvarianceRegularizer(C4(), 0.0)],
         lambda: [InvarianceRegularizer(C4(), lambda step: 0.0, elements=1)],
         lambda: [InvarianceRegularizer(C4(), 0.0), InvarianceMonitor(C4())],
