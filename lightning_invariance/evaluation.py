@@ -53,7 +53,7 @@ class InvarianceEvaluator:
         action: Action,
         measures: Measures | None = None,
         saliency: SaliencyLike | None = None,
-        saliency_samples: int = 256,
+        saliency_samples: int = 64,
         max_batch: int | None = None,
     ) -> None:
         check_action(action)
@@ -174,7 +174,7 @@ class InvarianceEvaluator:
 
 def _is_explainable(logits: Tensor, x: Tensor) -> bool:
     """Whether each class has a logit (a single output is the only class's), and the input a gradient."""
-    return logits.ndim in (1, 2) and logits.is_floating_point() and x.is_floating_point()
+    return logits.ndim in (1, 2) and x.is_floating_point()
 
 
 def _explained_class(target: Tensor | None, logits: Tensor | None, x: Tensor) -> Tensor | None:
@@ -205,7 +205,7 @@ def evaluate_invariance(
     *,
     measures: Measures | None = None,
     saliency: SaliencyLike | None = None,
-    saliency_samples: int = 256,
+    saliency_samples: int = 64,
     max_batch: int | None = None,
     progress: bool = True,
 ) -> dict[str, Estimate]:
@@ -214,14 +214,14 @@ def evaluate_invariance(
     The network is put in eval mode for the time; modes, buffers, torch's random streams and gradients are as before.
 
     Args:
-        network: from a batch of inputs to logits ``(B, C)``, or any output for the logit error alone.
+        network: from a batch of inputs to logits ``(B, C)``; one output a sample ``(B,)`` for logit errors and maps, or
+            any other for the logit errors alone.
         batches: batches of inputs ``x`` or of pairs ``(x, target)``, a `torch.utils.data.DataLoader` for instance.
             They are moved to the device of the network's parameters.
         action: the group.
         measures: names of measures (``"logit_invariance_error"``, ...), or torchmetrics metrics under names of your
             own; all that the outputs and labels allow if None.
-        saliency: how to compute saliency maps. If None, `PaperSaliency` for actions that move pixels about, and
-            `Gradient` for others, and for inputs that are no images.
+        saliency: how to compute saliency maps; ``Gradient(dither=1e-3)`` if None, whatever the action.
         saliency_samples: how many samples, from the first, get saliency maps; they are the costly part.
         max_batch: the most samples in one forward; as many as the batch has if None.
         progress: whether to show a progress bar.

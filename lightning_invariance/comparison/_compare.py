@@ -54,7 +54,7 @@ def compare(
     *,
     callbacks: Mapping[str, Sequence[Callback]] | None = None,
     saliency: SaliencyLike | None = None,
-    saliency_samples: int = 256,
+    saliency_samples: int = 64,
     network: str | None = None,
     input: int | str | None = None,
     target: int | str | None = None,
