@@ -16,6 +16,7 @@ from benchmarks.networks import (
     logits_and_gradient,
     perceptron,
     poses,
+    residual,
     trainer_on,
 )
 from benchmarks.pairs import Pair, Setting, clocked, relative_difference
@@ -107,6 +108,56 @@ def monitored_epoch(setting: Setting) -> Pair:
         clocked(ours, setting),
         clocked(theirs, setting),
         1.10,
+        difference,
+        1e-4,
+    )
+
+
+def default_monitor(setting: Setting) -> Pair:
+    """A validation epoch with the monitor as it comes: maps of the first samples alone."""
+    size = setting.size(64, 4)
+    data = Batches(setting, size, (3, 64, 64), batches=setting.size(8, 2))
+    module = Classifier(residual())
+    monitor = InvarianceMonitor(C4())
+
+    def ours() -> None:
+        monitor.history.clear()
+        trainer_on(setting, [monitor]).validate(module, datamodule=data, verbose=False)
+
+    network = residual().to(setting.device).eval()
+
+    def theirs() -> None:
+        with torch.no_grad():
+            for batch in data.val_dataloader():
+                for pose in poses(batch[0].to(setting.device)):
+                    network(pose)
+
+    def difference() -> float:
+        ours()
+        found = monitor.history[-1].measures
+        explained = monitor.saliency_samples
+        x, y = (part.to(setting.device) for part in data.data.tensors)
+        with torch.no_grad():
+            base, *moved = (torch.cat([network(part) for part in pose.split(size)]) for pose in poses(x))
+        error = torch.stack([(logits - base).square().sum(dim=1) / 2 for logits in moved]).mean()
+        x, y = x[:explained], y[:explained]
+        noise = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(0)).to(setting.device)
+        noisy = x + 1e-3 * x.std(dim=(1, 2, 3), correction=0, keepdim=True) * noise
+        maps = [logits_and_gradient(network, pose, y)[1] for pose in poses(noisy)]
+        posed = [torch.rot90(each, -turns, (-2, -1)).flatten(1) for turns, each in enumerate(maps)]
+        similarity = torch.stack([F.cosine_similarity(posed[0], each) for each in posed[1:]]).mean()
+        return max(
+            relative_difference(found["logit_invariance_error"].value, error.cpu()),
+            relative_difference(found["saliency_invariance_similarity"].value, similarity.cpu()),
+        )
+
+    count = len(data.data)
+    return Pair(
+        f"validation epoch with InvarianceMonitor as it comes, C4, {count} samples of 3×64×64, residual network",
+        f"bare pass over the orbit: forward of {4 * count}, a batch of one pose at a time",
+        clocked(ours, setting),
+        clocked(theirs, setting),
+        1.5,
         difference,
         1e-4,
     )

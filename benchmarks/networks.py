@@ -25,6 +25,39 @@ def convolutional(channels: int = 3, widths: tuple[int, ...] = (16, 32), classes
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * widths[-1], classes))
 
 
+class Block(nn.Module):
+    """Two convolutions beside what they are given."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(before, after, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.Conv2d(after, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+        )
+        same = before == after and stride == 1
+        self.beside = nn.Identity() if same else nn.Conv2d(before, after, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.body(x) + self.beside(x))
+
+
+def residual(channels: int = 3, widths: tuple[int, ...] = (16, 32, 64), classes: int = CLASSES) -> nn.Sequential:
+    """A small residual network with max-pooling behind its first layer."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, widths[0], 3, padding=1, bias=False),
+        nn.BatchNorm2d(widths[0]),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+    ]
+    for before, after in pairwise((widths[0], *widths)):
+        layers.append(Block(before, after, 1 if before == after else 2))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
+
+
 def perceptron(inputs: int, classes: int, hidden: int = 5) -> nn.Sequential:
     """The paper's network: hidden layers of 128."""
     torch.manual_seed(0)

@@ -20,6 +20,7 @@ ROWS: dict[str, Callable[[Setting], Pair]] = {
     "orbit": actions.orbit,
     "measures": measures.collection,
     "monitor": measures.monitored_epoch,
+    "monitor_default": measures.default_monitor,
     "integrated_gradients": maps.integrated_gradients,
     "output_invariance": measures.output_invariance,
     "output_invariance_perceptron": measures.output_invariance_of_a_perceptron,

@@ -24,7 +24,7 @@ from digits import CLASSES, SIDE, Classifier, Digits, load_data
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_invariance import C4, InvarianceRegularizer, OrbitAugmentation, WeightRamp, compare
+from lightning_invariance import C4, InvarianceRegularizer, OrbitAugmentation, PaperSaliency, WeightRamp, compare
 from lightning_invariance.baselines import OrbitPooled, SteerableClassifier
 
 
@@ -90,7 +90,16 @@ def main() -> None:
         L.seed_everything(0, verbose=False)
         models[name] = train(build(), callbacks[name], data, arguments.epochs)
 
-    comparison = compare(models, data, C4(), callbacks=callbacks, rounds=arguments.rounds, accelerator="cpu")
+    comparison = compare(
+        models,
+        data,
+        C4(),
+        callbacks=callbacks,
+        saliency=PaperSaliency(),
+        saliency_samples=256,
+        rounds=arguments.rounds,
+        accelerator="cpu",
+    )
     print(f"\n{comparison.to_markdown()}\n")
     (arguments.out / "table.md").write_text(comparison.to_markdown() + "\n", encoding="utf-8")
     comparison.plot().savefig(arguments.out / "comparison.png")

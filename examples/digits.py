@@ -29,7 +29,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_invariance import C4, InvarianceMonitor, InvarianceRegularizer, OrbitAugmentation, WeightRamp
+from lightning_invariance import (
+    C4,
+    InvarianceMonitor,
+    InvarianceRegularizer,
+    OrbitAugmentation,
+    PaperSaliency,
+    WeightRamp,
+)
 from lightning_invariance.baselines import TiedFirstLayerMLP
 from lightning_invariance.report import markdown_table, plot_curves, plot_saliency_orbit
 
@@ -128,7 +135,9 @@ def train(
     network: nn.Module, callbacks: list[L.Callback], data: Digits, epochs: int
 ) -> tuple[Classifier, L.Trainer, InvarianceMonitor]:
     """Trains on rotated images and measures the invariance as it goes."""
-    monitor = InvarianceMonitor(C4(), every_n_epochs=max(1, epochs // 20))
+    monitor = InvarianceMonitor(
+        C4(), saliency=PaperSaliency(), saliency_samples=256, every_n_epochs=max(1, epochs // 20)
+    )
     trainer = L.Trainer(
         max_epochs=epochs,
         callbacks=[OrbitAugmentation(C4()), *callbacks, monitor],
@@ -195,7 +204,8 @@ def main() -> None:
     (arguments.out / "table.md").write_text(table + "\n", encoding="utf-8")
     plot_curves(over_epochs, epochs, "epoch", log=["LI"]).savefig(arguments.out / "training.png")
     plot_curves(over_drift, DRIFTS, "drift β").savefig(arguments.out / "drift.png")
-    plot_saliency_orbit(networks, data.test.tensors[0][0], C4()).savefig(arguments.out / "saliency.png")
+    maps = plot_saliency_orbit(networks, data.test.tensors[0][0], C4(), saliency=PaperSaliency())
+    maps.savefig(arguments.out / "saliency.png")
     print(f"Written to {arguments.out}: table.md, training.png, drift.png, saliency.png")
 
 

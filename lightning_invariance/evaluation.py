@@ -79,7 +79,7 @@ class InvarianceEvaluator:
         action: Action,
         measures: Measures | None = None,
         saliency: SaliencyLike | None = None,
-        saliency_samples: int = 256,
+        saliency_samples: int = 64,
         max_batch: int | None = None,
         *,
         owner: str = _NAME,
@@ -227,7 +227,7 @@ class InvarianceEvaluator:
 
 def _is_explainable(logits: Tensor, x: Tensor) -> bool:
     """Whether each class has a logit (a single output is the only class's), and the input a gradient."""
-    return logits.ndim in (1, 2) and logits.is_floating_point() and x.is_floating_point()
+    return logits.ndim in (1, 2) and x.is_floating_point()
 
 
 def _explained_class(target: Tensor | None, logits: Tensor | None, x: Tensor) -> Tensor | None:
@@ -324,7 +324,7 @@ def evaluate_invariance(
     *,
     measures: Measures | None = None,
     saliency: SaliencyLike | None = None,
-    saliency_samples: int = 256,
+    saliency_samples: int = 64,
     input: InputSpec = None,
     target: Place | None = None,
     logits: LogitsOf | None = None,
@@ -350,7 +350,7 @@ def evaluate_invariance(
         action: the group.
         measures: names of measures (``"logit_invariance_error"``, ...), or torchmetrics metrics under names of your
             own; all that the outputs and labels allow if None.
-        saliency: how to compute saliency maps; ``Gradient(dither=1e-3)`` if None.
+        saliency: how to compute saliency maps; ``Gradient(dither=1e-3)`` if None, whatever the action.
         saliency_samples: how many samples, from the first, get saliency maps; they are the costly part.
         input: where the network's arguments hold the tensor that the group acts on: a position, a keyword or a key, or
             a list of those that one element moves together; by default the only tensor that the group can act on.

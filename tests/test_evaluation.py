@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from lightning_invariance import (
     Action,
     CyclicTranslations,
     DistributionInvarianceError,
+    FunctionAction,
     Gradient,
     LinearAction,
     LogitInvarianceError,
@@ -25,7 +27,6 @@ from lightning_invariance import (
     SetPermutations,
     TimeReversal,
     evaluate_invariance,
-    evaluate_orbit,
 )
 from lightning_invariance import functional as f
 from lightning_invariance.baselines import OrbitPooled
@@ -171,13 +172,60 @@ def test_standard_errors_are_over_samples(network: nn.Module, x: Tensor) -> None
     assert error == pytest.approx((values.std() / SAMPLES**0.5).item(), rel=1e-5)
 
 
-def test_the_papers_maps_are_the_default(network: nn.Module, x: Tensor) -> None:
-    default = evaluate_invariance(network, [x], C4(), progress=False)
-    outputs = evaluate_orbit(network.eval(), x, C4(), saliency=PaperSaliency())
-    assert outputs.saliency is not None
-    assert outputs.orbit_saliency is not None
-    expected = f.saliency_invariance_similarity(outputs.saliency, outputs.orbit_saliency)
-    assert default["saliency_invariance_similarity"].value.item() == pytest.approx(expected.item(), rel=1e-5)
+QUARTER_TURNS = FunctionAction(
+    [(partial(torch.rot90, k=k, dims=(-2, -1)), partial(torch.rot90, k=-k, dims=(-2, -1))) for k in (1, 2, 3)]
+)
+
+
+@pytest.mark.parametrize("action", [C4(), QUARTER_TURNS], ids=["C4", "functions"])
+def test_by_default_the_maps_are_gradients_at_dithered_inputs_whatever_the_action(
+    network: nn.Module, x: Tensor, target: Tensor, action: Action
+) -> None:
+    batches = list(zip(x.split(SIZES), target.split(SIZES), strict=True))
+    results = evaluate_invariance(network, batches, action, progress=False)
+    pattern = torch.randn(1, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).double()
+    noisy = x + 1e-3 * x.std(dim=(1, 2, 3), correction=0, keepdim=True) * pattern
+    expected = expected_values(network, x, target)
+    expected["saliency_invariance_similarity"] = f.saliency_invariance_similarity(*maps_of(network, noisy, target))
+    assert_values(results, expected)
+    assert expected["saliency_invariance_similarity"].item() < 0.9
+
+
+def test_by_default_64_samples_get_maps(network: nn.Module) -> None:
+    x = torch.randn(70, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for batch_size in (70, 64, 30):
+        results = evaluate_invariance(network, x.split(batch_size), C4(), saliency=Gradient(), progress=False)
+        assert_values(results, expected_values(network, x, None, explained=64))
+
+
+def test_the_other_measures_do_not_depend_on_the_map(network: nn.Module, x: Tensor, target: Tensor) -> None:
+    batches = list(zip(x.split(SIZES), target.split(SIZES), strict=True))
+    without, *others = (
+        evaluate_invariance(network, batches, C4(), progress=False, **options)
+        for options in ({"saliency_samples": 0}, {}, {"saliency_samples": 7}, {"saliency": Gradient(dither=0.5)})
+    )
+    for results in others:
+        del results["saliency_invariance_similarity"]
+        assert {name: each.value.item() for name, each in results.items()} == {
+            name: each.value.item() for name, each in without.items()
+        }
+
+
+def test_one_output_a_sample_has_maps_as_one_class_has(x: Tensor) -> None:
+    torch.manual_seed(4)
+    column = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 3), nn.Tanh(), nn.Linear(3, 1)).double()
+    labels = torch.arange(SAMPLES) % 2
+    for batches in (x.split(SIZES), list(zip(x.split(SIZES), labels.split(SIZES), strict=True))):
+        one, other = (
+            evaluate_invariance(network, batches, C4(), saliency=Gradient(), progress=False)
+            for network in (column, nn.Sequential(column, nn.Flatten(0)))
+        )
+        assert set(one) == set(other)
+        maps, orbit_maps = maps_of(column, x, torch.zeros(SAMPLES, dtype=torch.int64))
+        expected = f.saliency_invariance_similarity(maps, orbit_maps).item()
+        for results in (one, other):
+            found = results["saliency_invariance_similarity"].value.item()
+            assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_network_that_is_invariant_by_construction(network: nn.Module, x: Tensor) -> None:

@@ -233,6 +233,111 @@ def test_the_similarity_of_a_linear_network_is_that_of_its_weights(x: Tensor) ->
     torch.testing.assert_close(mean, torch.stack(expected).mean())
 
 
+def half_squares(x: Tensor) -> Tensor:
+    """The gradient of the first logit is the input itself: a map shows what the network was given."""
+    return torch.stack([x.square().flatten(1).sum(dim=1) / 2, x.flatten(1).sum(dim=1)], dim=1)
+
+
+@pytest.mark.parametrize("max_batch", [None, 3, 5, 7])
+def test_a_batch_is_prepared_once_before_it_is_moved(x: Tensor, max_batch: int | None) -> None:
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(7), dtype=x.dtype)
+    calls: list[Tensor] = []
+
+    class Noisy(Gradient):
+        def prepare(self, x: Tensor) -> Tensor:
+            calls.append(x)
+            return x + noise
+
+    target = torch.zeros(SAMPLES, dtype=torch.int64)
+    outputs = evaluate_orbit(half_squares, x, C4(), saliency=Noisy(), target=target, max_batch=max_batch)
+    assert all(torch.equal(call, x) for call in calls)
+    torch.testing.assert_close(outputs.saliency, x + noise)
+    torch.testing.assert_close(outputs.orbit_saliency, (x + noise).expand(3, *x.shape))
+    torch.testing.assert_close(outputs.orbit_logits, torch.stack([half_squares(rotated(x, k)) for k in (1, 2, 3)]))
+
+
+@pytest.mark.parametrize("max_batch", [None, 3, 5, 7])
+@pytest.mark.parametrize("given", [False, True])
+def test_dither_changes_no_logits(network: nn.Module, x: Tensor, max_batch: int | None, given: bool) -> None:
+    with torch.no_grad():
+        base = network(x) if given else None
+        plain = evaluate_orbit(network, x, C4(), base_logits=base, max_batch=max_batch)
+    state = torch.get_rng_state()
+    dithered = evaluate_orbit(
+        network, x, C4(), base_logits=base, saliency=Gradient(dither=0.5), max_batch=max_batch, elements=[1, 2, 3]
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(dithered.logits, plain.logits)
+    assert torch.equal(dithered.orbit_logits, plain.orbit_logits)
+    assert not dithered.orbit_logits.requires_grad
+    # The class is that predicted on x, not on x with noise.
+    chosen = evaluate_orbit(network, x, C4(), saliency=Gradient(dither=0.5), target=network(x).argmax(dim=1))
+    torch.testing.assert_close(dithered.orbit_saliency, chosen.orbit_saliency)
+
+
+class PooledByMaximum(nn.Module):
+    """Exactly invariant to C4 in its own weights: symmetric kernels, even sizes, a mean over all pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.kernels = [
+            sum(torch.rot90(kernel, k, (-2, -1)) for k in range(4)) / 4
+            for kernel in (
+                torch.randn(8, 1, 3, 3, generator=generator, dtype=torch.float64),
+                torch.randn(16, 8, 3, 3, generator=generator, dtype=torch.float64) / 3,
+            )
+        ]
+        self.head = nn.Linear(16, CLASSES).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for kernel in self.kernels:
+            x = nn.functional.max_pool2d(nn.functional.conv2d(x, kernel, padding=1).relu(), 2)
+        return self.head(x.mean(dim=(-2, -1)))
+
+
+def on_flat_backgrounds() -> Tensor:
+    images = torch.full((20, 1, 16, 16), -0.5, dtype=torch.float64)
+    images[..., 5:11, 4:12] = torch.randn(20, 1, 6, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return images
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dither_breaks_the_ties_of_max_pooling(dtype: torch.dtype) -> None:
+    """An invariant network looks at the same places in each pose; where two pixels tie, which of them is position."""
+    torch.manual_seed(0)
+    network, x = PooledByMaximum(), on_flat_backgrounds().to(dtype)
+    network.kernels = [kernel.to(dtype) for kernel in network.kernels]
+    network.to(dtype)
+
+    def similarity(saliency: Gradient) -> float:
+        outputs = evaluate_orbit(network, x, C4(), saliency=saliency)
+        assert outputs.saliency is not None
+        assert outputs.orbit_saliency is not None
+        assert logit_invariance_error(outputs.logits, outputs.orbit_logits) < (
+            1e-9 if dtype == torch.float32 else 1e-25
+        )
+        return float(saliency_invariance_similarity(outputs.saliency, outputs.orbit_saliency))
+
+    assert similarity(Gradient()) < 0.9
+    assert similarity(Gradient(dither=1e-3)) >= 0.999
+
+
+@pytest.mark.parametrize("dither", [0.0, 0.1])
+def test_one_output_a_sample_over_an_orbit(x: Tensor, dither: float) -> None:
+    torch.manual_seed(0)
+    column = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+    saliency = Gradient(dither)
+    expected = evaluate_orbit(column, x, C4(), saliency=saliency)
+    for base in (None, column(x)[:, 0].detach()):
+        row = evaluate_orbit(lambda x: column(x)[:, 0], x, C4(), saliency=saliency, base_logits=base)
+        assert row.logits.shape == (SAMPLES,)
+        assert row.orbit_logits.shape == (3, SAMPLES)
+        torch.testing.assert_close(row.orbit_logits, expected.orbit_logits[..., 0])
+        torch.testing.assert_close(row.saliency, expected.saliency, rtol=0, atol=1e-14)
+        torch.testing.assert_close(row.orbit_saliency, expected.orbit_saliency, rtol=0, atol=1e-14)
+
+
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("saliency", [Gradient(), IntegratedGradients(steps=3), InputXGradientByCaptum])
 @pytest.mark.parametrize("labelled", [False, True])
@@ -296,5 +401,5 @@ def test_networks_that_give_no_row_a_sample_are_refused(x: Tensor, output: Any, 
 
 
 def test_dense_outputs_have_no_class_to_explain(x: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"`network` to give logits of shape \(5, classes\) for saliency"):
+    with pytest.raises(ValueError, match=r"`network` to give logits of shape \(5, classes\) or \(5,\) for saliency"):
         evaluate_orbit(nn.Conv2d(1, 2, 3).double(), x, C4(), saliency=Gradient())

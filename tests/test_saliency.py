@@ -26,7 +26,7 @@ from lightning_invariance.saliency import as_saliency
 
 SAMPLES, SIDE, CLASSES = 4, 6, 3
 EVERY: list[Saliency] = [Gradient(), InputXGradient(), IntegratedGradients(steps=9), PaperSaliency(steps=5)]
-every = pytest.mark.parametrize("saliency", EVERY, ids=repr)
+every = pytest.mark.parametrize("saliency", [*EVERY, Gradient(dither=0.1)], ids=repr)
 
 
 @pytest.fixture
@@ -158,6 +158,142 @@ def test_the_predicted_class_is_explained_without_a_target(network: nn.Module, x
         torch.testing.assert_close(saliency(network, x)[1], saliency(network, x, predicted)[1])
 
 
+# A single output -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def single() -> nn.Module:
+    torch.manual_seed(4)
+    return nn.Sequential(nn.Flatten(), nn.Linear(2 * SIDE**2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("max_batch", [None, 3])
+@pytest.mark.parametrize(
+    "saliency",
+    [
+        *EVERY,
+        captum.attr.InputXGradient,
+        "instance",
+        lambda network, x, target: x * gradient_function(network, x, target),
+    ],
+    ids=["gradient", "times input", "integrated", "paper", "captum", "captum's instance", "function"],
+)
+def test_one_output_a_sample_is_explained_as_one_class(
+    saliency: Any, single: nn.Module, x: Tensor, labelled: bool, max_batch: int | None
+) -> None:
+    def squeezed(x: Tensor) -> Tensor:
+        return single(x)[:, 0]
+
+    chosen = torch.zeros(SAMPLES, dtype=torch.int64) if labelled else None
+    both = [captum.attr.InputXGradient(each) if saliency == "instance" else saliency for each in (single, squeezed)]
+    column, row = (
+        as_saliency(way)(network, x, chosen, max_batch) for way, network in zip(both, (single, squeezed), strict=True)
+    )
+    assert row[0].shape == (SAMPLES,)
+    torch.testing.assert_close(row[0], column[0][:, 0])
+    torch.testing.assert_close(row[1], column[1], rtol=0, atol=0)
+
+
+def test_the_gradient_of_one_output_a_sample(single: nn.Module, x: Tensor) -> None:
+    """W2 diag(1 - tanh²(W1 x + b1)) W1."""
+    _, maps = Gradient()(lambda x: single(x)[:, 0], x)
+    first, last = single[1], single[3]
+    slopes = 1 - first(x.flatten(1)).tanh() ** 2
+    expected = (last.weight * slopes) @ first.weight
+    torch.testing.assert_close(maps.flatten(1), expected.detach())
+
+
+def test_one_output_a_sample_has_no_second_class(single: nn.Module, x: Tensor) -> None:
+    with pytest.raises(ValueError, match="`target` to hold classes from 0 to 0 but got values from 1 to 1"):
+        Gradient()(lambda x: single(x)[:, 0], x, torch.ones(SAMPLES, dtype=torch.int64))
+
+
+# Noise on the input ----------------------------------------------------------------------------------------------
+
+
+def half_squares(x: Tensor) -> Tensor:
+    """The gradient of the first logit is the input itself: a map shows what the network was given."""
+    return torch.stack([x.square().flatten(1).sum(dim=1) / 2, x.flatten(1).sum(dim=1)], dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dither_is_normal_noise_as_large_as_the_samples_own_deviation_times_it(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 2, 80, 80, generator=torch.Generator().manual_seed(5)).to(dtype)
+    x = x * torch.tensor([1.0, 7.0, 0.01], dtype=dtype).view(3, 1, 1, 1) + 3
+    _, maps = Gradient(dither=0.1)(half_squares, x, torch.zeros(3, dtype=torch.int64))
+    noise = ((maps - x).double().flatten(1) / x.double().flatten(1).std(dim=1, correction=0)[:, None]) / 0.1
+    torch.testing.assert_close(noise, noise[:1].expand(3, -1), rtol=1e-2, atol=1e-2 if dtype == torch.float32 else 1e-9)
+    entries = noise[0].sort().values
+    assert entries.mean().item() == pytest.approx(0, abs=4 / 12800**0.5)
+    assert entries.std().item() == pytest.approx(1, abs=4 / (2 * 12800) ** 0.5)
+    cumulated = torch.distributions.Normal(0.0, 1.0).cdf(entries)
+    gap = (cumulated - torch.linspace(0, 1, len(entries), dtype=torch.float64)).abs().max()
+    assert gap < 1.95 / 12800**0.5  # Kolmogorov and Smirnov's bound, at one in a thousand
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -7.3])
+def test_the_dither_of_a_flat_sample_is_as_large_as_that_of_deviation_one(value: float) -> None:
+    flat = torch.full((1, 2, 6, 6), value)
+    unit = torch.tensor([-1.0, 1.0]).repeat(36).reshape(1, 2, 6, 6)
+    zeros = torch.zeros(1, dtype=torch.int64)
+    noise = [Gradient(dither=0.5)(half_squares, x, zeros)[1] - x for x in (flat, unit)]
+    torch.testing.assert_close(*noise, rtol=0, atol=2e-6)
+    assert noise[0].std() > 0.3
+
+
+@pytest.mark.parametrize("kind", [Gradient, InputXGradient])
+def test_dithered_maps_are_those_of_the_noisy_input(kind: Any, network: nn.Module, x: Tensor, target: Tensor) -> None:
+    noisy = Gradient(dither=0.3)(half_squares, x, torch.zeros_like(target))[1]
+    logits, maps = kind(dither=0.3)(network, x, target)
+    torch.testing.assert_close(maps, kind()(network, noisy, target)[1])
+    assert torch.equal(logits, network(x))
+    assert not torch.allclose(maps, kind()(network, x, target)[1])
+
+
+def test_the_dithered_maps_explain_the_class_predicted_without_noise() -> None:
+    """The noise turns the prediction of either 0.01 or −0.01; the sign of the map is that of the class."""
+    x = torch.tensor([[0.01], [-0.01]])
+    _, maps = Gradient(dither=1.0)(lambda x: torch.cat([x, -x], dim=1), x)
+    assert maps.tolist() == [[1.0], [-1.0]]
+
+
+@pytest.mark.parametrize("kind", [Gradient, InputXGradient])
+def test_a_samples_dither_depends_on_nothing_but_itself(kind: Any, network: nn.Module, x: Tensor) -> None:
+    whole = kind(dither=0.1)(network, x)[1]
+    again = kind(dither=0.1)(network, x)[1]
+    alone = torch.cat([kind(dither=0.1)(network, part)[1] for part in x.flip(0).split(1)]).flip(0)
+    assert torch.equal(whole, again)
+    torch.testing.assert_close(alone, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(kind(dither=0.1)(network, x, None, 3)[1], whole, rtol=1e-12, atol=1e-12)
+
+
+def test_dither_leaves_the_random_streams_and_the_input_alone(network: nn.Module, x: Tensor) -> None:
+    before, state = x.clone(), torch.get_rng_state()
+    with torch.inference_mode():
+        Gradient(dither=0.1)(network, x.clone())
+    _, maps = Gradient(dither=0.1)(network, x.requires_grad_())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(x.detach(), before)
+    assert not maps.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("prepared", "got"),
+    [(lambda x: x[1:], r"\(3, 2, 6, 6\) of torch.float64"), (lambda x: x.float(), "torch.float32"), (len, "int")],
+)
+def test_a_batch_is_prepared_for_the_same_shape(network: nn.Module, x: Tensor, prepared: Any, got: str) -> None:
+    class Prepared(Gradient):
+        def prepare(self, x: Tensor) -> Any:
+            return prepared(x)
+
+    pattern = rf"`prepare` of Prepared\(\) to give a tensor \(4, 2, 6, 6\) of torch.float64, as `x`, but got .*{got}"
+    with pytest.raises(ValueError, match=pattern):
+        Prepared()(network, x)
+    with pytest.raises(ValueError, match=pattern):
+        evaluate_orbit(network, x, C4(), saliency=Prepared())
+
+
 # Conditions ------------------------------------------------------------------------------------------------------
 
 
@@ -262,10 +398,11 @@ def test_integers_have_no_gradient(saliency: Saliency) -> None:
 def test_outputs_that_are_no_logits_are_refused(saliency: Saliency, x: Tensor) -> None:
     for output, got in (
         (lambda x: x, r"shape \(4, 2, 6, 6\)"),
+        (lambda x: x.flatten(1)[1:], r"shape \(3, 72\)"),
         (lambda x: x.mean(), r"shape \(\)"),
         (lambda x: [x.flatten(1)], "list"),
     ):
-        with pytest.raises(ValueError, match=rf"logits of shape \(4, classes\) for saliency but got {got}"):
+        with pytest.raises(ValueError, match=rf"logits of shape \(4, classes\) or \(4,\) for saliency but got {got}"):
             saliency(output, x)
 
 
@@ -314,4 +451,8 @@ def test_saliencies_say_what_they_are() -> None:
         "InputXGradient()",
         "IntegratedGradients(steps=9, baseline=0.0)",
         "PaperSaliency(steps=5, baseline=0.0)",
+    ]
+    assert [repr(kind(dither=0.01)) for kind in (Gradient, InputXGradient)] == [
+        "Gradient(dither=0.01)",
+        "InputXGradient(dither=0.01)",
     ]

@@ -137,7 +137,13 @@ def _other_maps(settings: Settings, folder: Path, result: Result, paper: float, 
     measured = {
         name: float(
             evaluate_invariance(
-                network, batch, action, measures=["saliency_invariance_similarity"], saliency=saliency, progress=False
+                network,
+                batch,
+                action,
+                measures=["saliency_invariance_similarity"],
+                saliency=saliency,
+                saliency_samples=256,
+                progress=False,
             )["saliency_invariance_similarity"].value
         )
         for name, saliency in variants.items()

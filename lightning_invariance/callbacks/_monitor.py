@@ -66,8 +66,7 @@ class InvarianceMonitor(EpochMonitor):
             ``relative_logit_invariance_error``, ``distribution_invariance_error``, ``jensen_shannon_invariance_error``,
             ``saliency_invariance_similarity``, ``orbit_share``, ``prediction_consistency``, ``orbit_accuracy``,
             ``worst_case_orbit_accuracy``. One output a sample leaves out the measures of classes.
-        saliency: how to compute saliency maps. If None, `PaperSaliency` for actions that move pixels about, and
-            `Gradient` for others, and for inputs that are no images.
+        saliency: how to compute saliency maps; ``Gradient(dither=1e-3)`` if None, whatever the action.
         saliency_samples: how many samples of each data loader, from the first, get saliency maps, the costly part; 0
             for none.
         every_n_epochs: measures in every n-th training epoch only (validation outside of ``fit`` and tests always).
@@ -117,7 +116,7 @@ class InvarianceMonitor(EpochMonitor):
         action: Action,
         measures: Measures | None = None,
         saliency: SaliencyLike | None = None,
-        saliency_samples: int = 256,
+        saliency_samples: int = 64,
         every_n_epochs: int = 1,
         *,
         network: str | None = None,

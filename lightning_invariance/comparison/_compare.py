@@ -56,7 +56,7 @@ def compare(
     *,
     callbacks: Mapping[str, Sequence[Callback]] | None = None,
     saliency: SaliencyLike | None = None,
-    saliency_samples: int = 256,
+    saliency_samples: int = 64,
     network: str | None = None,
     input: InputSpec = None,
     target: Place | None = None,

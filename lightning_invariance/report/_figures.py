@@ -131,7 +131,7 @@ def plot_saliency_orbit(
         networks: the models, a row for each.
         x: one image, shape ``(C, H, W)``.
         action: the group, a column for each element.
-        saliency: how to compute the maps; `PaperSaliency` if None.
+        saliency: how to compute the maps, `PaperSaliency` for the paper's; ``Gradient(dither=1e-3)`` if None.
         target: the class explained; the one predicted on `x` if None.
 
     Returns:

@@ -27,6 +27,7 @@ from lightning_invariance import (
     LogitInvarianceError,
     OrbitAccuracy,
     OrbitShare,
+    PaperSaliency,
     PredictionConsistency,
 )
 
@@ -72,7 +73,7 @@ def test_what_is_logged_are_the_formulas_over_the_whole_data_set(
     method: str, prefix: str, inference_mode: bool
 ) -> None:
     module, data = classifier(), loader(11)
-    trainer = trainer_for([InvarianceMonitor(C4())], inference_mode=inference_mode)
+    trainer = trainer_for([InvarianceMonitor(C4(), saliency=PaperSaliency())], inference_mode=inference_mode)
     getattr(trainer, method)(module, data, verbose=False)
     expected = measures_by_hand(module.model, data.dataset.x, data.dataset.y, paper_map)
     assert expected.keys() == ALL
@@ -592,6 +593,9 @@ def test_one_number_a_sample_has_the_logit_errors_and_a_share() -> None:
     module, data = Squeezed(), loader(4)
     trainer = trainer_for([InvarianceMonitor(C4())])
     trainer.validate(module, data, verbose=False)
+    w = module.model[1].weight.detach().reshape(SIDE, SIDE)  # the map of every image, turned for none
+    cosines = [float((w * torch.rot90(w, -k)).sum() / w.square().sum()) for k in (1, 2, 3)]
+    assert logged(trainer)["val/saliency_invariance_similarity"] == pytest.approx(sum(cosines) / 3, rel=1e-5)
     x = torch.cat([batch[0] for batch in data])
     with torch.no_grad():
         moved = [(module(x) - module(torch.rot90(x, turns, (-2, -1)))).square() / 2 for turns in (1, 2, 3)]

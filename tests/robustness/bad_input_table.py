@@ -628,7 +628,11 @@ for kind, logits, pattern in (
 ):
     refuse(name, kind, of(orbit_of, base_logits=logits), pattern)
 call = of(orbit_of, base_logits=torch.ones(2), saliency=li.Gradient())
-refuse(name, "shape", call, r"`base_logits` to have the shape \(2, classes\) for saliency but got \(2,\)")
+refuse(name, "shape", call, r"`base_logits` to have the shape \(2, 3\) of the network's outputs but got \(2,\)")
+call = of(orbit_of, base_logits=torch.ones(2, 3, 4), saliency=li.Gradient())
+refuse(
+    name, "shape", call, r"`base_logits` to have the shape \(2, classes\) or \(2,\) for saliency but got \(2, 3, 4\)"
+)
 for kind, target, pattern in TARGETS:
     refuse(name, kind, of(orbit_of, target=target, saliency=li.Gradient()), pattern)
 for dtype in (torch.uint8, torch.int32, torch.bool):
@@ -677,11 +681,13 @@ for name, way in WAYS.items():
     for kind, value in (("negative", 0), ("negative", -1), ("type", "a"), ("type", 1.5)):
         refuse(name, kind, of(way, NET, X, None, value), "`max_batch` to be an integer of at least 1 but got")
     for kind, wrong in (
-        ("shape", lambda x: x.flatten(1).sum(1)),
+        ("shape", lambda x: x.sum()),
+        ("shape", lambda x: x),
         ("shape", lambda x: NET(x)[:1]),
         ("type", lambda x: 1),
     ):
-        refuse(name, kind, of(way, wrong, X), r"`network` to give logits of shape \(2, classes\) for saliency but got")
+        pattern = r"`network` to give logits of shape \(2, classes\) or \(2,\) for saliency but got"
+        refuse(name, kind, of(way, wrong, X), pattern)
     for constant in (lambda x: torch.ones(len(x), 3), lambda x: NET(x).detach(), lambda x: NET(X.clone())):
         refuse(
             name, "no gradient", of(way, constant, X), "`network` to give logits that have a gradient with respect to"
@@ -701,6 +707,22 @@ for name in ("IntegratedGradients", "PaperSaliency"):
         refuse(name, kind, of(getattr(li, name), steps=steps), "`steps` to be an integer of at least 1 but got")
     for kind, baseline in (("type", "a"), ("type", None), ("type", torch.zeros(2)), ("NaN", NAN), ("infinite", INF)):
         refuse(name, kind, of(getattr(li, name), baseline=baseline), "`baseline` to be a finite number but got")
+for name in ("Gradient", "InputXGradient"):
+    for kind, dither in (
+        ("negative", -1e-3),
+        ("type", "a"),
+        ("type", None),
+        ("type", True),
+        ("type", torch.zeros(2)),
+        ("NaN", NAN),
+        ("infinite", INF),
+    ):
+        call = of(getattr(li, name), dither=dither)
+        refuse(name, kind, call, "`dither` to be a finite number of at least 0 but got")
+for wrong in (INTEGERS, X.cfloat()):
+    refuse("Gradient", "dtype", of(li.Gradient(0.1), NET, wrong), "`x` to be floating point, to have a gradient")
+give("Gradient", "empty", of(li.Gradient(0.1), NET, X[:0]), lambda r: r[1].shape == (0, 1, 4, 4))
+give("Gradient", "one sample", of(li.Gradient(0.1), lambda x: x.square(), torch.ones(3)), lambda r: r[1].shape == (3,))
 refuse("Saliency", "abstract", lambda: li.Saliency(), "abstract", TypeError)
 
 
