@@ -25,6 +25,8 @@ LABEL_NAMES = ("label", "labels", "target", "targets", "y")
 
 _Path = tuple[Any, ...]
 
+_ARGUMENTS = "the network's arguments"
+
 
 def check_place(name: str, place: object) -> None:
     """Raises a `ValueError` unless `place` is a position, a key or None."""
@@ -145,7 +147,7 @@ def locate_in_call(
     Raises:
         ValueError: if a place holds no tensor, or no or several tensors can be meant.
     """
-    where = "the network's arguments"
+    where = _ARGUMENTS
     if spec is not None:
         return _named(args, kwargs, spec, owner, where)
     tensors = list(_candidates({"args": args, "kwargs": kwargs}, action))
@@ -324,14 +326,37 @@ def resolve_network(module: nn.Module, name: str | None, owner: str) -> nn.Modul
         ) from None
 
 
-def left_behind(action: Action, x: Tensor, others: Sequence[tuple[_Path, Tensor]]) -> list[_Path]:
-    """Where tensors lie that have the places which the group moves in `x`, but are not moved with it."""
-    return [path for path, other in others if _has_the_places(action, x, other)]
+def what_stays(
+    owner: str, spec: InputSpec, action: Action, arguments: Arguments, logits: Tensor | None, where: str = _ARGUMENTS
+) -> list[str]:
+    """What to warn of: tensors, or an output, with the places that the group moves in the input, that are not moved.
 
-
-def moves_along(action: Action, x: Tensor, output: Tensor) -> bool:
-    """Whether an output has the places that the group moves in the input: a mask for an image, forces for points."""
-    return _has_the_places(action, x, output)
+    Args:
+        owner: who asks.
+        spec: where the input is; a list says that nothing else moves.
+        action: the group.
+        arguments: what was found.
+        logits: the network's output, where it is known.
+        where: what was searched.
+    """
+    x = arguments.inputs[0]
+    said = []
+    listed = isinstance(spec, (list, tuple))
+    staying = [] if listed else [path for path, other in arguments.others if _has_the_places(action, x, other)]
+    if staying:
+        names = ", ".join(place_in_words(path, where) for path in staying)
+        moved = place_in_words(arguments.paths[0], where)
+        said.append(
+            f"{owner}: {action!r} moves {moved}, but {names} of the same places stays as it is: name all that move "
+            "together in a list, `input=[...]`; a list of one says that nothing else moves."
+        )
+    if logits is not None and _has_the_places(action, x, logits):
+        said.append(
+            f"{owner}: the network's output, {describe_value(logits)}, has the places that {action!r} moves in the "
+            f"input, {describe_value(x)}, but is compared as it is: an output that moves with the input (a "
+            "segmentation, forces) has an error however equivariant the network is."
+        )
+    return said
 
 
 def _has_the_places(action: Action, x: Tensor, other: Tensor) -> bool:
@@ -573,7 +598,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 # Words ----------------------------------------------------------------------------------------------------------------
 
 
-def place_in_words(path: _Path, where: str = "the network's arguments") -> str:
+def place_in_words(path: _Path, where: str = _ARGUMENTS) -> str:
     """A path as people write it: ``argument 0['image']``, ``the batch[1]``."""
     inside = "".join(f"[{step!r}]" for step in path[2:])
     if path[:1] == ("kwargs",):

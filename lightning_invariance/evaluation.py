@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -35,6 +36,7 @@ from lightning_invariance._locate import (
     locate_target,
     logits_of,
     map_tensors,
+    what_stays,
 )
 from lightning_invariance._random import seed_of
 from lightning_invariance.actions import Action
@@ -116,7 +118,7 @@ class InvarianceEvaluator:
         kept: int | None = None,
         processes: int = 1,
         module: nn.Module | None = None,
-    ) -> None:
+    ) -> Tensor:
         """Adds a batch. Random streams, buffers and gradients stay as they were; modes are the caller's.
 
         Args:
@@ -129,6 +131,9 @@ class InvarianceEvaluator:
             kept: how many samples, from the first, count; all by default. The network runs on the others for nothing.
             processes: how many processes have to run the network as often as this one, their positions dealt in turn.
             module: the module behind the network, whose buffers are kept from changing.
+
+        Returns:
+            The network's logits of `x`.
 
         Raises:
             ValueError: if a measure that was asked for needs labels and there are none.
@@ -155,7 +160,7 @@ class InvarianceEvaluator:
             target = None if target is None else ordinary(target)
             base_logits = None if base_logits is None else ordinary(base_logits)
             with preserved_buffers(module_of(module)):
-                self._measure(at, x, base_logits, target, kept, explained, run)
+                return self._measure(at, x, base_logits, target, kept, explained, run)
 
     def _measure(
         self,
@@ -166,7 +171,7 @@ class InvarianceEvaluator:
         kept: int,
         explained: int,
         run: int,
-    ) -> None:
+    ) -> Tensor:
         network, action = at(len(x))
         if base_logits is not None and self._explainable is None:
             self._explainable = _is_explainable(base_logits, x)
@@ -183,7 +188,7 @@ class InvarianceEvaluator:
             )
             self._feed(replace(outputs, saliency=None, orbit_saliency=None), target, kept)
             self._feed(outputs, target, explained)
-            return
+            return outputs.logits
         outputs = evaluate_orbit(network, x, action, base_logits=base_logits, max_batch=self._limit(x))
         self._feed(outputs, target, kept)
         self._explainable = _is_explainable(outputs.logits, x)
@@ -195,6 +200,7 @@ class InvarianceEvaluator:
             elements = list(range(1, len(action)))
             maps = add_saliency(first, network, x, action, elements, self._saliency_on(action), chosen, self._limit(x))
             self._feed(maps, labels, explained)
+        return outputs.logits
 
     def left_out(self, x: Tensor, logits: Tensor | None, labels: Labels) -> tuple[str, ...]:
         """The measures that are left out where all that outputs and labels allow are wanted."""
@@ -398,14 +404,17 @@ def evaluate_invariance(
             x = arguments.x
             tensors = [*arguments.inputs, *(tensor for _, tensor in arguments.others)]
             labels = locate_target(batch, target, len(x), _NAME, tensors)
-            if not evaluator.samples:
+            first_batch = not evaluator.samples
+            if first_batch:
                 arguments.acting(action).verify(x)
 
             def at(samples: int, arguments: Arguments = arguments) -> tuple[Network, Action]:
                 first = arguments.first(samples)
                 return NetworkOfInput(function, first, logits, _NAME), first.acting(action)
 
-            evaluator.update(at, x, labels=labels, module=module)
+            outputs = evaluator.update(at, x, labels=labels, module=module)
+            for message in what_stays(_NAME, input, action, arguments, outputs) if first_batch else ():
+                warnings.warn(message, stacklevel=2)
     if not evaluator.samples:
         raise ValueError("Expected `batches` to hold at least one sample but got none.")
     return InvarianceResults(evaluator.compute(), action)

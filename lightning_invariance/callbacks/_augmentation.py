@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_invariance._checks import check_seed
-from lightning_invariance._locate import InputSpec, check_input_spec, locate_in_batch
+from lightning_invariance._locate import InputSpec, check_input_spec, locate_in_batch, what_stays
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks._base import (
@@ -16,7 +17,6 @@ from lightning_invariance.callbacks._base import (
     InjectingCallback,
     inputs_in_words,
     step_generator,
-    warn_of_tensors_that_stay,
 )
 from lightning_invariance.callbacks._injection import Injector
 
@@ -88,7 +88,8 @@ class _Augmenter(Injector):
         if not callback._told:
             callback._told = True
             callback._findings.say(input=inputs_in_words(batch, "the batch"))
-            warn_of_tensors_that_stay(_NAME, callback.input, callback.action, batch, "the batch")
+            for message in what_stays(_NAME, callback.input, callback.action, batch, None, "the batch"):
+                rank_zero_warn(message)
         action, drawn = callback.action.fresh(len(first), callback._generator)
         moved = [action.act(first, drawn), *(action.alongside(first, each).act(each, drawn) for each in others)]
         return (batch.exchanged(moved), *args[1:])

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_invariance._locate import (
@@ -16,11 +16,9 @@ from lightning_invariance._locate import (
     LogitsOf,
     check_rows,
     describe_value,
-    left_behind,
     locate_in_batch,
     locate_in_call,
     logits_of,
-    moves_along,
     place_in_words,
 )
 from lightning_invariance._random import generator_for
@@ -183,34 +181,6 @@ def inputs_in_words(arguments: Arguments, where: str = "the network's arguments"
         f"{describe_value(tensor)} at {place_in_words(path, where)}"
         for path, tensor in zip(arguments.paths, arguments.inputs, strict=True)
     )
-
-
-def warn_of_what_stays(
-    owner: str, spec: InputSpec, action: Action, arguments: Arguments, logits: Tensor | None
-) -> None:
-    """Warns where a tensor or the output has the places that the group moves in the input, and is compared unmoved."""
-    x = arguments.inputs[0]
-    warn_of_tensors_that_stay(owner, spec, action, arguments, "the network's arguments")
-    if logits is not None and moves_along(action, x, logits):
-        rank_zero_warn(
-            f"{owner}: the network's output, {describe_value(logits)}, has the places that {action!r} moves in the "
-            f"input, {describe_value(x)}, but is compared as it is: an output that moves with the input (a "
-            "segmentation, forces) has an error however equivariant the network is."
-        )
-
-
-def warn_of_tensors_that_stay(owner: str, spec: InputSpec, action: Action, arguments: Arguments, where: str) -> None:
-    """Warns where a tensor beside the input has the places that the group moves, unless a list says what moves."""
-    if isinstance(spec, (list, tuple)):
-        return
-    staying = left_behind(action, arguments.inputs[0], arguments.others)
-    if staying:
-        names = ", ".join(place_in_words(path, where) for path in staying)
-        moved = " and ".join(place_in_words(path, where) for path in arguments.paths)
-        rank_zero_warn(
-            f"{owner}: {action!r} moves {moved}, but {names} of the same places stays as it is: name all that move "
-            "together in a list, `input=[...]`; a list of one says that nothing else moves."
-        )
 
 
 def check_weights(owner: str, network: nn.Module, call: NetworkCall) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_invariance._locate import (
@@ -18,6 +19,7 @@ from lightning_invariance._locate import (
     describe_value,
     locate_target,
     resolve_network,
+    what_stays,
 )
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
@@ -26,7 +28,6 @@ from lightning_invariance.callbacks._base import (
     inputs_in_words,
     is_sharded,
     name_of_network,
-    warn_of_what_stays,
 )
 from lightning_invariance.callbacks._calls import CallSpec, NetworkCall
 from lightning_invariance.callbacks._epochs import EpochMonitor, positions_of
@@ -256,7 +257,8 @@ class InvarianceMonitor(EpochMonitor):
     ) -> None:
         """In the first batch: is the group right, and what was found?"""
         arguments.acting(self.action).verify(arguments.x)
-        warn_of_what_stays(_NAME, self.input, self.action, arguments, logits)
+        for message in what_stays(_NAME, self.input, self.action, arguments, logits):
+            rank_zero_warn(message)
         left_out = evaluator.left_out(arguments.x, logits, labels)
         self._findings.say(
             network=name_of_network(module, self.network),

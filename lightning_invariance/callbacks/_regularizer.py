@@ -17,6 +17,7 @@ from lightning_invariance._locate import (
     check_logits_of,
     describe_value,
     resolve_network,
+    what_stays,
 )
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
@@ -31,7 +32,6 @@ from lightning_invariance.callbacks._base import (
     is_sharded,
     name_of_network,
     step_generator,
-    warn_of_what_stays,
     without_call,
 )
 from lightning_invariance.callbacks._calls import (
@@ -307,7 +307,8 @@ class InvarianceRegularizer(InjectingCallback):
                 input=inputs_in_words(arguments),
                 logits="that are computed again" if base_logits is None else describe_value(base_logits),
             )
-            warn_of_what_stays(_NAME, self.input, action, arguments, base_logits)
+            for message in what_stays(_NAME, self.input, action, arguments, base_logits):
+                rank_zero_warn(message)
         orbit = OrbitOfCall(network, arguments, call, acting, _NAME, self.logits, self.max_batch)
         run = orbit.gradient_maps if self.penalty == "saliency" else orbit.logits
         logits, orbit_logits = run(elements, base_logits)
@@ -334,7 +335,6 @@ class _PenaltyAdder(Injector):
     def _begin(self) -> None:
         self._backward_calls = 0
         self._carrier: int | None = None  # the backward call that carries the term
-        self._recorded = 0  # how many calls of the network had been recorded at the last backward call
         self._done: set[int] = set()  # the calls that have been regularised
 
     def watched(self, module: LightningModule) -> nn.Module | None:
@@ -359,12 +359,9 @@ class _PenaltyAdder(Injector):
         callback = self._callback
         place, self._backward_calls = self._backward_calls, self._backward_calls + 1
         assert log is not None
-        before, self._recorded = self._recorded, len(log.inputs)
         if callback.backward_call not in (None, place) or not isinstance(loss, Tensor):
             return loss
         meant = [index for index in reached(loss, log) if index not in self._done]
-        # Those made since the last backward, or, where a graph was kept, those before.
-        meant = [index for index in meant if index >= before] or meant
         if not meant:
             return loss
         name = name_of_network(module, callback.network)

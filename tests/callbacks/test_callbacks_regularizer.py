@@ -145,7 +145,7 @@ def test_two_regularizers_add_two_terms() -> None:
             return F.cross_entropy(fx, y) + WEIGHT * turned + 0.2 * mirrored
 
     first = InvarianceRegularizer(C4(), WEIGHT, "distribution")
-    second = InvarianceRegularizer(HorizontalFlip(), 0.2)
+    second = InvarianceRegularizer(HorizontalFlip(), 0.2, prefix="flip")
     compare(Classifier, Oracle, [first, second])
     compare(Classifier, Oracle, [second, first])
 
@@ -355,7 +355,7 @@ def test_a_dict_batch() -> None:
     compare(TakesDict, Oracle, [InvarianceRegularizer(C4(), WEIGHT, input="image")], data=loader(pack=as_dict))
 
 
-@pytest.mark.parametrize(("plain", "input"), [(TakesMask, None), (TakesMask, 0), (TakesMaskAsKeyword, "x")])
+@pytest.mark.parametrize(("plain", "input"), [(TakesMask, [0]), (TakesMaskAsKeyword, ["x"])])
 def test_another_tensor_goes_along_as_it_is(plain: type[TakesMask], input: Any) -> None:
     class Oracle(TakesMask):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -375,7 +375,7 @@ def test_the_second_argument_can_be_the_input() -> None:
             fgx = [self.model(x * each) for each in rotated(mask)]
             return F.cross_entropy(fx, y) + WEIGHT * logit_term(fx, fgx)
 
-    compare(TakesMask, Oracle, [InvarianceRegularizer(C4(), WEIGHT, input=1)], data=loader(pack=with_mask))
+    compare(TakesMask, Oracle, [InvarianceRegularizer(C4(), WEIGHT, input=[1])], data=loader(pack=with_mask))
 
 
 # Networks with running statistics and random numbers -------------------------------------------------------------
@@ -597,11 +597,14 @@ def test_penalty_and_weight_are_logged_as_means_over_samples() -> None:
     torch.testing.assert_close(float(logged["train/invariance_weight"]), WEIGHT)
 
 
-def test_two_regularizers_do_not_log_a_mixture_of_their_weights() -> None:
-    trainer = trainer_for([InvarianceRegularizer(C4(), 0.5), InvarianceRegularizer(HorizontalFlip(), 0.25)])
+def test_two_regularizers_are_told_apart_by_a_prefix() -> None:
+    second = InvarianceRegularizer(HorizontalFlip(), 0.25, prefix="flip")
+    trainer = trainer_for([InvarianceRegularizer(C4(), 0.5), second])
     trainer.fit(Classifier(), loader())
-    weights = [float(value) for name, value in trainer.callback_metrics.items() if "weight" in name]
-    assert sorted(weights) == [0.25, 0.5]
+    weights = {name: float(value) for name, value in trainer.callback_metrics.items() if "weight" in name}
+    assert weights == {"train/invariance_weight": 0.5, "train/flip/invariance_weight": 0.25}
+    with pytest.raises(ValueError, match=r"another InvarianceRegularizer logs .*`prefix="):
+        trainer_for([InvarianceRegularizer(C4()), InvarianceRegularizer(HorizontalFlip())]).fit(Classifier(), loader())
 
 
 def test_a_weight_of_zero_logs_the_weight_alone() -> None:
@@ -648,7 +651,10 @@ def test_wrong_arguments_are_refused(options: dict[str, Any], message: str) -> N
         ({"network": "nope"}, r"`network` to name a submodule of Classifier .*'model'.* but got 'nope'"),
         ({"input": "nope"}, r"input='nope'"),
         ({"input": 3}, r"input=3"),
-        ({"penalty": lambda logits, orbit_logits: logits}, r"`penalty` to give a scalar tensor but got shape \(4, 3\)"),
+        (
+            {"penalty": lambda logits, orbit_logits: logits},
+            r"`penalty` to give a scalar .* got a tensor \(4, 3\)",
+        ),
     ],
 )
 def test_what_cannot_be_found_is_named(options: dict[str, Any], message: str) -> None:
@@ -657,7 +663,7 @@ def test_what_cannot_be_found_is_named(options: dict[str, Any], message: str) ->
 
 
 def test_a_step_that_does_not_call_the_network_is_told_what_to_name() -> None:
-    with pytest.raises(ValueError, match=r"call its own forward.*network=.*'model'"):
+    with pytest.raises(ValueError, match=r"call the forward of CallsSubmodule.*network=.*'model'"):
         fit(CallsSubmodule, [InvarianceRegularizer(C4())])
 
 

@@ -84,13 +84,13 @@ def test_the_first_samples_are_measured(samples: int) -> None:
 
 def test_several_loaders_and_two_monitors() -> None:
     module, data = classifier(), [loader(11), loader(5, seed=3)]
-    trainer = trainer_for([SensitivityMonitor(), SensitivityMonitor(samples=2)])
+    trainer = trainer_for([SensitivityMonitor(), SensitivityMonitor(samples=2, prefix="two")])
     trainer.validate(module, data, verbose=False)
     expected = {}
     for index, each in enumerate(data):
         norms = norms_by_hand(module.model, each.dataset.x)
         expected[f"val/{NORM}/dataloader_idx_{index}"] = float(norms.mean())
-        expected[f"val/{NORM}/1/dataloader_idx_{index}"] = float(norms[:2].mean())
+        expected[f"val/two/{NORM}/dataloader_idx_{index}"] = float(norms[:2].mean())
     assert logged(trainer) == pytest.approx(expected, rel=1e-5)
 
 
@@ -221,7 +221,7 @@ def test_no_call_of_the_network_is_an_error() -> None:
             return self.model(batch[0]).sum()
 
     torch.manual_seed(1)
-    with pytest.raises(ValueError, match="SensitivityMonitor: expected the step of Around to call its own forward"):
+    with pytest.raises(ValueError, match="SensitivityMonitor: expected the step of Around to call the forward of"):
         trainer_for([SensitivityMonitor()]).validate(Around(), loader(4), verbose=False)
     with pytest.raises(ValueError, match="SensitivityMonitor: expected `network` to name a submodule of Classifier"):
         trainer_for([SensitivityMonitor(network="head")]).validate(classifier(), loader(4), verbose=False)

@@ -243,7 +243,10 @@ def test_two_regularizers_with_manual_optimisation_accumulation_and_batch_normal
     compare(
         Manual,
         Oracle,
-        lambda: [InvarianceRegularizer(C4(), WEIGHT), InvarianceRegularizer(HorizontalFlip(), 0.2, network="model")],
+        lambda: [
+            InvarianceRegularizer(C4(), WEIGHT),
+            InvarianceRegularizer(HorizontalFlip(), 0.2, network="model", prefix="flip"),
+        ],
         data=loader(16),
     )
 
@@ -259,8 +262,8 @@ def test_everything_at_once_ends_where_a_second_run_ends() -> None:
                 InvarianceMonitor(C4(), saliency_samples=2),
                 OrbitAugmentation(C4(), seed=3),
                 InvarianceRegularizer(C4(), WEIGHT, elements=1),
-                InvarianceRegularizer(HorizontalFlip(), 0.2, "saliency"),
-                InvarianceMonitor(HorizontalFlip(), saliency_samples=0),
+                InvarianceRegularizer(HorizontalFlip(), 0.2, "saliency", prefix="flip"),
+                InvarianceMonitor(HorizontalFlip(), saliency_samples=0, prefix="flip"),
             ],
             data=loader(24, shuffle=True),
             val=loader(8, seed=2),

@@ -83,7 +83,7 @@ def noisy() -> nn.Module:
 @pytest.mark.parametrize("kind", [Manual, Unused, GivesDict, Skips])
 def test_modules(kind: type[Classifier], network: Callable[[], nn.Module], accumulated: int) -> None:
     if kind is Manual:
-        options: dict[str, Any] = {"max_epochs": accumulated}  # the module's own affair
+        options: dict[str, Any] = {"max_epochs": 1 if accumulated == 1 else 2}  # the module's own affair
     else:
         options = {"accumulate_grad_batches": accumulated}
 
@@ -193,15 +193,6 @@ def test_batches(kind: type[TakesTwo], pack: Callable[[Tensor, Tensor], Any], in
     )
 
 
-@pytest.mark.parametrize("kind", [TakesTwo, TakesKeywords])
-def test_keywords_that_could_be_several_are_asked_for(kind: type[TakesTwo]) -> None:
-    if kind is TakesTwo:
-        fit(kind, [InvarianceRegularizer(C4(), WEIGHT)], data=loader(24, pack=as_dict))
-        return
-    with pytest.raises(ValueError, match=r"several tensors could be meant: name it with `input=`"):
-        fit(kind, [InvarianceRegularizer(C4(), WEIGHT)], data=loader(24, pack=as_dict))
-
-
 # Loaders ---------------------------------------------------------------------------------------------------------
 
 
@@ -230,25 +221,51 @@ def test_batches_of_one_sample() -> None:
     compare(Classifier, WithTerm, lambda: [InvarianceRegularizer(C4(), WEIGHT)], data=loader(5, 1))
 
 
-def test_several_training_loaders() -> None:
-    """A dict of batches, of which the step uses two: the first call of the network carries the term."""
+class TwoLoaders(Classifier):
+    """A dict of batches, of which the step uses two."""
 
-    class Plain(Classifier):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            x, y = batch["labelled"]
-            fx = self(x)
-            other = self(batch["other"][0])
-            return F.cross_entropy(fx, y) + 0.1 * other.square().mean() + self.term(fx, x)
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch["labelled"]
+        other = batch["other"][0]
+        fx, f_other = self(x), self(other)
+        return F.cross_entropy(fx, y) + 0.1 * f_other.square().mean() + self.term(x, fx, other, f_other)
 
-        def term(self, fx: Tensor, x: Tensor) -> Tensor | float:
-            return 0.0
+    def term(self, x: Tensor, fx: Tensor, other: Tensor, f_other: Tensor) -> Tensor | float:
+        return 0.0
 
-    class Oracle(Plain):
-        def term(self, fx: Tensor, x: Tensor) -> Tensor | float:
-            return WEIGHT * logit_term(fx, [self.model(each) for each in rotated(x)])
 
+class TermOfTheFirst(TwoLoaders):
+    def term(self, x: Tensor, fx: Tensor, other: Tensor, f_other: Tensor) -> Tensor | float:
+        return WEIGHT * logit_term(fx, [self.model(each) for each in rotated(x)])
+
+
+class TermOfTheLast(TwoLoaders):
+    def term(self, x: Tensor, fx: Tensor, other: Tensor, f_other: Tensor) -> Tensor | float:
+        return WEIGHT * logit_term(f_other, [self.model(each) for each in rotated(other)])
+
+
+class TermOfAll(TwoLoaders):
+    """The mean over the four samples of the one and the two of the other."""
+
+    def term(self, x: Tensor, fx: Tensor, other: Tensor, f_other: Tensor) -> Tensor | float:
+        first = TermOfTheFirst.term(self, x, fx, other, f_other)  # type: ignore[arg-type]
+        last = TermOfTheLast.term(self, x, fx, other, f_other)  # type: ignore[arg-type]
+        return (4 * first + 2 * last) / 6
+
+
+@pytest.mark.parametrize(
+    ("call", "oracle"),
+    [(0, TermOfTheFirst), (1, TermOfTheLast), ("last", TermOfTheLast), ("all", TermOfAll), (None, None), (2, None)],
+)
+def test_several_calls_in_a_step(call: Any, oracle: type[TwoLoaders] | None) -> None:
     data = {"labelled": loader(12), "other": loader(8, 2, seed=5)}
-    compare(Plain, Oracle, lambda: [InvarianceRegularizer(C4(), WEIGHT)], data=data)
+    regularizer = InvarianceRegularizer(C4(), WEIGHT, call=call)
+    if oracle is not None:
+        compare(TwoLoaders, oracle, lambda: [regularizer], data=data)
+        return
+    made = r"2 \(call 0 with a tensor \(4, 1, 4, 4\); call 1 with a tensor \(2, 1, 4, 4\)\): say with `call="
+    with pytest.raises(ValueError, match=made if call is None else "expected call=2 to name one of the calls"):
+        fit(TwoLoaders, [regularizer], data=data)
 
 
 @pytest.mark.parametrize("streams", [False, True])
