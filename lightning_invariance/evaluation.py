@@ -240,7 +240,7 @@ def _explained_class(target: Tensor | None, logits: Tensor | None, x: Tensor) ->
     """The labels where they name outputs; None, or the class predicted, where they do not."""
     if target is None or not are_labels(target, len(x)):
         return None
-    if logits is None:
+    if logits is None or logits.ndim > 2:  # of these there are no maps, which is for the saliency to say
         return target
     # A label that names no output (to be ignored, or 1 beside a single logit) explains nothing.
     named = (target >= 0) & (target < by_class(logits).shape[1])
