@@ -371,7 +371,7 @@ def as_saliency(saliency: SaliencyLike) -> Saliency:
 
 
 def default_saliency() -> Saliency:
-    """What is used where none is named, for every action and every input that is floating point."""
+    """Used where none is named, for every action and every floating-point input; `docs/saliency.md` says why."""
     return Gradient(dither=1e-3)
 
 
