@@ -16,6 +16,7 @@ from lightning_invariance._locate import (
     describe_value,
     locate_in_batch,
     locate_in_call,
+    refuse_list_of_samples,
 )
 from lightning_invariance.actions import Action
 
@@ -36,6 +37,7 @@ def arguments_of(
     Raises:
         ValueError: if the network does not take what the batch holds, or the input cannot be found.
     """
+    refuse_list_of_samples(batch, owner)
     takes = _Parameters(network)
     if isinstance(batch, Mapping):
         given: dict[Any, Any] = {
@@ -49,7 +51,10 @@ def arguments_of(
         inputs = locate_in_batch(given, input, action, owner).inputs
         return Arguments(inputs, {}, tuple(("args", place) for place in range(len(inputs))))
     args = tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)
-    if isinstance(target, int) and len(args) > 1 and -len(args) <= target < len(args):
+    pair = len(args) == 2 and isinstance(args[0], (list, tuple)) and not isinstance(args[1], (list, tuple))
+    if pair and takes.least in (1, len(args[0])):  # ((x, ...), target)
+        args = args[:1]
+    elif isinstance(target, int) and len(args) > 1 and -len(args) <= target < len(args):
         args = tuple(part for place, part in enumerate(args) if place != target % len(args))
     elif len(args) > 1 and takes.least < len(args):
         args = args[:-1]
@@ -95,7 +100,11 @@ class _Parameters:
     """The parameters of a network's forward, or of a function."""
 
     def __init__(self, network: Callable[..., Any]) -> None:
-        function = getattr(network, "module", network) if type(network).__name__ == "_FabricModule" else network
+        function = network
+        # What Fabric, DDP and torch.compile put around a network takes anything.
+        while type(function).__name__ in ("_FabricModule", "DistributedDataParallel", "OptimizedModule"):
+            inner: Any = function
+            function = inner._orig_mod if hasattr(inner, "_orig_mod") else inner.module
         try:
             parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
         except (TypeError, ValueError):  # written in C, say
@@ -125,8 +134,7 @@ class _Parameters:
 
     def accepts(self, given: Mapping[Any, Any]) -> bool:
         """Whether it can be called with these keywords."""
-        known = set(given) <= self._named or (self._any_keyword and bool(self._named & set(given)))
-        return known and self._needed <= set(given)
+        return (self._any_keyword or set(given) <= self._named) and self._needed <= set(given)
 
     def accepts_some_of(self, given: Mapping[Any, Any]) -> bool:
         """Whether it can be called with some of them."""

@@ -120,6 +120,13 @@ class Arguments:
             root = _replace(root, path, tensor)
         return root["args"], root["kwargs"]
 
+    def in_words(self, where: str = _ARGUMENTS) -> str:
+        """The tensors that the group acts on: shape, precision, place."""
+        return " and ".join(
+            f"{describe_value(tensor)} at {place_in_words(path, where)}"
+            for path, tensor in zip(self.paths, self.inputs, strict=True)
+        )
+
     def exchanged(self, moved: Sequence[Tensor]) -> Any:
         """The first argument, a batch, with other tensors in the places of `inputs`."""
         root = self._root
@@ -173,13 +180,7 @@ def locate_in_batch(batch: Any, spec: InputSpec, action: Action | None, owner: s
     args = (batch,)
     if spec is not None:
         return _named(args, {}, spec, owner, where)
-    listed = _list_of_samples(batch)
-    if listed is not None:
-        raise ValueError(
-            f"{owner}: expected the input to be a tensor of one row a sample but the batch holds a list of samples, "
-            f"{_describe(listed)}: collate them into one tensor (in `collate_fn`), or, if these are batches of several "
-            "loaders, name the tensor with `input=` (such as '0.image')."
-        )
+    refuse_list_of_samples(batch, owner)
     target: _Path | None = None
     tensors = list(_candidates({"args": args, "kwargs": {}}, action))
     if isinstance(batch, (list, tuple)) and len(batch) > 1 and not _are_alike(batch[0], batch[-1]):
@@ -202,6 +203,19 @@ def locate_in_batch(batch: Any, spec: InputSpec, action: Action | None, owner: s
     return arguments
 
 
+def refuse_list_of_samples(batch: Any, owner: str) -> None:
+    """Raises a `ValueError` where a batch is a list of mappings, one a sample, or has one in it."""
+    if not isinstance(batch, (list, tuple)):
+        return
+    for items in (batch, *batch):
+        if isinstance(items, (list, tuple)) and items and all(isinstance(item, Mapping) for item in items):
+            raise ValueError(
+                f"{owner}: expected the input to be a tensor of one row a sample but the batch holds a list of samples, "
+                f"{_describe(batch)}: collate them into one tensor (in `collate_fn`), or, if these are batches of "
+                "several loaders, name the tensor with `input=` (such as '0.image')."
+            )
+
+
 @dataclass(frozen=True)
 class Labels:
     """The labels of a batch, or where they were looked for.
@@ -213,6 +227,10 @@ class Labels:
 
     tensor: Tensor | None
     place: str
+
+    def in_words(self) -> str:
+        """Where they are, or that there are none."""
+        return f"at {self.place}" if self.tensor is not None else f"none ({self.place}; `target=` names them)"
 
 
 def locate_target(batch: Any, spec: Place | None, samples: int, owner: str, inputs: Sequence[Tensor] = ()) -> Labels:
@@ -512,18 +530,6 @@ def _are_alike(first: Any, last: Any) -> bool:
     """Whether both are batches: of two loaders, say."""
     kinds: tuple[type, ...] = (Mapping, list, tuple)
     return any(isinstance(first, kind) and isinstance(last, kind) for kind in kinds)
-
-
-def _list_of_samples(batch: Any) -> Any:
-    """The part of a batch that is a list of mappings, one a sample."""
-    if not isinstance(batch, (list, tuple)) or not batch:
-        return None
-    if all(isinstance(item, Mapping) for item in batch):
-        return batch
-    for item in batch:
-        if isinstance(item, (list, tuple)) and item and all(isinstance(each, Mapping) for each in item):
-            return batch
-    return None
 
 
 def _walk(value: Any, path: _Path = ()) -> Iterator[tuple[_Path, Tensor]]:

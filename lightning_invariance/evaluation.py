@@ -33,6 +33,7 @@ from lightning_invariance._locate import (
     check_logits_of,
     check_place,
     check_rows,
+    describe_value,
     locate_target,
     logits_of,
     map_tensors,
@@ -316,11 +317,14 @@ class InvarianceResults(dict[str, Estimate]):
     Attributes:
         action: the group, with the elements that were measured; its `repr` says how many were drawn and with which
             seed.
+        found: what was found in the first batch, in words: ``"input"``, ``"logits"``, ``"labels"``, and ``"without"``,
+            the measures that are left out for want of labels, classes or maps.
     """
 
-    def __init__(self, measures: Mapping[str, Estimate], action: Action) -> None:
+    def __init__(self, measures: Mapping[str, Estimate], action: Action, found: Mapping[str, str]) -> None:
         super().__init__(measures)
         self.action = action
+        self.found = dict(found)
 
 
 def evaluate_invariance(
@@ -367,7 +371,8 @@ def evaluate_invariance(
         progress: whether to show a progress bar.
 
     Returns:
-        An `Estimate` (value and standard error over samples) for each measure, in a dict that has the `action` too.
+        An `Estimate` (value and standard error over samples) for each measure, in a dict that has besides the `action`
+        and what was `found`.
 
     Raises:
         ValueError: if the group cannot act on a batch; if there is no batch; if input, labels or logits cannot be found
@@ -396,6 +401,7 @@ def evaluate_invariance(
     if device is not None and device.type == "meta":
         raise ValueError("Expected `network` to hold values but got one on the meta device.")
     function = without_fabric(network)
+    found: dict[str, str] = {}
     # The random streams here too: a DataLoader draws from torch's when it is run through.
     with evaluation_mode(module), preserved_random_state(device or torch.device("cpu")):
         for batch in tqdm(batches, desc="Invariance", unit="batch", disable=not progress):
@@ -413,11 +419,18 @@ def evaluate_invariance(
                 return NetworkOfInput(function, first, logits, _NAME), first.acting(action)
 
             outputs = evaluator.update(at, x, labels=labels, module=module)
-            for message in what_stays(_NAME, input, action, arguments, outputs) if first_batch else ():
-                warnings.warn(message, stacklevel=2)
+            if first_batch:
+                for message in what_stays(_NAME, input, action, arguments, outputs):
+                    warnings.warn(message, stacklevel=2)
+                found = {
+                    "input": arguments.in_words(),
+                    "logits": describe_value(outputs),
+                    "labels": labels.in_words(),
+                    "without": ", ".join(evaluator.left_out(x, outputs, labels)),
+                }
     if not evaluator.samples:
         raise ValueError("Expected `batches` to hold at least one sample but got none.")
-    return InvarianceResults(evaluator.compute(), action)
+    return InvarianceResults(evaluator.compute(), action, found)
 
 
 def _placed(tensor: Tensor, device: torch.device | None) -> Tensor:

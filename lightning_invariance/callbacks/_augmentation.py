@@ -15,7 +15,6 @@ from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks._base import (
     Findings,
     InjectingCallback,
-    inputs_in_words,
     step_generator,
 )
 from lightning_invariance.callbacks._injection import Injector
@@ -87,7 +86,7 @@ class _Augmenter(Injector):
         first, *others = batch.inputs
         if not callback._told:
             callback._told = True
-            callback._findings.say(input=inputs_in_words(batch, "the batch"))
+            callback._findings.say(input=batch.in_words("the batch"))
             for message in what_stays(_NAME, callback.input, callback.action, batch, None, "the batch"):
                 rank_zero_warn(message)
         action, drawn = callback.action.fresh(len(first), callback._generator)

@@ -15,11 +15,9 @@ from lightning_invariance._locate import (
     InputSpec,
     LogitsOf,
     check_rows,
-    describe_value,
     locate_in_batch,
     locate_in_call,
     logits_of,
-    place_in_words,
 )
 from lightning_invariance._random import generator_for
 from lightning_invariance.actions import Action
@@ -173,14 +171,6 @@ class Findings:
             self._said = True
             parts = "; ".join(f"{name} {what}" for name, what in found.items() if what)
             rank_zero_info(f"{self._owner} found: {parts}.")
-
-
-def inputs_in_words(arguments: Arguments, where: str = "the network's arguments") -> str:
-    """The tensors that the group acts on: shape, precision, place."""
-    return " and ".join(
-        f"{describe_value(tensor)} at {place_in_words(path, where)}"
-        for path, tensor in zip(arguments.paths, arguments.inputs, strict=True)
-    )
 
 
 def check_weights(owner: str, network: nn.Module, call: NetworkCall) -> None:

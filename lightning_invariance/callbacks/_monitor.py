@@ -25,7 +25,6 @@ from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks._base import (
     arguments_and_logits,
-    inputs_in_words,
     is_sharded,
     name_of_network,
 )
@@ -262,7 +261,7 @@ class InvarianceMonitor(EpochMonitor):
         left_out = evaluator.left_out(arguments.x, logits, labels)
         self._findings.say(
             network=name_of_network(module, self.network),
-            input=inputs_in_words(arguments),
+            input=arguments.in_words(),
             logits="that are computed again" if logits is None else describe_value(logits),
             labels=f"at {labels.place}"
             if labels.tensor is not None

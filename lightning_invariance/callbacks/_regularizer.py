@@ -28,7 +28,6 @@ from lightning_invariance.callbacks._base import (
     check_network_name,
     check_prefix,
     check_weights,
-    inputs_in_words,
     is_sharded,
     name_of_network,
     step_generator,
@@ -64,12 +63,13 @@ class InvarianceRegularizer(InjectingCallback):
     more forward and backward for each element.
 
     The term is part of the user's loss: gradient accumulation, clipping, mixed precision and distributed training
-    treat it as they treat the rest. It belongs to the call of the network that the loss depends on; calls that record
-    no graph of its parameters (a teacher's, under ``torch.no_grad()``) do not count. With manual optimisation it goes
-    into the loss of the ``manual_backward`` that depends on that call. The extra forwards leave no trace: running
-    statistics and random streams stay as the step alone would leave them, and dropout masks are the same for all
-    elements. A weight of 0 skips the term. The elements of continuous groups and of permutations (`SO3`,
-    `SetPermutations`, ...) are drawn anew in every step.
+    treat it as they treat the rest. It belongs to the call of the network that the loss depends on (or, where it
+    depends on none, to the only one that there is); calls that record no graph of the network's parameters, such as a
+    teacher's under ``torch.no_grad()``, do not count. With manual optimisation it goes into the loss of the
+    ``manual_backward`` that depends on that call. The extra forwards leave no trace: running statistics and random
+    streams stay as the step alone would leave them, and dropout masks are the same for all elements. A weight of 0 skips
+    the term. The elements of continuous groups and of permutations (`SO3`, `SetPermutations`, ...) are drawn anew in
+    every step.
 
     Logs the epoch's means as ``train/invariance_penalty`` (over samples) and ``train/invariance_weight`` (over steps),
     and says once, in the first step, which network, call, input and logits it found.
@@ -304,7 +304,7 @@ class InvarianceRegularizer(InjectingCallback):
             self._verified = True
             self._findings.say(
                 network=name_of_network(module, self.network),
-                input=inputs_in_words(arguments),
+                input=arguments.in_words(),
                 logits="that are computed again" if base_logits is None else describe_value(base_logits),
             )
             for message in what_stays(_NAME, self.input, action, arguments, base_logits):
@@ -394,10 +394,11 @@ class _PenaltyAdder(Injector):
         if log is not None:
             if not log.inputs and not log.others:
                 raise ValueError(f"{_NAME}: expected {without_call(module, callback.network)}")
-            meant = reached(loss, log)
-            if not meant:
+            if not log.inputs:
                 callback._warn(self._why_nothing(module, log))
                 return output
+            # Of a network whose output the loss leaves aside, the term is all that trains it.
+            meant = reached(loss, log) or list(log.kept)
             name = name_of_network(module, callback.network)
             calls = [*chosen_calls(log, meant, callback.call, name, _NAME)]
         term = callback._term(module, args, calls)

@@ -16,7 +16,7 @@ from lightning_invariance._locate import Arguments, LogitsOf, Place, check_place
 from lightning_invariance._random import generator_for
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
-from lightning_invariance.callbacks._base import arguments_and_logits, inputs_in_words, is_sharded, name_of_network
+from lightning_invariance.callbacks._base import arguments_and_logits, is_sharded, name_of_network
 from lightning_invariance.callbacks._calls import CallSpec, NetworkCall
 from lightning_invariance.callbacks._epochs import EpochMonitor, positions_of
 from lightning_invariance.evaluation import NetworkOfInput
@@ -166,7 +166,7 @@ class SensitivityMonitor(EpochMonitor):
                 self.action.verify(arguments.x)
             self._findings.say(
                 network=name_of_network(pl_module, self.network),
-                input=inputs_in_words(arguments),
+                input=arguments.in_words(),
                 logits="that are computed again" if base is None else describe_value(base),
             )
         positions, kept = positions_of(dataloaders, dataloader_idx, sums.samples, len(arguments.x))

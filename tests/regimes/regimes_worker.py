@@ -210,7 +210,7 @@ CELLS: dict[str, Cell] = {
     "ddp, dropout": Cell(Dropping, DroppingWithTerm),
     "ddp, compiled network": Cell(CompiledInPlace, WithTerm),
     "ddp, two optimisers": Cell(
-        Adversaries, AdversariesWithTerm, ddp_unused, {"network": "discriminator", "backward_call": 0}
+        Adversaries, AdversariesWithTerm, ddp_unused, {"network": "discriminator", "backward_call": 0, "call": 0}
     ),
     "ddp, saliency": Cell(Normalised, NormalisedWithSaliency, regularizer={"penalty": "saliency"}),
     "ddp, saliency, static graph": Cell(

@@ -741,10 +741,21 @@ for wrong in ("net", None):
     refuse(name, "type", of(evaluated, network=wrong), "`network` to be a module or a function but got")
 for wrong in (None, 3, "abc"):
     refuse(name, "type", of(evaluated, wrong), r"`batches` to hold batches of inputs, or pairs \(x, target\) but got")
-for batch in (np.ones((2, 1, 4, 4), "f"), {"x": X}, (X, X, X), (X, [0, 1]), "a", None):
-    refuse(
-        name, "type", of(evaluated, [batch]), r"`batches` to give tensors x or pairs \(x, target\) of tensors but got"
-    )
+for batch in (np.ones((2, 1, 4, 4), "f"), (X, X, X), (3, X), "a", None):
+    refuse(name, "type", of(evaluated, [batch]), r"`batches` to give tensors x, pairs \(x, target\), or .* but got")
+refuse(name, "type", of(evaluated, [{"a": X, "b": X}]), r"several tensors could be meant \(the batch\['a'\] .*`input=`")
+refuse(name, "type", of(evaluated, [{"label": LABELS}]), "there is no tensor: name it with `input=`")
+refuse(name, "type", of(evaluated, [[{"x": X[0]}, {"x": X[1]}]]), "but the batch holds a list of samples")
+for option, wrong in (("input", 1.5), ("input", True), ("target", 1.5), ("target", ["y"]), ("logits", "logits")):
+    refuse(name, "type", of(evaluated, **{option: wrong}), f"`{option}` to be .* but got")
+for wrong in ([], ["x", "x"], ["x", None]):
+    refuse(name, "type", of(evaluated, input=wrong), "`input` to name distinct tensors, at least one, but got")
+refuse(name, "unknown name", of(evaluated, input="image"), "input='image' to name a tensor in the network's arguments")
+refuse(name, "unknown name", of(evaluated, target="cls"), "target='cls' to name 2 integer labels in the batch but got")
+refuse(name, "shape", of(evaluated, logits=lambda out: out[:1]), "one row of logits for each of 2 samples but got")
+refuse(name, "type", of(evaluated, logits=lambda out: 1), "`logits` to give a tensor but got int")
+call = of(evaluated, measures=["saliency_invariance_similarity"], saliency_samples=0)
+refuse(name, "options", call, r"`saliency_samples` to be at least 1 for \['saliency_invariance_similarity'\]")
 for wrong in ("C4", li.C4, 3):
     refuse(name, "type", of(evaluated, action=wrong), NOT_AN_ACTION)
 refuse(name, "trivial group", of(evaluated, action=li.Rotations(1)), TRIVIAL)
@@ -784,16 +795,16 @@ for kind, value in (("negative", -1), ("type", 1.5), ("type", "3")):
 for kind, value in (("negative", 0), ("type", 1.5)):
     refuse(name, kind, of(evaluated, max_batch=value), "`max_batch` to be an integer of at least 1 but got")
 ACCURACY = {"measures": ["orbit_accuracy"]}
-for kind, target, pattern in TARGETS:
+for kind, target, _ in TARGETS:
     if kind == "type":
         continue
     call = of(evaluated, [(X, target)], **ACCURACY)
     if kind == "target out of range":
         give(name, kind, call, lambda r: 0.0 <= float(r["orbit_accuracy"].value) <= 1.0)
     elif kind == "device":
-        refuse(name, kind, call, "Cannot copy out of meta tensor", NotImplementedError)
+        refuse(name, kind, call, "`batches` to hold values but got a tensor on the meta device")
     else:
-        refuse(name, kind, call, pattern)
+        refuse(name, kind, call, r"expected labels for \['orbit_accuracy'\] but found none: the batch\[1\] is a tensor")
         give(name, kind, of(evaluated, [(X, target)]), lambda r: "orbit_accuracy" not in r and "orbit_share" in r)
 OF_CLASSES = "distribution_invariance_error", "jensen_shannon_invariance_error", "prediction_consistency"
 for flat in (False, True):  # a regression
@@ -808,13 +819,13 @@ for flat in (False, True):  # a regression
         lambda r: "orbit_share" in r and "relative_logit_invariance_error" in r and not set(OF_CLASSES) & set(r),
     )
 call = of(evaluated, [X], **ACCURACY)
-refuse(name, "missing", call, r"`batches` to have what \['orbit_accuracy'\] need .* but it has not")
+refuse(name, "missing", call, r"expected labels for \['orbit_accuracy'\] but found none: .* Say with `target=`")
 META = nn.Linear(4, 3, device="meta")
 refuse(name, "device", of(evaluated, network=META), "`network` to hold values but got one on the meta device")
 call = of(evaluated, [X.to("meta")], network=lambda x: x)
 refuse(name, "device", call, "`batches` to hold values but got a tensor on the meta device")
 refuse(name, "wrong inverse", of(evaluated, [ALTERNATING], WRONG_INVERSE), inverse)
-refuse(name, "shape", of(evaluated, network=lambda x: x.mean()), "`network` to give a tensor of 2 rows, one a sample")
+refuse(name, "shape", of(evaluated, network=lambda x: x.mean()), "one row of logits for each of 2 samples but got")
 
 
 def _logit(x: Tensor) -> Tensor:
@@ -1104,14 +1115,23 @@ for name, make in CALLBACKS.items():
     for wrong in ("C4", None, li.C4, 3):
         refuse(name, "type", of(make, wrong), NOT_AN_ACTION)
     refuse(name, "trivial group", of(make, li.Rotations(1)), TRIVIAL)
-    for wrong in (1.5, True, ["x"]):
+    for wrong in (1.5, True):
         refuse(name, "type", of(make, li.C4(), input=wrong), "`input` to be a position, a key or None but got")
+    for wrong in ([], ["x", "x"]):
+        refuse(name, "type", of(make, li.C4(), input=wrong), "`input` to name distinct tensors, at least one, but got")
+    refuse(name, "type", of(make, li.C4(), input=[1.5]), "`each of input` to be a position, a key or None but got")
     if name != "OrbitAugmentation":
         for wrong in (3, NET, ["model"]):
             call = of(make, li.C4(), network=wrong)
             refuse(name, "type", call, "`network` to be the name of a submodule or None but got")
         for kind, value in (("negative", 0), ("negative", -1), ("type", 1.5)):
             refuse(name, kind, of(make, li.C4(), max_batch=value), "`max_batch` to be an integer of at least 1 but got")
+        for wrong in (-1, 1.5, True, "first"):
+            call = of(make, li.C4(), call=wrong)
+            refuse(name, "type", call, "`call` to be an index of at least 0, 'last', 'all' or None .* but got")
+        refuse(name, "type", of(make, li.C4(), logits="logits"), "`logits` to be a function of the network's output")
+        for wrong in (1, "", "/a", "a/"):
+            refuse(name, "type", of(make, li.C4(), prefix=wrong), "`prefix` to be a name without slashes at its ends")
     if name != "InvarianceMonitor":
         for kind, value in (("type", "a"), ("type", 1.5), ("out of range", 2**64)):
             refuse(name, kind, of(make, li.C4(), seed=value), "`seed` to be an integer of at most 64 bits but got")
@@ -1132,6 +1152,8 @@ for kind, value in (("negative", -1), ("type", 1.5), ("type", "3")):
 for kind, value in (("negative", 0), ("negative", -1), ("type", 1.5)):
     refuse(name, kind, of(monitor, every_n_epochs=value), "`every_n_epochs` to be an integer of at least 1 but got")
 refuse(name, "type", of(monitor, target=1.5), "`target` to be a position, a key or None but got 1.5")
+call = of(monitor, ["saliency_invariance_similarity"], saliency_samples=0)
+refuse(name, "options", call, r"`saliency_samples` to be at least 1 for \['saliency_invariance_similarity'\]")
 
 name = "InvarianceRegularizer"
 regularizer = of(li.InvarianceRegularizer, li.C4())

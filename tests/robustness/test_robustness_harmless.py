@@ -103,7 +103,7 @@ def test_a_whole_fit_is_bit_for_bit_as_without(make: Callable[[], list[Callback]
     assert_identical(whole_fit(callbacks), undisturbed)
     for callback in callbacks:
         if isinstance(callback, InvarianceMonitor):
-            assert [len(record.measures) for record in callback.history] == [9, 9, 9]
+            assert [len(record.measures) for record in callback.history] == [10, 10, 10]
 
 
 def test_a_term_that_counts_is_seen_by_the_comparison(undisturbed: dict[str, Any]) -> None:
@@ -219,7 +219,7 @@ def ours() -> list[Callback]:
     return [
         OrbitAugmentation(C4()),
         InvarianceRegularizer(C4(), 0.3, elements=2),
-        InvarianceRegularizer(C4(), 0.1, "saliency", network="model"),
+        InvarianceRegularizer(C4(), 0.1, "saliency", network="model", prefix="saliency"),
         InvarianceMonitor(C4(), saliency=Gradient(), saliency_samples=2),
         InvarianceMonitor(C4(), measures={"mine": LogitInvarianceError()}, network="model"),
     ]
@@ -261,10 +261,10 @@ for error in (RuntimeError, KeyboardInterrupt):
 
 #: What fails of our own, and where a module's step fails at the same time.
 IN_OURS: dict[str, tuple[Callable[[], Callback], str]] = {
-    "penalty": (lambda: InvarianceRegularizer(C4(), 1.0, failing_penalty), "training step"),
-    "weight": (lambda: InvarianceRegularizer(C4(), lambda step: -1.0), "training step"),
-    "metric": (lambda: InvarianceMonitor(C4(), {"mine": FailingMetric()}), "validation step"),
-    "map": (lambda: InvarianceMonitor(C4(), saliency=failing_map), "validation step"),
+    "penalty": (lambda: InvarianceRegularizer(C4(), 1.0, failing_penalty, prefix="fails"), "training step"),
+    "weight": (lambda: InvarianceRegularizer(C4(), lambda step: -1.0, prefix="fails"), "training step"),
+    "metric": (lambda: InvarianceMonitor(C4(), {"mine": FailingMetric()}, prefix="fails"), "validation step"),
+    "map": (lambda: InvarianceMonitor(C4(), saliency=failing_map, prefix="fails"), "validation step"),
 }
 
 
