@@ -210,8 +210,8 @@ def refuse_list_of_samples(batch: Any, owner: str) -> None:
     for items in (batch, *batch):
         if isinstance(items, (list, tuple)) and items and all(isinstance(item, Mapping) for item in items):
             raise ValueError(
-                f"{owner}: expected the input to be a tensor of one row a sample but the batch holds a list of samples, "
-                f"{_describe(batch)}: collate them into one tensor (in `collate_fn`), or, if these are batches of "
+                f"{owner}: expected the input to be a tensor of one row a sample but the batch holds a list of "
+                f"samples, {_describe(batch)}: collate them into one tensor (in `collate_fn`), or, if these are batches of "
                 "several loaders, name the tensor with `input=` (such as '0.image')."
             )
 

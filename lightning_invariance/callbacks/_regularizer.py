@@ -67,9 +67,9 @@ class InvarianceRegularizer(InjectingCallback):
     depends on none, to the only one that there is); calls that record no graph of the network's parameters, such as a
     teacher's under ``torch.no_grad()``, do not count. With manual optimisation it goes into the loss of the
     ``manual_backward`` that depends on that call. The extra forwards leave no trace: running statistics and random
-    streams stay as the step alone would leave them, and dropout masks are the same for all elements. A weight of 0 skips
-    the term. The elements of continuous groups and of permutations (`SO3`, `SetPermutations`, ...) are drawn anew in
-    every step.
+    streams stay as the step alone would leave them, and dropout masks are the same for all elements. A weight of 0
+    skips the term. The elements of continuous groups and of permutations (`SO3`, `SetPermutations`, ...) are drawn anew
+    in every step.
 
     Logs the epoch's means as ``train/invariance_penalty`` (over samples) and ``train/invariance_weight`` (over steps),
     and says once, in the first step, which network, call, input and logits it found.
