@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_invariance._arguments import Arguments
+from lightning_invariance._containers import describe_value
 from lightning_invariance._locate import (
     LABEL_NAMES,
-    Arguments,
     InputSpec,
     Place,
-    describe_value,
     locate_in_batch,
     locate_in_call,
     refuse_list_of_samples,

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_invariance._arguments import Arguments
+from lightning_invariance._containers import (
+    ARGUMENTS,
+    Path,
+    describe_call,
+    describe_nested,
+    describe_value,
+    get,
+    place_in_words,
+)
 from lightning_invariance.actions import Action
-from lightning_invariance.actions._joint import JointAction
 
 #: Where a tensor is: a position, a key or a keyword, or several of these joined by dots (``"0.image"``).
 Place = int | str
@@ -22,10 +31,6 @@ LogitsOf = Callable[[Any], Tensor]
 
 #: The names by which a mapping's entry is taken for labels.
 LABEL_NAMES = ("label", "labels", "target", "targets", "y")
-
-_Path = tuple[Any, ...]
-
-_ARGUMENTS = "the network's arguments"
 
 
 def check_place(name: str, place: object) -> None:
@@ -51,94 +56,6 @@ def check_logits_of(logits: object) -> None:
         raise ValueError(f"Expected `logits` to be a function of the network's output or None but got {logits!r}.")
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """The arguments of a call, with the paths to the tensors that the group acts on.
-
-    Attributes:
-        args: the positional arguments.
-        kwargs: the keyword arguments.
-        paths: where the tensors are.
-        joint: the action on several of them at once, packed; None for a single one.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    paths: tuple[_Path, ...]
-    joint: JointAction | None = None
-
-    def joined(self, action: Action | None) -> Arguments:
-        """The same, with the action on all tensors at once where there are several.
-
-        Raises:
-            ValueError: if the group cannot act on one of several.
-        """
-        if len(self.paths) == 1 or action is None:
-            return self
-        return replace(self, joint=JointAction(action, self.inputs))
-
-    def acting(self, action: Action) -> Action:
-        """The action on `x`."""
-        return action if self.joint is None else self.joint
-
-    @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """The tensors that the group acts on, as they are."""
-        return tuple(_get(self._root, path) for path in self.paths)
-
-    @property
-    def x(self) -> Tensor:
-        """The tensor that the group acts on; of several, all of them packed, ``(B, n)``."""
-        return self.inputs[0] if self.joint is None else self.joint.pack(self.inputs)
-
-    @property
-    def others(self) -> list[tuple[_Path, Tensor]]:
-        """The tensors besides, with their paths."""
-        return [(path, tensor) for path, tensor in _walk(self._root) if path not in self.paths]
-
-    @property
-    def has_other_tensors(self) -> bool:
-        """Whether the call takes tensors that the group does not act on."""
-        return bool(self.others)
-
-    def first(self, samples: int) -> Arguments:
-        """The arguments of the first few samples alone, as ordinary tensors where they are inference tensors."""
-        args, kwargs = _cut_rows((self.args, self.kwargs), len(self.inputs[0]), samples)
-        first = Arguments(args, kwargs, self.paths)
-        return first if self.joint is None else first.joined(self.joint.action)
-
-    def with_input(self, x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments with another `x` in its place.
-
-        Where `x` holds the samples n times over, the other tensors of one row a sample are repeated likewise.
-        """
-        samples = len(self.inputs[0])
-        root: Any = self._root
-        if len(x) != samples:
-            root = _repeat_rows(root, samples, len(x) // max(samples, 1))
-        for path, tensor in zip(self.paths, (x,) if self.joint is None else self.joint.unpack(x), strict=True):
-            root = _replace(root, path, tensor)
-        return root["args"], root["kwargs"]
-
-    def in_words(self, where: str = _ARGUMENTS) -> str:
-        """The tensors that the group acts on: shape, precision, place."""
-        return " and ".join(
-            f"{describe_value(tensor)} at {place_in_words(path, where)}"
-            for path, tensor in zip(self.paths, self.inputs, strict=True)
-        )
-
-    def exchanged(self, moved: Sequence[Tensor]) -> Any:
-        """The first argument, a batch, with other tensors in the places of `inputs`."""
-        root = self._root
-        for path, tensor in zip(self.paths, moved, strict=True):
-            root = _replace(root, path, tensor)
-        return root["args"][0]
-
-    @property
-    def _root(self) -> dict[str, Any]:
-        return {"args": self.args, "kwargs": self.kwargs}
-
-
 def locate_in_call(
     args: tuple[Any, ...], kwargs: dict[str, Any], spec: InputSpec, action: Action | None, owner: str
 ) -> Arguments:
@@ -154,7 +71,7 @@ def locate_in_call(
     Raises:
         ValueError: if a place holds no tensor, or no or several tensors can be meant.
     """
-    where = _ARGUMENTS
+    where = ARGUMENTS
     if spec is not None:
         return _named(args, kwargs, spec, owner, where)
     tensors = list(_candidates({"args": args, "kwargs": kwargs}, action))
@@ -181,7 +98,7 @@ def locate_in_batch(batch: Any, spec: InputSpec, action: Action | None, owner: s
     if spec is not None:
         return _named(args, {}, spec, owner, where)
     refuse_list_of_samples(batch, owner)
-    target: _Path | None = None
+    target: Path | None = None
     tensors = list(_candidates({"args": args, "kwargs": {}}, action))
     if isinstance(batch, (list, tuple)) and len(batch) > 1 and not _are_alike(batch[0], batch[-1]):
         target = ("args", 0, len(batch) - 1)
@@ -193,7 +110,7 @@ def locate_in_batch(batch: Any, spec: InputSpec, action: Action | None, owner: s
     path = _the_only(tensors, action, args, {}, owner, where)
     arguments = Arguments(args, {}, (path,))
     x = arguments.inputs[0]
-    labels = None if target is None else _get({"args": args}, target)
+    labels = None if target is None else get({"args": args}, target)
     if isinstance(labels, Tensor) and labels.ndim and len(labels) != len(x):
         raise ValueError(
             f"{owner}: expected the input to be a tensor of one row a sample but {place_in_words(path, 'the batch')} "
@@ -211,8 +128,8 @@ def refuse_list_of_samples(batch: Any, owner: str) -> None:
         if isinstance(items, (list, tuple)) and items and all(isinstance(item, Mapping) for item in items):
             raise ValueError(
                 f"{owner}: expected the input to be a tensor of one row a sample but the batch holds a list of "
-                f"samples, {_describe(batch)}: collate them into one tensor (in `collate_fn`), or, if these are batches of "
-                "several loaders, name the tensor with `input=` (such as '0.image')."
+                f"samples, {describe_nested(batch)}: collate them into one tensor (in `collate_fn`), or, if these are "
+                "batches of several loaders, name the tensor with `input=` (such as '0.image')."
             )
 
 
@@ -251,7 +168,7 @@ def locate_target(batch: Any, spec: Place | None, samples: int, owner: str, inpu
         return _labels_by_default(batch, samples, inputs)
     value = None
     for path in _paths_of((batch,), {}, spec):
-        value = _get({"args": (batch,), "kwargs": {}}, path)
+        value = get({"args": (batch,), "kwargs": {}}, path)
         break
     if not are_labels(value, samples):
         raise ValueError(
@@ -345,7 +262,7 @@ def resolve_network(module: nn.Module, name: str | None, owner: str) -> nn.Modul
 
 
 def what_stays(
-    owner: str, spec: InputSpec, action: Action, arguments: Arguments, logits: Tensor | None, where: str = _ARGUMENTS
+    owner: str, spec: InputSpec, action: Action, arguments: Arguments, logits: Tensor | None, where: str = ARGUMENTS
 ) -> list[str]:
     """What to warn of: tensors, or an output, with the places that the group moves in the input, that are not moved.
 
@@ -402,11 +319,11 @@ def _named(args: tuple[Any, ...], kwargs: dict[str, Any], spec: InputSpec, owner
     root = {"args": args, "kwargs": kwargs}
     paths = []
     for place in spec if isinstance(spec, (list, tuple)) else [spec]:
-        found = [path for path in _paths_of(args, kwargs, place) if isinstance(_get(root, path), Tensor)]
+        found = [path for path in _paths_of(args, kwargs, place) if isinstance(get(root, path), Tensor)]
         if not found:
             raise ValueError(
                 f"{owner}: expected input={spec!r} to name a tensor in {where} but {place!r} is none: "
-                f"it holds {describe(args, kwargs)}."
+                f"it holds {describe_call(args, kwargs)}."
             )
         paths.append(found[0])
     arguments = Arguments(args, kwargs, tuple(paths))
@@ -419,13 +336,13 @@ def _named(args: tuple[Any, ...], kwargs: dict[str, Any], spec: InputSpec, owner
     return arguments
 
 
-def _paths_of(args: tuple[Any, ...], kwargs: dict[str, Any], place: Any) -> list[_Path]:
+def _paths_of(args: tuple[Any, ...], kwargs: dict[str, Any], place: Any) -> list[Path]:
     """The paths that a place can mean: a keyword or a key; a position among the arguments or in the only one."""
     root = {"args": args, "kwargs": kwargs}
-    starts: list[_Path] = [("args", position) for position in range(len(args))]
+    starts: list[Path] = [("args", position) for position in range(len(args))]
     if isinstance(place, str):
         found = [("kwargs", place)] if place in kwargs else []
-        found += [path for start in starts for path in _steps_into(_get(root, start), start, place)]
+        found += [path for start in starts for path in _steps_into(get(root, start), start, place)]
         if found or "." not in place:
             return found
         head, rest = place.split(".", 1)
@@ -434,7 +351,7 @@ def _paths_of(args: tuple[Any, ...], kwargs: dict[str, Any], place: Any) -> list
             path
             for first in firsts
             for start in _paths_of(args, kwargs, first)
-            for path in _descend(_get(root, start), start, rest)
+            for path in _descend(get(root, start), start, rest)
         ]
     only = args[0] if len(args) == 1 else None
     if isinstance(only, (list, tuple)):
@@ -442,7 +359,7 @@ def _paths_of(args: tuple[Any, ...], kwargs: dict[str, Any], place: Any) -> list
     return [("args", place)] if -len(args) <= place < len(args) else []
 
 
-def _steps_into(value: Any, start: _Path, step: str) -> list[_Path]:
+def _steps_into(value: Any, start: Path, step: str) -> list[Path]:
     """One step into a container, by a key or by a position written as a string."""
     if isinstance(value, Mapping) and step in value:
         return [(*start, step)]
@@ -451,7 +368,7 @@ def _steps_into(value: Any, start: _Path, step: str) -> list[_Path]:
     return []
 
 
-def _descend(value: Any, start: _Path, rest: str) -> list[_Path]:
+def _descend(value: Any, start: Path, rest: str) -> list[Path]:
     whole = _steps_into(value, start, rest)
     if whole or "." not in rest:
         return whole
@@ -461,7 +378,7 @@ def _descend(value: Any, start: _Path, rest: str) -> list[_Path]:
 
 @dataclass(frozen=True)
 class _Candidate:
-    path: _Path
+    path: Path
     tensor: Tensor
     movable: bool
 
@@ -474,7 +391,7 @@ def _candidates(root: dict[str, Any], action: Action | None) -> Iterator[_Candid
         yield _Candidate(path, tensor, _can_act(action, tensor))
 
 
-def _walk_candidates(value: Any, path: _Path, top: bool) -> Iterator[tuple[_Path, Tensor]]:
+def _walk_candidates(value: Any, path: Path, top: bool) -> Iterator[tuple[Path, Tensor]]:
     if isinstance(value, Tensor):
         yield path, value
     elif isinstance(value, Mapping):
@@ -504,7 +421,7 @@ def _the_only(
     kwargs: dict[str, Any],
     owner: str,
     where: str,
-) -> _Path:
+) -> Path:
     movable = [each for each in tensors if each.movable]
     if len(movable) == 1:
         return movable[0].path
@@ -521,7 +438,7 @@ def _the_only(
         places = ", ".join(f"{place_in_words(each.path, where)} {tuple(each.tensor.shape)}" for each in movable)
         problem = f"several tensors could be meant ({places})"
     raise ValueError(
-        f"{owner}: expected to find the input in {where}, which holds {describe(args, kwargs)}, but {problem}: "
+        f"{owner}: expected to find the input in {where}, which holds {describe_call(args, kwargs)}, but {problem}: "
         "name it with `input=` (a key, a keyword or a position), or all that move together in a list."
     )
 
@@ -530,112 +447,3 @@ def _are_alike(first: Any, last: Any) -> bool:
     """Whether both are batches: of two loaders, say."""
     kinds: tuple[type, ...] = (Mapping, list, tuple)
     return any(isinstance(first, kind) and isinstance(last, kind) for kind in kinds)
-
-
-def _walk(value: Any, path: _Path = ()) -> Iterator[tuple[_Path, Tensor]]:
-    if isinstance(value, Tensor):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _walk(item, (*path, key))
-    elif isinstance(value, (list, tuple)):
-        for place, item in enumerate(value):
-            yield from _walk(item, (*path, place))
-
-
-def _get(root: Any, path: _Path) -> Any:
-    for step in path:
-        root = root[step]
-    return root
-
-
-def _replace(value: Any, path: _Path, new: Any) -> Any:
-    """A copy of nested containers with one place exchanged; what lies elsewhere is shared."""
-    if not path:
-        return new
-    step, rest = path[0], path[1:]
-    if isinstance(value, Mapping):
-        changed = dict(value)
-        changed[step] = _replace(value[step], rest, new)
-        return changed if type(value) is dict else _like(value, changed)
-    items = list(value)
-    items[step] = _replace(items[step], rest, new)
-    return _like(value, items)
-
-
-def _like(value: Any, items: Any) -> Any:
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*items)
-    return type(value)(items)
-
-
-def _repeat_rows(value: Any, samples: int, times: int) -> Any:
-    def repeat(tensor: Tensor) -> Tensor:
-        return tensor.repeat(times, *(1,) * (tensor.ndim - 1)) if _has_rows(tensor, samples) else tensor
-
-    return map_tensors(repeat, value)
-
-
-def _cut_rows(value: Any, samples: int, kept: int) -> Any:
-    def cut(tensor: Tensor) -> Tensor:
-        part = tensor[:kept] if _has_rows(tensor, samples) else tensor
-        # Outside of inference mode no gradient can pass an inference tensor, nor a view of one.
-        return part.clone() if part.is_inference() else part
-
-    return map_tensors(cut, value)
-
-
-def _has_rows(tensor: Tensor, samples: int) -> bool:
-    return tensor.ndim > 0 and len(tensor) == samples
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """A copy of nested containers with every tensor in them exchanged."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        items = {key: map_tensors(function, item) for key, item in value.items()}
-        return items if type(value) is dict else _like(value, items)
-    if isinstance(value, (list, tuple)):
-        return _like(value, [map_tensors(function, item) for item in value])
-    return value
-
-
-# Words ----------------------------------------------------------------------------------------------------------------
-
-
-def place_in_words(path: _Path, where: str = _ARGUMENTS) -> str:
-    """A path as people write it: ``argument 0['image']``, ``the batch[1]``."""
-    inside = "".join(f"[{step!r}]" for step in path[2:])
-    if path[:1] == ("kwargs",):
-        return f"keyword {path[1]!r}{inside}"
-    return f"the batch{inside}" if where == "the batch" else f"argument {path[1]}{inside}"
-
-
-def describe_value(value: Any) -> str:
-    """What a value is, for messages: a tensor's shape and precision, what a container holds, or a class."""
-    if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
-    return _describe(value)
-
-
-def describe(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """What a call's arguments are, for messages."""
-    parts = [_describe(value) for value in args] + [f"{key}={_describe(value)}" for key, value in kwargs.items()]
-    return ", ".join(parts) or "nothing"
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + _some(f"{key!r}: {_describe(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + _some(_describe(item) for item in value) + "]"
-    return type(value).__name__
-
-
-def _some(parts: Iterator[str], most: int = 8) -> str:
-    """The first few: a list of samples can be long."""
-    listed = list(parts)
-    return ", ".join(listed[:most] + ["..."] * (len(listed) > most))

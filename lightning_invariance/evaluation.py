@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from lightning_invariance._arguments import Arguments
 from lightning_invariance._call import arguments_of, without_fabric
 from lightning_invariance._checks import check_callable, check_count, check_iterable, check_not_meta
+from lightning_invariance._containers import describe_value, map_tensors
 from lightning_invariance._isolation import (
     evaluation_mode,
     module_of,
@@ -23,7 +25,6 @@ from lightning_invariance._isolation import (
     preserved_random_state,
 )
 from lightning_invariance._locate import (
-    Arguments,
     InputSpec,
     Labels,
     LogitsOf,
@@ -33,10 +34,8 @@ from lightning_invariance._locate import (
     check_logits_of,
     check_place,
     check_rows,
-    describe_value,
     locate_target,
     logits_of,
-    map_tensors,
     what_stays,
 )
 from lightning_invariance._random import seed_of

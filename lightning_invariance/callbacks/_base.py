@@ -10,15 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_invariance._locate import (
-    Arguments,
-    InputSpec,
-    LogitsOf,
-    check_rows,
-    locate_in_batch,
-    locate_in_call,
-    logits_of,
-)
+from lightning_invariance._arguments import Arguments
+from lightning_invariance._locate import InputSpec, LogitsOf, check_rows, locate_in_batch, locate_in_call, logits_of
 from lightning_invariance._random import generator_for
 from lightning_invariance.actions import Action
 from lightning_invariance.callbacks._calls import NetworkCall

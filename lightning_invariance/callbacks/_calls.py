@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from lightning_invariance._containers import describe_call
 from lightning_invariance._isolation import RandomState
-from lightning_invariance._locate import describe
 
 #: Which of several calls: an index, the last one, or all of them; None for the only one.
 CallSpec = int | Literal["last", "all"] | None
@@ -54,7 +54,7 @@ class NetworkCall:
     drew_random_numbers: bool
 
     def __str__(self) -> str:
-        return describe(self.args, self.kwargs)
+        return describe_call(self.args, self.kwargs)
 
 
 class CallLog:
@@ -80,7 +80,7 @@ class CallLog:
     def add(self, call: NetworkCall) -> None:
         """Adds a call that was copied."""
         self.kept[len(self.inputs)] = call
-        self.inputs.append(describe(call.args, call.kwargs))
+        self.inputs.append(describe_call(call.args, call.kwargs))
 
     def skip(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Counts a call that was not copied."""
@@ -119,7 +119,7 @@ class EvaluationLog(CallLog):
         super().add(call)
 
     def skip(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.inputs.append(describe(args, kwargs))
+        self.inputs.append(describe_call(args, kwargs))
 
 
 @contextmanager

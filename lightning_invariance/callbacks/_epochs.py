@@ -5,20 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DistributedSampler
 
 from lightning_invariance._checks import check_count
-from lightning_invariance._locate import (
-    InputSpec,
-    LogitsOf,
-    check_input_spec,
-    check_logits_of,
-    resolve_network,
-)
+from lightning_invariance._locate import InputSpec, LogitsOf, check_input_spec, check_logits_of, resolve_network
 from lightning_invariance.actions import Action
 from lightning_invariance.callbacks._base import (
     Findings,
@@ -116,10 +110,14 @@ class EpochMonitor(InjectingCallback):
         """Gets ready for an epoch over so many data loaders; 0 where it is not to be measured."""
 
     @abstractmethod
+    def _sums(self, dataloader_idx: int) -> LoaderSums | None:
+        """What has been measured on a data loader in this epoch; None where the epoch is not to be measured."""
+
+    @abstractmethod
     def _measure(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloaders: Any, dataloader_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, call: NetworkCall | None, loader: LoaderPlace
     ) -> None:
-        """Measures a batch whose step has run."""
+        """Measures a call of the network in a step that has run; None for one that cannot be seen."""
 
     @abstractmethod
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -174,7 +172,7 @@ class EpochMonitor(InjectingCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._measure(trainer, pl_module, batch, trainer.val_dataloaders, dataloader_idx)
+        self._measure_batch(trainer, pl_module, batch, LoaderPlace(trainer.val_dataloaders, dataloader_idx))
 
     def on_test_batch_end(
         self,
@@ -185,7 +183,7 @@ class EpochMonitor(InjectingCallback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._measure(trainer, pl_module, batch, trainer.test_dataloaders, dataloader_idx)
+        self._measure_batch(trainer, pl_module, batch, LoaderPlace(trainer.test_dataloaders, dataloader_idx))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close(trainer, pl_module, "val")
@@ -235,6 +233,22 @@ class EpochMonitor(InjectingCallback):
             if estimate.value.ndim == 0
         }
 
+    def _measure_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any, loader: LoaderPlace) -> None:
+        calls = self._calls(pl_module)
+        sums = self._sums(loader.index)
+        if sums is None:
+            return
+        seen, sizes = sums.samples, set()
+        for call in calls:
+            sums.samples = seen  # each call is of the same samples
+            self._measure(trainer, pl_module, batch, call, loader)
+            sizes.add(sums.samples - seen)
+        if len(sizes) > 1:
+            raise ValueError(
+                f"{self._name}: expected the calls of {name_of_network(pl_module, self.network)} in a step to be of as "
+                f"many samples each but got {sorted(sizes)}: choose one of them with `call=`."
+            )
+
     def _calls(self, module: LightningModule) -> list[NetworkCall | None]:
         """The calls that are to be measured, of the step that has run; None for one that cannot be seen.
 
@@ -252,6 +266,26 @@ class EpochMonitor(InjectingCallback):
     def _recorder(self) -> _CallRecorder:
         assert isinstance(self._injector, _CallRecorder)
         return self._injector
+
+
+class LoaderSums(Protocol):
+    """What has been measured on a data loader."""
+
+    samples: int
+    """How many samples of it this process has had."""
+
+
+@dataclass(frozen=True)
+class LoaderPlace:
+    """A data loader.
+
+    Attributes:
+        dataloaders: the trainer's, in whatever form it keeps them.
+        index: which of them.
+    """
+
+    dataloaders: Any
+    index: int
 
 
 class _CallRecorder(Injector):
@@ -297,18 +331,17 @@ def _refuse_processes_that_skip_validation(name: str, *owners: Any) -> None:
             )
 
 
-def positions_of(dataloaders: Any, dataloader_idx: int, seen: int, samples: int) -> tuple[range, int]:
+def positions_of(loader: LoaderPlace, seen: int, samples: int) -> tuple[range, int]:
     """The positions in the data set of a batch's samples, and how many come before a `DistributedSampler`'s repeats.
 
     It deals positions out in turn, ``rank + i * world_size``, and past the data set's end begins again from the front.
 
     Args:
-        dataloaders: the trainer's data loaders, in whatever form it keeps them.
-        dataloader_idx: which of them.
+        loader: the data loader.
         seen: how many samples this process has had from it before.
         samples: how many are in this batch.
     """
-    sampler = _sampler(dataloaders, dataloader_idx)
+    sampler = _sampler(loader)
     if not isinstance(sampler, DistributedSampler):
         return range(seen, seen + samples), samples
     positions = range(
@@ -320,10 +353,12 @@ def positions_of(dataloaders: Any, dataloader_idx: int, seen: int, samples: int)
     return positions, sum(position < dataset_size for position in positions)
 
 
-def _sampler(dataloaders: Any, dataloader_idx: int) -> Any:
-    if isinstance(dataloaders, dict):
-        dataloaders = list(dataloaders.values())
-    loader = dataloaders[dataloader_idx] if isinstance(dataloaders, (list, tuple)) else dataloaders
+def _sampler(place: LoaderPlace) -> Any:
+    loader = place.dataloaders
+    if isinstance(loader, dict):
+        loader = list(loader.values())
+    if isinstance(loader, (list, tuple)):
+        loader = loader[place.index]
     batch_sampler = getattr(loader, "batch_sampler", None)
     for candidate in (getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
         if isinstance(candidate, DistributedSampler):

@@ -9,14 +9,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_invariance._arguments import Arguments
+from lightning_invariance._containers import describe_value
 from lightning_invariance._locate import (
-    Arguments,
     InputSpec,
     Labels,
     LogitsOf,
     Place,
     check_place,
-    describe_value,
     locate_target,
     resolve_network,
     what_stays,
@@ -29,7 +29,7 @@ from lightning_invariance.callbacks._base import (
     name_of_network,
 )
 from lightning_invariance.callbacks._calls import CallSpec, NetworkCall
-from lightning_invariance.callbacks._epochs import EpochMonitor, positions_of
+from lightning_invariance.callbacks._epochs import EpochMonitor, LoaderPlace, positions_of
 from lightning_invariance.evaluation import InvarianceEvaluator, NetworkOfInput
 from lightning_invariance.metrics._base import Estimate
 from lightning_invariance.metrics._collection import Measures
@@ -178,28 +178,13 @@ class InvarianceMonitor(EpochMonitor):
             # A process whose loader is empty takes part in the reduction too, on its device.
             evaluator.measures.to(pl_module.device)
 
-    def _measure(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloaders: Any, dataloader_idx: int
-    ) -> None:
-        calls = self._calls(pl_module)
-        if not self._evaluators:
-            return
-        evaluator = self._evaluators[dataloader_idx]
-        seen = evaluator.samples
-        for call in calls:
-            evaluator.samples = seen  # each call is of the same samples
-            self._measure_call(trainer, pl_module, batch, call, evaluator, dataloaders, dataloader_idx)
+    def _sums(self, dataloader_idx: int) -> InvarianceEvaluator | None:
+        return self._evaluators[dataloader_idx] if self._evaluators else None
 
-    def _measure_call(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        call: NetworkCall | None,
-        evaluator: InvarianceEvaluator,
-        dataloaders: Any,
-        dataloader_idx: int,
+    def _measure(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, call: NetworkCall | None, loader: LoaderPlace
     ) -> None:
+        evaluator = self._evaluators[loader.index]
         network = resolve_network(pl_module, self.network, _NAME)
         arguments, base_logits = arguments_and_logits(
             _NAME, pl_module, self.input, self.logits, self.action, batch, call
@@ -223,7 +208,7 @@ class InvarianceMonitor(EpochMonitor):
         if not self._verified:
             self._verified = True
             self._begin_run(pl_module, arguments, base_logits, labels, evaluator)
-        positions, kept = positions_of(dataloaders, dataloader_idx, evaluator.samples, len(x))
+        positions, kept = positions_of(loader, evaluator.samples, len(x))
         if is_sharded(trainer):
             # Every process runs what the others run, or they wait for each other: repeats are left out afterwards.
             processes = trainer.world_size

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from lightning_invariance._arguments import Arguments
 from lightning_invariance._isolation import RandomState, is_batch_coupled, preserved_buffers, preserved_random_state
-from lightning_invariance._locate import Arguments, LogitsOf, logits_of
+from lightning_invariance._locate import LogitsOf, logits_of
 from lightning_invariance.actions import Action
 from lightning_invariance.callbacks._calls import NetworkCall
 from lightning_invariance.orbit import evaluate_orbit

@@ -10,12 +10,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_invariance._checks import check_choice, check_count, check_seed, is_number
+from lightning_invariance._containers import describe_value
 from lightning_invariance._locate import (
     InputSpec,
     LogitsOf,
     check_input_spec,
     check_logits_of,
-    describe_value,
     resolve_network,
     what_stays,
 )

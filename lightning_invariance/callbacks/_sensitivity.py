@@ -10,15 +10,17 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_invariance._arguments import Arguments
 from lightning_invariance._checks import check_choice, check_count
+from lightning_invariance._containers import describe_value
 from lightning_invariance._isolation import full_precision, ordinary, undisturbed
-from lightning_invariance._locate import Arguments, LogitsOf, Place, check_place, describe_value, resolve_network
+from lightning_invariance._locate import LogitsOf, Place, check_place, resolve_network
 from lightning_invariance._random import generator_for
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks._base import arguments_and_logits, is_sharded, name_of_network
 from lightning_invariance.callbacks._calls import CallSpec, NetworkCall
-from lightning_invariance.callbacks._epochs import EpochMonitor, positions_of
+from lightning_invariance.callbacks._epochs import EpochMonitor, LoaderPlace, positions_of
 from lightning_invariance.evaluation import NetworkOfInput
 from lightning_invariance.functional._orbit_values import OrbitValues
 from lightning_invariance.metrics._base import Estimate, SampleMeanMetric
@@ -128,28 +130,13 @@ class SensitivityMonitor(EpochMonitor):
     def _begin(self, trainer: Trainer, pl_module: LightningModule, loaders: int) -> None:
         self._loaders = [_LoaderSums(pl_module.device) for _ in range(loaders)]
 
-    def _measure(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, dataloaders: Any, dataloader_idx: int
-    ) -> None:
-        calls = self._calls(pl_module)
-        if not self._loaders:
-            return
-        sums = self._loaders[dataloader_idx]
-        seen = sums.samples
-        for call in calls:
-            sums.samples = seen  # each call is of the same samples
-            self._measure_call(trainer, pl_module, batch, call, sums, dataloaders, dataloader_idx)
+    def _sums(self, dataloader_idx: int) -> _LoaderSums | None:
+        return self._loaders[dataloader_idx] if self._loaders else None
 
-    def _measure_call(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        call: NetworkCall | None,
-        sums: _LoaderSums,
-        dataloaders: Any,
-        dataloader_idx: int,
+    def _measure(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, call: NetworkCall | None, loader: LoaderPlace
     ) -> None:
+        sums = self._loaders[loader.index]
         arguments, base = arguments_and_logits(_NAME, pl_module, self.input, self.logits, self.action, batch, call)
         if arguments.has_other_tensors and self.max_batch is not None:
             raise ValueError(
@@ -169,7 +156,7 @@ class SensitivityMonitor(EpochMonitor):
                 input=arguments.in_words(),
                 logits="that are computed again" if base is None else describe_value(base),
             )
-        positions, kept = positions_of(dataloaders, dataloader_idx, sums.samples, len(arguments.x))
+        positions, kept = positions_of(loader, sums.samples, len(arguments.x))
         sums.samples += len(arguments.x)
         wanted = [position for position in positions[:kept] if position < self.samples]
         if wanted:

@@ -1,0 +1,111 @@
+"""What a network is called with, and which of it a group acts on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from lightning_invariance._containers import (
+    ARGUMENTS,
+    Path,
+    cut_rows,
+    describe_value,
+    get,
+    place_in_words,
+    repeat_rows,
+    replace_at,
+    walk,
+)
+from lightning_invariance.actions import Action
+from lightning_invariance.actions._joint import JointAction
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of a call, with the paths to the tensors that the group acts on.
+
+    Attributes:
+        args: the positional arguments.
+        kwargs: the keyword arguments.
+        paths: where the tensors are.
+        joint: the action on several of them at once, packed; None for a single one.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    paths: tuple[Path, ...]
+    joint: JointAction | None = None
+
+    def joined(self, action: Action | None) -> Arguments:
+        """The same, with the action on all tensors at once where there are several.
+
+        Raises:
+            ValueError: if the group cannot act on one of several.
+        """
+        if len(self.paths) == 1 or action is None:
+            return self
+        return replace(self, joint=JointAction(action, self.inputs))
+
+    def acting(self, action: Action) -> Action:
+        """The action on `x`."""
+        return action if self.joint is None else self.joint
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The tensors that the group acts on, as they are."""
+        return tuple(get(self._root, path) for path in self.paths)
+
+    @property
+    def x(self) -> Tensor:
+        """The tensor that the group acts on; of several, all of them packed, ``(B, n)``."""
+        return self.inputs[0] if self.joint is None else self.joint.pack(self.inputs)
+
+    @property
+    def others(self) -> list[tuple[Path, Tensor]]:
+        """The tensors besides, with their paths."""
+        return [(path, tensor) for path, tensor in walk(self._root) if path not in self.paths]
+
+    @property
+    def has_other_tensors(self) -> bool:
+        """Whether the call takes tensors that the group does not act on."""
+        return bool(self.others)
+
+    def first(self, samples: int) -> Arguments:
+        """The arguments of the first few samples alone, as ordinary tensors where they are inference tensors."""
+        args, kwargs = cut_rows((self.args, self.kwargs), len(self.inputs[0]), samples)
+        first = Arguments(args, kwargs, self.paths)
+        return first if self.joint is None else first.joined(self.joint.action)
+
+    def with_input(self, x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with another `x` in its place.
+
+        Where `x` holds the samples n times over, the other tensors of one row a sample are repeated likewise.
+        """
+        samples = len(self.inputs[0])
+        root: Any = self._root
+        if len(x) != samples:
+            root = repeat_rows(root, samples, len(x) // max(samples, 1))
+        for path, tensor in zip(self.paths, (x,) if self.joint is None else self.joint.unpack(x), strict=True):
+            root = replace_at(root, path, tensor)
+        return root["args"], root["kwargs"]
+
+    def in_words(self, where: str = ARGUMENTS) -> str:
+        """The tensors that the group acts on: shape, precision, place."""
+        return " and ".join(
+            f"{describe_value(tensor)} at {place_in_words(path, where)}"
+            for path, tensor in zip(self.paths, self.inputs, strict=True)
+        )
+
+    def exchanged(self, moved: Sequence[Tensor]) -> Any:
+        """The first argument, a batch, with other tensors in the places of `inputs`."""
+        root = self._root
+        for path, tensor in zip(self.paths, moved, strict=True):
+            root = replace_at(root, path, tensor)
+        return root["args"][0]
+
+    @property
+    def _root(self) -> dict[str, Any]:
+        return {"args": self.args, "kwargs": self.kwargs}
