@@ -5,18 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
 
 class OwnerWatch:
-    """Raises where the gradients of a term are zeroed before their optimiser has taken a step with them.
+    """Raises where the gradients of a term are zeroed before an optimiser has taken a step with them.
 
-    Those of a discriminator's penalty in the generator's loss are: they push the generator alone. Optimisers are
-    watched until each that owns parameters of the network has taken a step with the term.
+    Those of a discriminator's penalty in the generator's loss are: they push the generator alone. The network's
+    parameters are watched until each that a term's backward has reached has taken a step.
 
     Args:
         owner: the callback, for messages.
@@ -29,31 +28,34 @@ class OwnerWatch:
     def forget(self) -> None:
         """Before another run."""
         self._done = False
-        self._owners: list[Optimizer] = []
-        self._waiting: set[int] = set()  # the optimisers that have yet to take a step with the term
-        self._stepping: set[int] = set()
+        self._parameters: list[nn.Parameter] = []
+        self._waiting: dict[int, _Gradient] = {}  # the parameters that have yet to take a step with the term
+        self._stepping: set[int] = set()  # the parameters whose optimiser is taking a step at present
         self._undo: list[Callable[[], Any]] = []
 
     def enter(self, trainer: Trainer, module: LightningModule, network: nn.Module) -> None:
         """Watches the optimisers during a step."""
         if self._done:
             return
-        owned = {id(parameter) for parameter in network.parameters()}
-        self._owners = [each for each in trainer.optimizers if owned & _parameters_of(each)]
+        self._parameters = list(network.parameters())
+        owned = {id(parameter) for parameter in self._parameters}
         wrappers = {id(each._optimizer): each for each in getattr(trainer.strategy, "_lightning_optimizers", ())}
-        for optimizer in self._owners:
-            self._shadow(optimizer, "zero_grad", functools.partial(self._zeroing, [optimizer]))
+        for optimizer in trainer.optimizers:
+            members = owned & {id(each) for group in optimizer.param_groups for each in group["params"]}
+            if not members:
+                continue
+            self._shadow(optimizer, "zero_grad", functools.partial(self._zeroing, members))
             # Hooks, as a scheduler looks whether `step` is the function that it has put there. A step that a gradient
             # scaler skips passes by the hooks, but not by Lightning's wrapper.
-            before = optimizer.register_step_pre_hook(lambda each, args, kwargs: self._stepping.add(id(each)))
-            after = optimizer.register_step_post_hook(lambda each, args, kwargs: self._stepped(each))
+            before = optimizer.register_step_pre_hook(functools.partial(self._before_step, members))
+            after = optimizer.register_step_post_hook(functools.partial(self._after_step, members))
             self._undo += [before.remove, after.remove]
             wrapper = wrappers.get(id(optimizer))
             if wrapper is not None:
-                self._shadow(wrapper, "zero_grad", functools.partial(self._zeroing, [optimizer]))
-                self._shadow(wrapper, "step", functools.partial(self._step, optimizer))
+                self._shadow(wrapper, "zero_grad", functools.partial(self._zeroing, members))
+                self._shadow(wrapper, "step", functools.partial(self._step, members))
         for each in {id(each): each for each in (module, network)}.values():
-            self._shadow(each, "zero_grad", functools.partial(self._zeroing, self._owners))
+            self._shadow(each, "zero_grad", functools.partial(self._zeroing, owned))
 
     def leave(self) -> None:
         """Takes everything off again."""
@@ -63,14 +65,15 @@ class OwnerWatch:
     def added(self) -> None:
         """A term has been added to the loss of the backward that runs next."""
         if not self._done:
-            self._waiting = {id(each) for each in self._owners} - self._stepping
-            self._done = not self._waiting
+            # Inside a step (a closure) the gradients are of use whatever happens afterwards.
+            waiting = [each for each in self._parameters if id(each) not in self._stepping]
+            self._waiting = {id(each): _Gradient.of(each) for each in waiting}
 
     @contextmanager
-    def _zeroing(self, optimizers: list[Optimizer]) -> Iterator[None]:
-        lost = [each for each in optimizers if id(each) in self._waiting - self._stepping]
+    def _zeroing(self, members: set[int]) -> Iterator[None]:
+        lost = [self._waiting[each] for each in members & set(self._waiting) - self._stepping]
         # A gradient scaler skips the step where gradients are not finite.
-        if any(_are_finite(each) for each in lost):
+        if any(each.has_arrived() for each in lost) and all(each.is_finite() for each in lost):
             raise ValueError(
                 f"{self._owner}: expected the optimiser that owns the network's parameters to take a step with the "
                 "gradients of the term, but they are zeroed without one: the term went into the loss of a backward "
@@ -80,18 +83,23 @@ class OwnerWatch:
         yield
 
     @contextmanager
-    def _step(self, optimizer: Optimizer) -> Iterator[None]:
-        self._stepping.add(id(optimizer))
+    def _step(self, members: set[int]) -> Iterator[None]:
+        self._before_step(members)
         try:
             yield
         finally:
-            self._stepped(optimizer)
+            self._after_step(members)
 
-    def _stepped(self, optimizer: Optimizer) -> None:
-        self._stepping.discard(id(optimizer))
-        if id(optimizer) in self._waiting:
-            self._waiting.discard(id(optimizer))
-            self._done = not self._waiting
+    def _before_step(self, members: set[int], *_: Any) -> None:
+        self._stepping |= members
+
+    def _after_step(self, members: set[int], *_: Any) -> None:
+        self._stepping -= members
+        stepped = members & set(self._waiting)
+        for each in stepped:
+            del self._waiting[each]
+        arrived = any(each.has_arrived() for each in self._waiting.values())
+        self._done = self._done or (bool(stepped) and not arrived)
 
     def _shadow(self, target: Any, name: str, around: Callable[[], Any]) -> None:
         attributes: dict[str, Any] = target.__dict__
@@ -110,10 +118,23 @@ class OwnerWatch:
         )
 
 
-def _parameters_of(optimizer: Optimizer) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+class _Gradient(NamedTuple):
+    """A parameter, and the gradient that it had before a backward."""
 
+    parameter: nn.Parameter
+    before: Tensor | None
+    version: int
 
-def _are_finite(optimizer: Optimizer) -> bool:
-    gradients = (parameter.grad for group in optimizer.param_groups for parameter in group["params"])
-    return all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+    @classmethod
+    def of(cls, parameter: nn.Parameter) -> _Gradient:
+        gradient = parameter.grad
+        return cls(parameter, gradient, 0 if gradient is None else gradient._version)
+
+    def has_arrived(self) -> bool:
+        """Whether the backward has added to it."""
+        now = self.parameter.grad
+        return now is not None and (now is not self.before or now._version != self.version)
+
+    def is_finite(self) -> bool:
+        """Whether the parameter's gradient, where it has one, is finite."""
+        return self.parameter.grad is None or bool(self.parameter.grad.isfinite().all())

@@ -121,6 +121,40 @@ def test_losses_of_two_backwards_that_depend_on_the_network_are_asked_about() ->
     assert_trained_alike(got, fit(WithTerms), fit(StepsAtTheEnd))
 
 
+def test_gradients_that_another_optimiser_has_taken_a_step_with_may_be_zeroed() -> None:
+    """Two optimisers share the encoder: the second zeroes gradients that the first has used."""
+
+    class Shares(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.other = nn.Linear(3, 1)
+
+        def added(self, fx: Tensor, x: Tensor) -> Tensor | float:
+            return 0.0
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            first, second = self.optimizers()
+            first.zero_grad()
+            fx = self.model(batch[0])
+            self.manual_backward(F.cross_entropy(fx, batch[1]) + self.added(fx, batch[0]))
+            first.step()
+            second.zero_grad()
+            self.manual_backward(self.other(batch[0][:, 0, 0, :3]).square().mean())
+            second.step()
+
+        def configure_optimizers(self) -> Any:
+            both = [*self.model.parameters(), *self.other.parameters()]
+            return [torch.optim.SGD(each, lr=0.1) for each in (self.model.parameters(), both)]
+
+    class WithTerm(Shares):
+        def added(self, fx: Tensor, x: Tensor) -> Tensor | float:
+            return WEIGHT * logit_term(fx, [self.model(each) for each in rotated(x)])
+
+    got = fit(Shares, [InvarianceRegularizer(C4(), WEIGHT, network="model")])
+    assert_trained_alike(got, fit(WithTerm), fit(Shares))
+
+
 def test_a_closure_that_zeroes_gradients_inside_its_own_step_is_no_loss() -> None:
     class Closure(Classifier):
         def __init__(self) -> None:
