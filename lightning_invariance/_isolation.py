@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,27 +45,45 @@ def preserved_buffers(module: nn.Module) -> Iterator[None]:
 
 
 class RandomState:
-    """The state of torch's random streams on the CPU and on one device, to be gone back to."""
+    """The state of torch's random streams on the CPU and on one device, and of Python's and numpy's, to go back to."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._cpu = torch.get_rng_state()
         self._accelerator = _accelerator_state(device)
+        self._python = random.getstate()
+        numpy = sys.modules.get("numpy")  # a network that never imported it does not draw from it
+        self._numpy: Any = None if numpy is None else numpy.random.get_state()
 
     def restore(self) -> None:
         """Sets the streams to this state."""
         torch.set_rng_state(self._cpu)
         if self._accelerator is not None:
             getattr(torch, self._device.type).set_rng_state(self._accelerator, self._device)
+        random.setstate(self._python)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RandomState):
             return NotImplemented
-        if self._accelerator is None or other._accelerator is None:
-            return torch.equal(self._cpu, other._cpu)
-        return torch.equal(self._cpu, other._cpu) and torch.equal(self._accelerator, other._accelerator)
+        return (
+            torch.equal(self._cpu, other._cpu)
+            and _equal(self._accelerator, other._accelerator)
+            and self._python == other._python
+            and _equal_numpy(self._numpy, other._numpy)
+        )
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is None or other is None or torch.equal(one, other)
+
+
+def _equal_numpy(one: Any, other: Any) -> bool:
+    # (name, keys, position, has_gauss, cached_gaussian)
+    return one is None or other is None or (one[2:] == other[2:] and bool((one[1] == other[1]).all()))
 
 
 def _accelerator_state(device: torch.device) -> Tensor | None:
@@ -75,7 +95,7 @@ def _accelerator_state(device: torch.device) -> Tensor | None:
 
 @contextmanager
 def preserved_random_state(device: torch.device) -> Iterator[None]:
-    """Puts torch's random streams (the CPU's and the device's) back after the block, also after an exception."""
+    """Puts the random streams (torch's, Python's, numpy's) back after the block, also after an exception."""
     state = RandomState(device)
     try:
         yield
@@ -91,18 +111,25 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Puts the module in eval mode and gives every submodule its own mode back afterwards."""
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    submodules = list(module.modules())
+    modes = [submodule.training for submodule in submodules]
     # Modules already in eval are left alone: some rebuild caches whenever they are told.
-    if any(training for _, training in modes):
+    if any(modes):
         module.eval()
     try:
         yield
     finally:
-        # Parents come before their children, so a child whose mode differs from its parent's is set last. `train`
-        # is called instead of writing the flag because some modules keep caches that follow their mode.
-        for submodule, training in modes:
-            if submodule.training != training:
-                submodule.train(training)
+        set_modes(submodules, modes)
+
+
+def set_modes(submodules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
+    """Gives each submodule its mode; parents come before their children.
+
+    `train` is called instead of writing the flag because some modules keep caches that follow their mode.
+    """
+    for submodule, training in zip(submodules, modes, strict=True):
+        if submodule.training != training:
+            submodule.train(training)
 
 
 def is_batch_coupled(module: nn.Module) -> bool:
@@ -113,9 +140,33 @@ def is_batch_coupled(module: nn.Module) -> bool:
 
 
 def module_of(network: object) -> nn.Module:
-    """The network, the module whose method it is, or, for a function, a module without anything to preserve."""
-    owner = getattr(network, "__self__", network)
-    return owner if isinstance(owner, nn.Module) else nn.Module()
+    """The network; for a function or a method, the modules that it is made of, as far as they can be seen.
+
+    These are the module whose method it is, or, one step away, what the object, the closure, the arguments of a partial
+    function or the names in it refer to.
+    """
+    if isinstance(network, nn.Module):
+        return network
+    owner = getattr(network, "__self__", None)
+    if isinstance(owner, nn.Module):
+        return owner
+    function: Any = getattr(network, "__func__", network)
+    values: list[object] = [*vars(owner).values()] if hasattr(owner, "__dict__") else []
+    if isinstance(network, partial):
+        values += [network.func, *network.args, *network.keywords.values()]
+    values += [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _is_filled(cell)]
+    names = getattr(getattr(function, "__code__", None), "co_names", ())
+    values += [function.__globals__[name] for name in names if name in getattr(function, "__globals__", ())]
+    values += [value.__self__ for value in values if hasattr(value, "__self__")]
+    modules = {id(value): value for value in values if isinstance(value, nn.Module)}
+    return nn.ModuleList(modules.values())
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:  # a variable that has no value yet
+        return False
 
 
 @contextmanager

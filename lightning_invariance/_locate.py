@@ -295,6 +295,9 @@ def what_stays(
 
 
 def _has_the_places(action: Action, x: Tensor, other: Tensor) -> bool:
+    """Whether `other` has places, or vectors, that the group moves in `x`."""
+    if action.places == () and other.shape == x.shape and x.ndim > 2:
+        return other.is_floating_point()  # vectors at each of the points
     if other.ndim < 2 or other.ndim < x.ndim - 1 or len(other) != len(x):
         return False
     places = action.places
@@ -433,7 +436,11 @@ def _the_only(
             return first
         movable = tensors
     if not movable:
-        problem = "there is no tensor"
+        raise ValueError(
+            f"{owner}: expected to find the input in {where}, which holds {describe_call(args, kwargs)}, but there is "
+            "no tensor in lists, tuples and mappings that could be one: name one further in with `input=` (such as "
+            "'data.image'), or with `network=` a submodule that is called with tensors."
+        )
     else:
         places = ", ".join(f"{place_in_words(each.path, where)} {tuple(each.tensor.shape)}" for each in movable)
         problem = f"several tensors could be meant ({places})"

@@ -18,6 +18,7 @@ from lightning_invariance._call import arguments_of, without_fabric
 from lightning_invariance._checks import check_callable, check_count, check_iterable, check_not_meta
 from lightning_invariance._containers import describe_value, map_tensors
 from lightning_invariance._isolation import (
+    RandomState,
     evaluation_mode,
     module_of,
     ordinary,
@@ -138,12 +139,7 @@ class InvarianceEvaluator:
         Raises:
             ValueError: if a measure that was asked for needs labels and there are none.
         """
-        lacking = self.measures.needing("target") if labels.tensor is None else ()
-        if self._demanding and lacking:
-            raise ValueError(
-                f"{self._owner}: expected labels for {list(lacking)} but found none: {labels.place}. Say with "
-                "`target=` where they are: one integer a sample."
-            )
+        self.check_labels(labels)
         target = labels.tensor
         positions = range(self.samples, self.samples + len(x)) if positions is None else positions
         self.samples += len(x)
@@ -201,6 +197,15 @@ class InvarianceEvaluator:
             maps = add_saliency(first, network, x, action, elements, self._saliency_on(action), chosen, self._limit(x))
             self._feed(maps, labels, explained)
         return outputs.logits
+
+    def check_labels(self, labels: Labels) -> None:
+        """Raises a `ValueError` where a measure that was asked for needs labels and there are none."""
+        lacking = self.measures.needing("target") if labels.tensor is None else ()
+        if self._demanding and lacking:
+            raise ValueError(
+                f"{self._owner}: expected labels for {list(lacking)} but found none: {labels.place}. Say with "
+                "`target=` where they are: one integer a sample."
+            )
 
     def left_out(self, x: Tensor, logits: Tensor | None, labels: Labels) -> tuple[str, ...]:
         """The measures that are left out where all that outputs and labels allow are wanted."""
@@ -279,6 +284,8 @@ class NetworkOfInput(nn.Module):
         select: takes the logits out of the network's output.
         owner: who asks, for messages.
         context: entered around each call.
+        run: how the network is called; as it is by default.
+        start: the random streams that each call begins with; those that there are by default.
     """
 
     def __init__(
@@ -288,6 +295,8 @@ class NetworkOfInput(nn.Module):
         select: LogitsOf | None,
         owner: str,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        run: Callable[..., Any] | None = None,
+        start: RandomState | None = None,
     ) -> None:
         super().__init__()
         self.training = module_of(network).training
@@ -296,13 +305,27 @@ class NetworkOfInput(nn.Module):
         self._arguments = arguments
         self._select = select
         self._context = context
+        self._run = network if run is None else run
+        self._start = start
 
     def forward(self, x: Tensor) -> Tensor:
-        args, kwargs = self._arguments.with_input(x)
-        with self._context():
-            logits = logits_of(self.network(*args, **kwargs), self._select, self._owner)
+        try:
+            logits = self._logits(x)
+        except RuntimeError as error:
+            # Networks that differentiate inside (forces from energies) need a graph where nobody else does.
+            if torch.is_grad_enabled() or "does not require grad" not in str(error):
+                raise
+            with torch.enable_grad():
+                logits = self._logits(x).detach()
         check_rows(logits, len(x), self._owner)
         return logits
+
+    def _logits(self, x: Tensor) -> Tensor:
+        args, kwargs = self._arguments.with_input(x)
+        if self._start is not None:
+            self._start.restore()
+        with self._context():
+            return logits_of(self._run(*args, **kwargs), self._select, self._owner)
 
 
 def for_measuring(action: Action) -> Action:
@@ -413,9 +436,14 @@ def evaluate_invariance(
             if first_batch:
                 arguments.acting(action).verify(x)
 
-            def at(samples: int, arguments: Arguments = arguments) -> tuple[Network, Action]:
+            # Random numbers, where the network draws some, are the same for all elements.
+            start = RandomState(x.device)
+
+            def at(
+                samples: int, arguments: Arguments = arguments, start: RandomState = start
+            ) -> tuple[Network, Action]:
                 first = arguments.first(samples)
-                return NetworkOfInput(function, first, logits, _NAME), first.acting(action)
+                return NetworkOfInput(function, first, logits, _NAME, start=start), first.acting(action)
 
             outputs = evaluator.update(at, x, labels=labels, module=module)
             if first_batch:

@@ -54,9 +54,11 @@ class _PlanarSymmetries(PermutationAction):
         height, width = sizes
         if height != width:
             small, large = min(sizes), max(sizes)
+            # Three colours behind the pixels are no image 3 wide.
+            channels = " (or move channels in front, if the last dimension has these)" if small in (1, 3, 4) else ""
             raise ValueError(
                 f"Expected `x` to have square images in its last two dimensions for {self!r} "
-                f"but got {format_sizes(sizes)}: crop them to {small}×{small} or pad them to {large}×{large}."
+                f"but got {format_sizes(sizes)}: crop them to {small}×{small} or pad them to {large}×{large}{channels}."
             )
 
     def _permute(self, x: Tensor, element: int) -> Tensor:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_invariance._checks import check_seed
+from lightning_invariance._containers import place_in_words
 from lightning_invariance._locate import InputSpec, check_input_spec, locate_in_batch, what_stays
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
@@ -61,7 +61,7 @@ class OrbitAugmentation(InjectingCallback):
         self.action = action
         self.input = input
         self.seed = seed
-        self._generator = torch.Generator()
+        self._batch_idx = 0
         self._findings = Findings(_NAME)
         self._told = False
 
@@ -71,7 +71,7 @@ class OrbitAugmentation(InjectingCallback):
         self._told = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._generator = step_generator("augmentation", trainer, self, self.seed, batch_idx)
+        self._batch_idx = batch_idx
 
 
 class _Augmenter(Injector):
@@ -89,6 +89,16 @@ class _Augmenter(Injector):
             callback._findings.say(input=batch.in_words("the batch"))
             for message in what_stays(_NAME, callback.input, callback.action, batch, None, "the batch"):
                 rank_zero_warn(message)
-        action, drawn = callback.action.fresh(len(first), callback._generator)
+            others_rows = {tuple(each.shape) for _, each in batch.others if each.ndim and len(each) != len(first)}
+            if others_rows:
+                rank_zero_warn(
+                    f"{_NAME}: each of the {len(first)} rows of {place_in_words(batch.paths[0], 'the batch')} is taken "
+                    "for a sample and moved by an element of its own, but the batch holds tensors of other numbers of "
+                    f"rows too, of the shapes {sorted(others_rows)}. Where several rows belong to one sample (atoms of "
+                    "a molecule), move them in the data set instead."
+                )
+        # Made anew: a closure that an optimiser calls several times sees the same batch each time.
+        generator = step_generator("augmentation", module.trainer, callback, callback.seed, callback._batch_idx)
+        action, drawn = callback.action.fresh(len(first), generator)
         moved = [action.act(first, drawn), *(action.alongside(first, each).act(each, drawn) for each in others)]
         return (batch.exchanged(moved), *args[1:])

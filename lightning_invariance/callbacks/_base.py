@@ -11,10 +11,20 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_invariance._arguments import Arguments
-from lightning_invariance._locate import InputSpec, LogitsOf, check_rows, locate_in_batch, locate_in_call, logits_of
+from lightning_invariance._locate import (
+    InputSpec,
+    LogitsOf,
+    check_input_spec,
+    check_logits_of,
+    check_rows,
+    locate_in_batch,
+    locate_in_call,
+    logits_of,
+    resolve_network,
+)
 from lightning_invariance._random import generator_for
 from lightning_invariance.actions import Action
-from lightning_invariance.callbacks._calls import NetworkCall
+from lightning_invariance.callbacks._calls import CallSpec, NetworkCall, check_call_spec
 from lightning_invariance.callbacks._injection import Injector, eject, inject, is_compiled
 
 
@@ -82,6 +92,117 @@ class InjectingCallback(Callback):
         eject(pl_module, self._injector)
 
 
+class NetworkCallback(InjectingCallback):
+    """A callback that looks at a network's own calls in the steps.
+
+    Args:
+        injector: its part in the steps.
+        network: the name of the submodule whose output are the logits; the module's own forward by default.
+        input: where the network's arguments hold the tensors that the group acts on.
+        logits: from the network's output to its logits.
+        call: which of several calls in a step is meant.
+        prefix: put before the names that are logged.
+
+    Raises:
+        ValueError: if an argument is none of what is expected.
+    """
+
+    _name: str
+    """What it is called in messages."""
+
+    def __init__(
+        self,
+        injector: Injector,
+        *,
+        network: str | None,
+        input: InputSpec,
+        logits: LogitsOf | None,
+        call: CallSpec,
+        prefix: str | None,
+    ) -> None:
+        check_network_name(network)
+        check_input_spec("input", input)
+        check_logits_of(logits)
+        check_call_spec(call)
+        check_prefix(prefix)
+        super().__init__(injector)
+        self.network = network
+        self.input = input
+        self.logits = logits
+        self.call = call
+        self.prefix = prefix
+        self._findings = Findings(self._name)
+
+    def _network_of(self, module: LightningModule) -> nn.Module:
+        return resolve_network(module, self.network, self._name)
+
+    def _network_in_words(self, module: LightningModule) -> str:
+        return f"the forward of {type(module).__name__}" if self.network is None else f"the submodule {self.network!r}"
+
+    def _without_call(self, module: LightningModule) -> str:
+        """What to say of a step that did not call the network."""
+        start = "" if self.network is None else f"{self.network}."
+        inside = [start + name for name, _ in self._network_of(module).named_children()]
+        children = ", ".join(repr(name) for name in inside or [name for name, _ in module.named_children()])
+        return (
+            f"the step of {type(module).__name__} to call {self._network_in_words(module)}, whose input and logits are "
+            "needed, but saw no such call: name the submodule that the step calls with `network=` (such as "
+            f"{children})."
+        )
+
+    def _arguments_and_logits(
+        self, module: LightningModule, action: Action | None, batch: Any, call: NetworkCall | None
+    ) -> tuple[Arguments, Tensor | None]:
+        """The network's arguments and its logits, from one of its own calls in the step.
+
+        Inside a compiled step no call can be seen: there the input is taken from the batch, and the logits are None. So
+        they are where the step has changed the output in place.
+
+        Args:
+            module: the user's module.
+            action: the group, where one acts.
+            batch: the step's batch.
+            call: the network's call, or None where none can be seen.
+
+        Raises:
+            ValueError: if there is no such tensor or no logits, or the group cannot act on it.
+        """
+        if call is not None:
+            arguments = locate_in_call(call.args, call.kwargs, self.input, action, self._name)
+            self._check_action(module, arguments, action)
+            logits = logits_of(call.output, self.logits, self._name)
+            check_rows(logits, len(arguments.inputs[0]), self._name)
+            return arguments.joined(action), None if call.is_written_to() else logits
+        assert is_compiled(module)
+        located = locate_in_batch(batch, self.input, action, self._name)
+        paths = tuple(("args", place) for place in range(len(located.paths)))
+        return Arguments(located.inputs, {}, paths).joined(action), None
+
+    def _check_action(self, module: LightningModule, arguments: Arguments, action: Action | None) -> None:
+        """Raises a `ValueError` where the group cannot act on what the network was called with."""
+        if action is None or len(arguments.paths) > 1:
+            return
+        try:
+            action.check(arguments.inputs[0])
+        except ValueError as error:
+            raise ValueError(
+                f"{self._name}: {self._network_in_words(module)} was called with {arguments.in_words()}. {error} If "
+                "another network or another of its arguments is meant, name it with `network=` or `input=`."
+            ) from error
+
+    def _check_weights(self, module: LightningModule, call: NetworkCall | None) -> None:
+        """Raises a `ValueError` where a call ran with other weights than the network's own (a functional call)."""
+        if call is None or is_sharded(module.trainer):
+            return
+        now = tuple(self._network_of(module).parameters())
+        if len(now) != len(call.weights) or any(a is not b for a, b in zip(now, call.weights, strict=True)):
+            raise ValueError(
+                f"{self._name}: expected {self._network_in_words(module)} to be called with its own parameters but a "
+                "call was made with others (`torch.func.functional_call`, say), which are gone: choose a call of its "
+                "own with `call=`."
+            )
+
+
 def _refuse_equal_names(trainer: Trainer, callback: InjectingCallback) -> None:
     """Lightning takes the mean of what two callbacks log by one name."""
     names = set(callback.logged_names())
@@ -95,56 +216,6 @@ def _refuse_equal_names(trainer: Trainer, callback: InjectingCallback) -> None:
                     f"{type(callback).__name__}: expected the names that are logged by to be its own but another "
                     f"{type(other).__name__} logs {both} too: tell them apart with `prefix=`, 'c4' for instance."
                 )
-
-
-def name_of_network(module: LightningModule, network: str | None) -> str:
-    """The network that is watched, in words."""
-    return f"the forward of {type(module).__name__}" if network is None else f"the submodule {network!r}"
-
-
-def without_call(module: LightningModule, network: str | None) -> str:
-    """What to say of a step that did not call the network."""
-    children = ", ".join(repr(name) for name, _ in module.named_children())
-    return (
-        f"the step of {type(module).__name__} to call {name_of_network(module, network)}, whose input and logits are "
-        f"needed, but saw no such call: name the submodule that the step calls with `network=` (such as {children})."
-    )
-
-
-def arguments_and_logits(
-    owner: str,
-    module: LightningModule,
-    spec: InputSpec,
-    select: LogitsOf | None,
-    action: Action | None,
-    batch: Any,
-    call: NetworkCall | None,
-) -> tuple[Arguments, Tensor | None]:
-    """The network's arguments and its logits, from one of its own calls in the step.
-
-    Inside a compiled step no call can be seen: there the input is taken from the batch, and the logits are None.
-
-    Args:
-        owner: the callback, for messages.
-        module: the user's module.
-        spec: where the tensors are that the group acts on.
-        select: takes the logits out of the network's output.
-        action: the group, where one acts.
-        batch: the step's batch.
-        call: the network's call, or None where none can be seen.
-
-    Raises:
-        ValueError: if there is no such tensor or no logits.
-    """
-    if call is not None:
-        arguments = locate_in_call(call.args, call.kwargs, spec, action, owner).joined(action)
-        logits = logits_of(call.output, select, owner)
-        check_rows(logits, len(arguments.inputs[0]), owner)
-        return arguments, logits
-    assert is_compiled(module)
-    located = locate_in_batch(batch, spec, action, owner)
-    paths = tuple(("args", place) for place in range(len(located.paths)))
-    return Arguments(located.inputs, {}, paths).joined(action), None
 
 
 class Findings:
@@ -164,13 +235,3 @@ class Findings:
             self._said = True
             parts = "; ".join(f"{name} {what}" for name, what in found.items() if what)
             rank_zero_info(f"{self._owner} found: {parts}.")
-
-
-def check_weights(owner: str, network: nn.Module, call: NetworkCall) -> None:
-    """Raises a `ValueError` where a call ran with other weights than the network's own (a functional call)."""
-    now = tuple(network.parameters())
-    if len(now) != len(call.weights) or any(left is not right for left, right in zip(now, call.weights, strict=True)):
-        raise ValueError(
-            f"{owner}: expected the network to be called with its own parameters but a call was made with others "
-            "(`torch.func.functional_call`, say), which are gone: choose a call of its own with `call=`."
-        )

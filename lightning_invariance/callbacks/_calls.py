@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_invariance._containers import describe_call
-from lightning_invariance._isolation import RandomState
+from lightning_invariance._isolation import RandomState, set_modes
+from lightning_invariance.callbacks._intercept import intercepted
 
 #: Which of several calls: an index, the last one, or all of them; None for the only one.
 CallSpec = int | Literal["last", "all"] | None
@@ -38,9 +38,13 @@ class NetworkCall:
         kwargs: its keyword arguments, likewise.
         given: the tensors among them, as the step holds them.
         output: what it returned.
+        versions: how often each tensor of the output had been written to.
+        whole: whether the network was called, with its hooks, or its ``forward`` alone.
         nodes: the nodes of the graph that give its output; empty where it recorded none.
+        made: the numbers of the first node that was made in the call and of the first one after it.
         weights: the network's parameters at the time.
-        random_state: torch's random streams just before.
+        conditions: modes and autocast at the time.
+        random_state: the random streams just before.
         drew_random_numbers: whether the call moved them (dropout).
     """
 
@@ -48,13 +52,53 @@ class NetworkCall:
     kwargs: dict[str, Any]
     given: tuple[Tensor, ...]
     output: Any
+    versions: tuple[int, ...]
+    whole: bool
     nodes: frozenset[Any]
+    made: tuple[int, int]
     weights: tuple[Tensor, ...]
+    conditions: Conditions
     random_state: RandomState
     drew_random_numbers: bool
 
-    def __str__(self) -> str:
-        return describe_call(self.args, self.kwargs)
+    def is_written_to(self) -> bool:
+        """Whether the step has changed the output in place, so that it is not what the network gave any more."""
+        return _versions(self.output) != self.versions
+
+    def repeat(self, network: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+        """Runs the network on other arguments as it was run here."""
+        with self.conditions.restored(network):
+            return network(*args, **kwargs) if self.whole else network.forward(*args, **kwargs)
+
+
+class Conditions:
+    """What a network's output depends on besides its arguments, weights and random numbers: modes and autocast."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        self._modes = [each.training for each in network.modules()]
+        self._device = device.type
+        self._autocast = _autocast(self._device)
+
+    @contextmanager
+    def restored(self, network: nn.Module) -> Iterator[None]:
+        """Runs the block under these conditions and goes back to those that are."""
+        modules = list(network.modules())
+        present = [each.training for each in modules]
+        with ExitStack() as stack:
+            if _autocast(self._device) != self._autocast:
+                enabled, dtype = self._autocast
+                stack.enter_context(torch.autocast(self._device, dtype=dtype, enabled=enabled))
+            set_modes(modules, self._modes)
+            try:
+                yield
+            finally:
+                set_modes(modules, present)
+
+
+def _autocast(device: str) -> tuple[bool, torch.dtype | None]:
+    if device == "meta":
+        return False, None
+    return torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
 
 class CallLog:
@@ -125,16 +169,9 @@ class EvaluationLog(CallLog):
 @contextmanager
 def recorded_calls(network: nn.Module, log: CallLog) -> Iterator[CallLog]:
     """Records the calls of `network` in the block, but not those that it makes of itself or that a backward repeats."""
-    # Not a hook: steps often call `self.forward(x)`, which hooks do not see, and a hook added to a network that has
-    # been compiled in place does not fire.
-    compiled = network.__dict__.get("_compiled_call_impl") is not None
-    name = "_compiled_call_impl" if compiled else "forward"
-    was_instance_attribute = name in network.__dict__
-    original = getattr(network, name)
     running = False
 
-    @functools.wraps(original)
-    def recorded(*args: Any, **kwargs: Any) -> Any:
+    def record(original: Callable[..., Any], whole: bool, *args: Any, **kwargs: Any) -> Any:
         nonlocal running
         # Gradient checkpointing calls the network again in the midst of a backward.
         if running or log.paused or torch._C._current_graph_task_id() != -1:
@@ -142,35 +179,71 @@ def recorded_calls(network: nn.Module, log: CallLog) -> Iterator[CallLog]:
         running = True
         try:
             if log.wants(network):
-                return _record(original, args, kwargs, network, log)
+                return _record(original, whole, args, kwargs, network, log)
             log.skip(args, kwargs)
             return original(*args, **kwargs)
         finally:
             running = False
 
-    network.__dict__[name] = recorded
-    try:
+    with intercepted(network, record):
         yield log
-    finally:
-        if was_instance_attribute:
-            network.__dict__[name] = original
-        else:
-            network.__dict__.pop(name, None)
 
 
 def _record(
-    original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], network: nn.Module, log: CallLog
+    original: Callable[..., Any],
+    whole: bool,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    network: nn.Module,
+    log: CallLog,
 ) -> Any:
     given = tuple(leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
     device = given[0].device if given else torch.device("cpu")
     before = RandomState(device)
     weights = tuple(network.parameters())
+    conditions = Conditions(network, device)
     # Copies: a network may change its input in place (an in-place ReLU in front is enough).
     kept_args, kept_kwargs = tree_map_only(Tensor, torch.clone, (args, kwargs))
+    first = torch._C._autograd._get_sequence_nr()
     output = original(*args, **kwargs)
+    made = (first, torch._C._autograd._get_sequence_nr())
     drew = before != RandomState(device)
-    log.add(NetworkCall(kept_args, kept_kwargs, given, output, _nodes(output), weights, before, drew))
+    # Inference tensors do not tell whether they are written to.
+    kept = tree_map_only(Tensor, lambda each: each.clone() if each.is_inference() else each, output)
+    log.add(
+        NetworkCall(
+            kept_args,
+            kept_kwargs,
+            given,
+            kept,
+            _versions(kept),
+            whole,
+            _nodes(output),
+            made,
+            weights,
+            conditions,
+            before,
+            drew,
+        )
+    )
     return output
+
+
+def _versions(output: Any) -> tuple[int, ...]:
+    return tuple(0 if each.is_inference() else each._version for each in _tensors(output))
+
+
+def are_close(again: Tensor, logits: Tensor) -> bool:
+    """Whether two runs of a network gave the same but for rounding."""
+    if again.shape != logits.shape:
+        return False
+    again, logits = again.detach(), logits.detach()
+    size = logits.abs().amax() if logits.numel() else logits.sum()
+    # Another size of batch is another algorithm, and on accelerators float32 products are rounded more.
+    exact, usual = (1e-8, 1e-4) if logits.device.type == "cpu" else (1e-8, 5e-3)
+    tolerance = {torch.float64: exact, torch.float32: usual}.get(logits.dtype, 3e-2)
+    gap = (again - logits).abs()
+    return bool((gap.nan_to_num(0.0) <= tolerance * size.nan_to_num(0.0)).all())
 
 
 def chosen_calls(
@@ -206,24 +279,41 @@ def chosen_calls(
 
 
 def reached(loss: Tensor, log: CallLog) -> list[int]:
-    """The indices of the calls whose output the loss depends on."""
-    sought = {node: index for index, call in log.kept.items() for node in call.nodes}
+    """The indices of the calls that the loss depends on."""
+    calls = log.kept
+    found = _found_from(loss, {node: index for index, call in calls.items() for node in call.nodes}, len(calls))
+    if len(found) < len(calls):
+        # Through derivatives of an output (a gradient penalty, the residual of an equation) the loss depends on what
+        # was made inside a call, and not on the output.
+        missing = {index: call for index, call in calls.items() if index not in found}
+        inside = {node: index for index, call in missing.items() for node in _nodes_inside(call)}
+        found |= _found_from(loss, inside, len(missing))
+    return sorted(found)
+
+
+def _found_from(loss: Tensor, sought: dict[Any, int], wanted: int) -> set[int]:
+    """Which of the nodes the loss depends on; breadth first, as a network's output is near the loss."""
     found: set[int] = set()
-    wanted = set(sought.values())
     front = [node for node in (_node(loss),) if node is not None]
     seen = set(front)
-    # Breadth first: a network's output is near the loss.
-    while front and found != wanted:
-        following = []
-        for node in front:
-            if node in sought:
-                found.add(sought[node])
-            for before, _ in node.next_functions:
-                if before is not None and before not in seen:
-                    seen.add(before)
-                    following.append(before)
-        front = following
-    return sorted(found)
+    while front and len(found) < wanted:
+        found |= {sought[node] for node in front if node in sought}
+        front = [before for node in front for before, _ in node.next_functions if before is not None]
+        front = [node for node in dict.fromkeys(front) if node not in seen]
+        seen.update(front)
+    return found
+
+
+def _nodes_inside(call: NetworkCall) -> set[Any]:
+    """The nodes that were made in a call."""
+    first, after = call.made
+    front = list(call.nodes)
+    inside = set(front)
+    while front:
+        front = [before for node in front for before, _ in node.next_functions if before is not None]
+        front = [node for node in front if node not in inside and first <= node._sequence_nr() < after]
+        inside.update(front)
+    return inside
 
 
 def _nodes(output: Any) -> frozenset[Any]:

@@ -8,26 +8,19 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.utils.data import DistributedSampler
 
 from lightning_invariance._checks import check_count
-from lightning_invariance._locate import InputSpec, LogitsOf, check_input_spec, check_logits_of, resolve_network
+from lightning_invariance._locate import InputSpec, LogitsOf
 from lightning_invariance.actions import Action
-from lightning_invariance.callbacks._base import (
-    Findings,
-    InjectingCallback,
-    check_network_name,
-    check_prefix,
-    name_of_network,
-    without_call,
-)
+from lightning_invariance.callbacks._base import NetworkCallback
 from lightning_invariance.callbacks._calls import (
     CallLog,
     CallSpec,
     EvaluationLog,
     NetworkCall,
-    check_call_spec,
     chosen_calls,
 )
 from lightning_invariance.callbacks._injection import Injector, is_compiled
@@ -57,7 +50,7 @@ class MonitorRecord:
     prefix: str | None = None
 
 
-class EpochMonitor(InjectingCallback):
+class EpochMonitor(NetworkCallback):
     """A callback that sees the network's calls in validation and test epochs, and logs at an epoch's end.
 
     Args:
@@ -74,8 +67,6 @@ class EpochMonitor(InjectingCallback):
     """
 
     _stages = ("fit", "validate", "test")
-    _name: str
-    """What it is called in messages."""
 
     def __init__(
         self,
@@ -88,22 +79,11 @@ class EpochMonitor(InjectingCallback):
         call: CallSpec,
         prefix: str | None,
     ) -> None:
-        check_network_name(network)
-        check_input_spec("input", input)
-        check_logits_of(logits)
-        check_call_spec(call)
-        check_prefix(prefix)
         check_count("every_n_epochs", every_n_epochs)
-        super().__init__(_CallRecorder(self))
+        super().__init__(_CallRecorder(self), network=network, input=input, logits=logits, call=call, prefix=prefix)
         self.action = None if action is None else for_measuring(action)
         self.every_n_epochs = every_n_epochs
-        self.network = network
-        self.input = input
-        self.logits = logits
-        self.call = call
-        self.prefix = prefix
         self.history: list[MonitorRecord] = []
-        self._findings = Findings(self._name)
 
     @abstractmethod
     def _begin(self, trainer: Trainer, pl_module: LightningModule, loaders: int) -> None:
@@ -131,7 +111,7 @@ class EpochMonitor(InjectingCallback):
         """Raises where the strategy does not let a hook run the network."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        resolve_network(pl_module, self.network, self._name)  # a wrong name fails before any work is done
+        self._network_of(pl_module)  # a wrong name fails before any work is done
         if stage in self._stages and trainer.world_size > 1:
             _refuse_processes_that_skip_validation(self._name, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         self._findings.forget()
@@ -153,6 +133,13 @@ class EpochMonitor(InjectingCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._check_strategy(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.enable_validation or (trainer.val_dataloaders is None and not _gives_validation(trainer)):
+            rank_zero_warn(
+                f"{self._name}: nothing is measured in this training, which runs no validation: give it validation "
+                "batches, and the module a `validation_step`."
+            )
 
     # An epoch ---------------------------------------------------------------------------------------------------------
 
@@ -245,7 +232,7 @@ class EpochMonitor(InjectingCallback):
             sizes.add(sums.samples - seen)
         if len(sizes) > 1:
             raise ValueError(
-                f"{self._name}: expected the calls of {name_of_network(pl_module, self.network)} in a step to be of as "
+                f"{self._name}: expected the calls of {self._network_in_words(pl_module)} in a step to be of as "
                 f"many samples each but got {sorted(sizes)}: choose one of them with `call=`."
             )
 
@@ -258,8 +245,8 @@ class EpochMonitor(InjectingCallback):
         if log is None:
             return [None]
         if not log.inputs:
-            raise ValueError(f"{self._name}: expected {without_call(module, self.network)}")
-        name = name_of_network(module, self.network)
+            raise ValueError(f"{self._name}: expected {self._without_call(module)}")
+        name = self._network_in_words(module)
         return [*chosen_calls(log, range(len(log.inputs)), self.call, name, self._name)]
 
     @property
@@ -301,7 +288,7 @@ class _CallRecorder(Injector):
     def watched(self, module: LightningModule) -> nn.Module | None:
         if not self.armed or is_compiled(module):
             return None
-        return resolve_network(module, self._callback.network, self._callback._name)
+        return self._callback._network_of(module)
 
     def log(self) -> CallLog:
         return EvaluationLog(self._callback.call)
@@ -314,6 +301,11 @@ class _CallRecorder(Injector):
         """The calls, which are forgotten: they hold batches of activations."""
         log, self._log = self._log, None
         return log
+
+
+def _gives_validation(trainer: Trainer) -> bool:
+    """Whether batches to validate on can still come: loaders may be made as late as they are needed."""
+    return bool(trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined())
 
 
 def _refuse_processes_that_skip_validation(name: str, *owners: Any) -> None:

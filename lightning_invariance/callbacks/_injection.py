@@ -7,10 +7,12 @@ clipping, scaling and distributed reduction treat a term that it adds as part of
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
@@ -77,16 +79,13 @@ class _Dispatcher:
         original = getattr(module, name)
         run = self._run_backward if name == "manual_backward" else self._run_step
 
-        # A plain function: SWA and EMA deep-copy modules, and copying a bound method would copy the callback with it.
-        # `wraps` keeps the signature, which Lightning inspects.
-        @functools.wraps(original)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             return run(module, name, original, args, kwargs)
 
         if name == "manual_backward":
             wrapper = torch.compiler.disable(wrapper)
-        wrapper._shadow = _Shadow(self, name in module.__dict__, original)  # type: ignore[attr-defined]
-        module.__dict__[name] = wrapper
+        shadow = _Shadow(self, name in module.__dict__, original)
+        module.__dict__[name] = _Wrapper(module, name, original, wrapper, shadow)
 
     def _run_step(
         self,
@@ -150,6 +149,30 @@ class _Shadow:
     dispatcher: _Dispatcher
     was_instance_attribute: bool
     original: Callable[..., Any]
+
+
+class _Wrapper:
+    """What stands in a module's dictionary in place of a method.
+
+    SWA, EMA and users deep-copy modules: the copy gets the method itself, bound to the copy, and no callback.
+    """
+
+    def __init__(
+        self, module: LightningModule, name: str, original: Callable[..., Any], run: Callable[..., Any], shadow: _Shadow
+    ) -> None:
+        functools.update_wrapper(self, original)  # with the signature, which Lightning inspects
+        self._module = module
+        self._name = name
+        self._run = run
+        self._shadow = shadow
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._run(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self._shadow.was_instance_attribute:
+            return copy.deepcopy(self._shadow.original, memo)
+        return MethodType(getattr(type(self._module), self._name), memo.get(id(self._module), self._module))
 
 
 _STEPS = ("training_step", "validation_step", "test_step", "manual_backward")

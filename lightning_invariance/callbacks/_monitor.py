@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._containers import describe_value
+from lightning_invariance._isolation import ordinary, preserved_buffers, preserved_random_state
 from lightning_invariance._locate import (
     InputSpec,
     Labels,
@@ -18,17 +21,14 @@ from lightning_invariance._locate import (
     Place,
     check_place,
     locate_target,
-    resolve_network,
     what_stays,
 )
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks._base import (
-    arguments_and_logits,
     is_sharded,
-    name_of_network,
 )
-from lightning_invariance.callbacks._calls import CallSpec, NetworkCall
+from lightning_invariance.callbacks._calls import CallSpec, NetworkCall, are_close
 from lightning_invariance.callbacks._epochs import EpochMonitor, LoaderPlace, positions_of
 from lightning_invariance.evaluation import InvarianceEvaluator, NetworkOfInput
 from lightning_invariance.metrics._base import Estimate
@@ -137,6 +137,7 @@ class InvarianceMonitor(EpochMonitor):
         self.max_batch = max_batch
         self._evaluators: list[InvarianceEvaluator] = []
         self._verified = False
+        self._again = False  # whether f(x) is to be computed again
         self._measure_names = self._evaluator().measures.names  # wrong measures, saliency or sizes fail here
 
     def logged_names(self) -> tuple[str, ...]:
@@ -165,7 +166,7 @@ class InvarianceMonitor(EpochMonitor):
             return
         inner = (each for each in root.modules() if _is_fsdp(each) and each is not root)
         gathered = {id(parameter) for each in inner for parameter in each.parameters()}
-        network = resolve_network(pl_module, self.network, _NAME)
+        network = self._network_of(pl_module)
         if any(id(parameter) not in gathered for parameter in network.parameters()):
             raise ValueError(
                 f"{_NAME}: expected FSDP to wrap the submodules that hold the network's parameters (see "
@@ -185,10 +186,9 @@ class InvarianceMonitor(EpochMonitor):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, call: NetworkCall | None, loader: LoaderPlace
     ) -> None:
         evaluator = self._evaluators[loader.index]
-        network = resolve_network(pl_module, self.network, _NAME)
-        arguments, base_logits = arguments_and_logits(
-            _NAME, pl_module, self.input, self.logits, self.action, batch, call
-        )
+        network = self._network_of(pl_module)
+        arguments, base_logits = self._arguments_and_logits(pl_module, self.action, batch, call)
+        self._check_weights(pl_module, call)
         if arguments.has_other_tensors and self.max_batch is not None:
             raise ValueError(
                 f"{_NAME}: expected `max_batch` to be None for a network that takes several tensors "
@@ -200,14 +200,26 @@ class InvarianceMonitor(EpochMonitor):
                 first = arguments.first(samples)
             # Hooks run outside autocast: the network gets the precision that it has in its own step.
             precision = trainer.precision_plugin.val_step_context
-            return NetworkOfInput(network, first, self.logits, _NAME, precision), first.acting(self.action)
+            run = None if call is None else partial(call.repeat, network)
+            # Random numbers, where the network draws some, are those of the step for all elements.
+            start = call.random_state if call is not None and call.drew_random_numbers else None
+            return NetworkOfInput(network, first, self.logits, _NAME, precision, run, start), first.acting(self.action)
 
         x = arguments.x
         labels = locate_target(batch, self.target, len(x), _NAME, () if call is None else call.given)
         target = labels.tensor
         if not self._verified:
             self._verified = True
+            evaluator.check_labels(labels)
             self._begin_run(pl_module, arguments, base_logits, labels, evaluator)
+            self._again = base_logits is not None and not self._repeats(at, x, base_logits, network)
+            if self._again:
+                rank_zero_warn(
+                    f"{_NAME}: {self._network_in_words(pl_module)} gives another output for the same input when "
+                    "it is run again after its call in the step: its weights were exchanged for the call, say, or it "
+                    "depends on a state that is no buffer. What is measured is the network as it is after the step."
+                )
+        base_logits = None if self._again else base_logits
         positions, kept = positions_of(loader, evaluator.samples, len(x))
         if is_sharded(trainer):
             # Every process runs what the others run, or they wait for each other: repeats are left out afterwards.
@@ -231,6 +243,13 @@ class InvarianceMonitor(EpochMonitor):
             module=network,
         )
 
+    @staticmethod
+    def _repeats(at: Callable[[int], tuple[Network, Action]], x: Tensor, logits: Tensor, network: nn.Module) -> bool:
+        """Whether f(x), run again, is what the step's call gave."""
+        run, _ = at(len(x))
+        with torch.inference_mode(False), torch.no_grad(), preserved_random_state(x.device), preserved_buffers(network):
+            return are_close(run(ordinary(x)), logits)
+
     def _begin_run(
         self,
         module: LightningModule,
@@ -245,7 +264,7 @@ class InvarianceMonitor(EpochMonitor):
             rank_zero_warn(message)
         left_out = evaluator.left_out(arguments.x, logits, labels)
         self._findings.say(
-            network=name_of_network(module, self.network),
+            network=self._network_in_words(module),
             input=arguments.in_words(),
             logits="that are computed again" if logits is None else describe_value(logits),
             labels=f"at {labels.place}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from lightning_invariance._arguments import Arguments
 from lightning_invariance._isolation import RandomState, is_batch_coupled, preserved_buffers, preserved_random_state
 from lightning_invariance._locate import LogitsOf, logits_of
 from lightning_invariance.actions import Action
-from lightning_invariance.callbacks._calls import NetworkCall
+from lightning_invariance.callbacks._calls import NetworkCall, are_close
 from lightning_invariance.orbit import evaluate_orbit
 from lightning_invariance.saliency import predicted_class
 
@@ -33,6 +35,7 @@ class OrbitOfCall:
         owner: the callback, for messages.
         select: takes the logits out of the network's output.
         max_batch: the most samples in one forward; if set, nothing is kept for the backward, which runs it again.
+        coupled: whether samples are known to depend on others in their batch.
     """
 
     network: nn.Module
@@ -42,6 +45,25 @@ class OrbitOfCall:
     owner: str
     select: LogitsOf | None = None
     max_batch: int | None = None
+    coupled: bool = False
+
+    def differs(self, logits: Tensor, element: int) -> Literal["alone", "together", None]:
+        """Whether f(x), run again, is something else than what the call gave.
+
+        Returns:
+            ``"together"`` if it is so only where elements are stacked: samples depend on others in their batch;
+            ``"alone"`` if it is so in any case; else None.
+        """
+        x = self.arguments.x
+        with preserved_buffers(self.network), preserved_random_state(x.device):
+            if not self._apart():
+                stacked = evaluate_orbit(self._run, x, self.action, elements=[element], max_batch=self.max_batch).logits
+                if are_close(stacked, logits):
+                    return None
+            alone = self._repeater()(x.clone())
+        if not are_close(alone, logits):
+            return "alone"
+        return None if self._apart() else "together"
 
     def logits(self, elements: list[int], base_logits: Tensor | None) -> tuple[Tensor, Tensor]:
         """f(x) ``(B, ...)``, run only where it is not given, and f(gx) ``(G, B, ...)``."""
@@ -97,7 +119,8 @@ class OrbitOfCall:
     def _apart(self) -> bool:
         """Whether elements must not be stacked: they would share batch statistics, or draw other masks than x did."""
         return (
-            self.call is None
+            self.coupled
+            or self.call is None
             or self.call.drew_random_numbers
             or is_batch_coupled(self.network)
             or self.arguments.has_other_tensors
@@ -133,4 +156,5 @@ class OrbitOfCall:
         if moved.shape == x.shape and moved.stride() != x.stride():
             moved = torch.empty_like(x).copy_(moved)  # dropout draws its masks in the order of memory
         args, kwargs = self.arguments.with_input(moved)
-        return logits_of(self.network(*args, **kwargs), self.select, self.owner)
+        run = self.network if self.call is None else partial(self.call.repeat, self.network)
+        return logits_of(run(*args, **kwargs), self.select, self.owner)

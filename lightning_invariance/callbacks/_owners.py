@@ -14,8 +14,8 @@ from torch import Tensor, nn
 class OwnerWatch:
     """Raises where the gradients of a term are zeroed before an optimiser has taken a step with them.
 
-    Those of a discriminator's penalty in the generator's loss are: they push the generator alone. The network's
-    parameters are watched until each that a term's backward has reached has taken a step.
+    Those of a discriminator's penalty in the generator's loss are: they push the generator alone. Once the gradients of
+    a term have been used, they are missed only where another optimiser has taken a step in between.
 
     Args:
         owner: the callback, for messages.
@@ -27,7 +27,8 @@ class OwnerWatch:
 
     def forget(self) -> None:
         """Before another run."""
-        self._done = False
+        self._arrived = False  # whether a step has been taken with a term at all
+        self._other = False  # whether an optimiser of other parameters has taken one since a term was added
         self._parameters: list[nn.Parameter] = []
         self._waiting: dict[int, _Gradient] = {}  # the parameters that have yet to take a step with the term
         self._stepping: set[int] = set()  # the parameters whose optimiser is taking a step at present
@@ -35,14 +36,13 @@ class OwnerWatch:
 
     def enter(self, trainer: Trainer, module: LightningModule, network: nn.Module) -> None:
         """Watches the optimisers during a step."""
-        if self._done:
-            return
         self._parameters = list(network.parameters())
         owned = {id(parameter) for parameter in self._parameters}
         wrappers = {id(each._optimizer): each for each in getattr(trainer.strategy, "_lightning_optimizers", ())}
         for optimizer in trainer.optimizers:
             members = owned & {id(each) for group in optimizer.param_groups for each in group["params"]}
             if not members:
+                self._undo.append(optimizer.register_step_pre_hook(self._before_other).remove)
                 continue
             self._shadow(optimizer, "zero_grad", functools.partial(self._zeroing, members))
             # Hooks, as a scheduler looks whether `step` is the function that it has put there. A step that a gradient
@@ -64,21 +64,24 @@ class OwnerWatch:
 
     def added(self) -> None:
         """A term has been added to the loss of the backward that runs next."""
-        if not self._done:
-            # Inside a step (a closure) the gradients are of use whatever happens afterwards.
-            waiting = [each for each in self._parameters if id(each) not in self._stepping]
-            self._waiting = {id(each): _Gradient.of(each) for each in waiting}
+        self._other = False
+        # Inside a step (a closure) the gradients are of use whatever happens afterwards.
+        waiting = [each for each in self._parameters if id(each) not in self._stepping]
+        self._waiting = {id(each): _Gradient.of(each) for each in waiting}
 
     @contextmanager
     def _zeroing(self, members: set[int]) -> Iterator[None]:
         lost = [self._waiting[each] for each in members & set(self._waiting) - self._stepping]
+        if self._arrived and not self._other:
+            lost = []  # a step that the user leaves out: the loss was too large, say
         # A gradient scaler skips the step where gradients are not finite.
         if any(each.has_arrived() for each in lost) and all(each.is_finite() for each in lost):
             raise ValueError(
                 f"{self._owner}: expected the optimiser that owns the network's parameters to take a step with the "
                 "gradients of the term, but they are zeroed without one: the term went into the loss of a backward "
                 "that trains something else through the network. Say with `backward_call=` which call of "
-                "`manual_backward` in a step, counted from 0, trains the network."
+                "`manual_backward` in a step, counted from 0, trains the network; or freeze the network while another "
+                "is trained through it (`self.toggle_optimizer`), since calls of a frozen network do not count."
             )
         yield
 
@@ -98,8 +101,11 @@ class OwnerWatch:
         stepped = members & set(self._waiting)
         for each in stepped:
             del self._waiting[each]
-        arrived = any(each.has_arrived() for each in self._waiting.values())
-        self._done = self._done or (bool(stepped) and not arrived)
+        self._arrived = self._arrived or bool(stepped)
+
+    def _before_other(self, *_: Any) -> None:
+        """Another optimiser takes a step."""
+        self._other = True
 
     def _shadow(self, target: Any, name: str, around: Callable[[], Any]) -> None:
         attributes: dict[str, Any] = target.__dict__

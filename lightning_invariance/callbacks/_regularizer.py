@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,31 +15,16 @@ from lightning_invariance._containers import describe_value
 from lightning_invariance._locate import (
     InputSpec,
     LogitsOf,
-    check_input_spec,
-    check_logits_of,
-    resolve_network,
     what_stays,
 )
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
-from lightning_invariance.callbacks._base import (
-    Findings,
-    InjectingCallback,
-    arguments_and_logits,
-    check_network_name,
-    check_prefix,
-    check_weights,
-    is_sharded,
-    name_of_network,
-    step_generator,
-    without_call,
-)
+from lightning_invariance.callbacks._base import NetworkCallback, is_sharded, step_generator
 from lightning_invariance.callbacks._calls import (
     CallLog,
     CallSpec,
     NetworkCall,
     TrainingLog,
-    check_call_spec,
     chosen_calls,
     reached,
 )
@@ -51,7 +37,7 @@ from lightning_invariance.callbacks._schedule import WeightSchedule
 _NAME = "InvarianceRegularizer"
 
 
-class InvarianceRegularizer(InjectingCallback):
+class InvarianceRegularizer(NetworkCallback):
     r"""Adds the invariance error to the training loss of a module that knows nothing of it.
 
     .. math::
@@ -118,6 +104,8 @@ class InvarianceRegularizer(InjectingCallback):
         >>> trainer = Trainer(callbacks=[regularizer], logger=False, enable_checkpointing=False)
     """
 
+    _name = _NAME
+
     def __init__(
         self,
         action: Action,
@@ -135,11 +123,6 @@ class InvarianceRegularizer(InjectingCallback):
         prefix: str | None = None,
     ) -> None:
         check_action(action)
-        check_network_name(network)
-        check_input_spec("input", input)
-        check_logits_of(logits)
-        check_call_spec(call)
-        check_prefix(prefix)
         if not callable(weight):
             _check_weight(weight)
         if not callable(penalty):
@@ -162,19 +145,14 @@ class InvarianceRegularizer(InjectingCallback):
             check_count("max_batch", max_batch)
         if seed is not None:
             check_seed("seed", seed)
-        super().__init__(_PenaltyAdder(self))
+        super().__init__(_PenaltyAdder(self), network=network, input=input, logits=logits, call=call, prefix=prefix)
         self.action = action
         self.weight = weight
         self.penalty = penalty
         self.elements = elements
-        self.network = network
-        self.input = input
-        self.logits = logits
-        self.call = call
         self.backward_call = backward_call
         self.max_batch = max_batch
         self.seed = seed
-        self.prefix = prefix
         self._trainer: Trainer | None = None
         self._present_action = action
         self._batch_idx = 0
@@ -182,21 +160,22 @@ class InvarianceRegularizer(InjectingCallback):
         self._penalties: list[tuple[Tensor, int]] = []  # of the present step, with how many samples each is a mean over
         self._warned = False
         self._verified = False
-        self._findings = Findings(_NAME)
+        self._coupled = False  # whether the network's samples depend on each other
 
     def logged_names(self) -> tuple[str, ...]:
         """The names that it logs by, without stage and prefix."""
         return ("invariance_penalty", "invariance_weight")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        network = resolve_network(pl_module, self.network, _NAME)  # a wrong name fails before any work is done
+        network = self._network_of(pl_module)  # a wrong name fails before any work is done
         if stage == "fit":
             self._refuse_what_cannot_work(trainer, pl_module, network)
         self._trainer = trainer
         self._verified = False
+        self._coupled = False
         self._warned = False
         self._findings.forget()
-        self._adder.watch.forget()
+        self._adder.forget()
         super().setup(trainer, pl_module, stage)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -263,9 +242,10 @@ class InvarianceRegularizer(InjectingCallback):
         return _check_weight(weight.item() if isinstance(weight, Tensor) and weight.numel() == 1 else weight)
 
     def _warn(self, why: str) -> None:
-        if not self._warned:
+        # Steps that train other networks alone may alternate with those that have a term.
+        if not self._warned and not self._verified:
             self._warned = True
-            rank_zero_warn(f"{_NAME}: nothing is regularised: {why}")
+            rank_zero_warn(f"{_NAME}: nothing is regularised in this step: {why}")
 
     def _drawn_elements(self) -> list[int]:
         others = len(self.action) - 1
@@ -294,22 +274,25 @@ class InvarianceRegularizer(InjectingCallback):
         """The penalty of a call, and how many samples it is a mean over."""
         batch = args[0] if args else None
         action = self._present_action
-        arguments, base_logits = arguments_and_logits(_NAME, module, self.input, self.logits, action, batch, call)
-        network = resolve_network(module, self.network, _NAME)
-        if call is not None and self._trainer is not None and not is_sharded(self._trainer):
-            check_weights(_NAME, network, call)
+        arguments, base_logits = self._arguments_and_logits(module, action, batch, call)
+        self._check_weights(module, call)
+        network = self._network_of(module)
         acting = arguments.acting(action)
-        if not self._verified:
+        first_time = not self._verified
+        if first_time:
             acting.verify(arguments.x)
             self._verified = True
             self._findings.say(
-                network=name_of_network(module, self.network),
+                network=self._network_in_words(module),
                 input=arguments.in_words(),
                 logits="that are computed again" if base_logits is None else describe_value(base_logits),
             )
             for message in what_stays(_NAME, self.input, action, arguments, base_logits):
                 rank_zero_warn(message)
-        orbit = OrbitOfCall(network, arguments, call, acting, _NAME, self.logits, self.max_batch)
+        orbit = OrbitOfCall(network, arguments, call, acting, _NAME, self.logits, self.max_batch, self._coupled)
+        if first_time and base_logits is not None:
+            self._coupled = self._is_coupled(module, orbit, base_logits, elements[0])
+            orbit = replace(orbit, coupled=self._coupled)
         run = orbit.gradient_maps if self.penalty == "saliency" else orbit.logits
         logits, orbit_logits = run(elements, base_logits)
         penalty_of = self.penalty if callable(self.penalty) else PENALTIES[self.penalty]
@@ -317,6 +300,19 @@ class InvarianceRegularizer(InjectingCallback):
         if not isinstance(penalty, Tensor) or penalty.ndim != 0:
             raise ValueError(f"{_NAME}: expected `penalty` to give a scalar tensor but got {describe_value(penalty)}.")
         return penalty, len(logits)
+
+    def _is_coupled(self, module: LightningModule, orbit: OrbitOfCall, logits: Tensor, element: int) -> bool:
+        """Whether elements must not be stacked; warns where f(x), run again, is not what the step's call gave."""
+        if self._trainer is not None and is_sharded(self._trainer):
+            return False  # all processes would have to find the same
+        differs = orbit.differs(logits, element)
+        if differs == "alone":
+            rank_zero_warn(
+                f"{_NAME}: {self._network_in_words(module)} gives another output for the same input when it is "
+                "run again after its call in the step: its weights were exchanged for the call, say, or it depends on "
+                "a state that is no buffer. What is regularised has this difference in it."
+            )
+        return differs == "together"
 
     @property
     def _adder(self) -> _PenaltyAdder:
@@ -331,6 +327,12 @@ class _PenaltyAdder(Injector):
         self._callback = callback
         self.watch = OwnerWatch(_NAME)
         self._begin()
+        self._first = True  # whether no step has ended yet
+
+    def forget(self) -> None:
+        """Before another run."""
+        self.watch.forget()
+        self._first = True
 
     def _begin(self) -> None:
         self._backward_calls = 0
@@ -340,7 +342,7 @@ class _PenaltyAdder(Injector):
     def watched(self, module: LightningModule) -> nn.Module | None:
         if is_compiled(module):
             return None
-        return resolve_network(module, self._callback.network, _NAME)
+        return self._callback._network_of(module)
 
     def log(self) -> CallLog:
         return TrainingLog()
@@ -348,7 +350,7 @@ class _PenaltyAdder(Injector):
     def before_step(self, module: LightningModule, args: tuple[Any, ...]) -> tuple[Any, ...]:
         self._begin()
         if not module.automatic_optimization:
-            network = resolve_network(module, self._callback.network, _NAME)
+            network = self._callback._network_of(module)
             self.watch.enter(module.trainer, module, network)
         return args
 
@@ -364,7 +366,7 @@ class _PenaltyAdder(Injector):
         meant = [index for index in reached(loss, log) if index not in self._done]
         if not meant:
             return loss
-        name = name_of_network(module, callback.network)
+        name = callback._network_in_words(module)
         if self._carrier is not None and callback.call != "all":
             raise ValueError(
                 f"{_NAME}: expected one call of `manual_backward` in a step whose loss depends on a call of {name} but "
@@ -388,18 +390,22 @@ class _PenaltyAdder(Injector):
                 callback._warn(self._why_nothing(module, log))
             return output
         if output is None:  # the step asks for the batch to be skipped
+            if self._first:
+                callback._warn("the first training step returned None, so there was no loss to add the term to.")
+            self._first = False
             return None
+        self._first = False
         loss = output if isinstance(output, Tensor) else output["loss"]
         calls: list[NetworkCall | None] = [None]
         if log is not None:
             if not log.inputs and not log.others:
-                raise ValueError(f"{_NAME}: expected {without_call(module, callback.network)}")
+                raise ValueError(f"{_NAME}: expected {callback._without_call(module)}")
             if not log.inputs:
                 callback._warn(self._why_nothing(module, log))
                 return output
             # Of a network whose output the loss leaves aside, the term is all that trains it.
             meant = reached(loss, log) or list(log.kept)
-            name = name_of_network(module, callback.network)
+            name = callback._network_in_words(module)
             calls = [*chosen_calls(log, meant, callback.call, name, _NAME)]
         term = callback._term(module, args, calls)
         if term is None:
@@ -412,14 +418,14 @@ class _PenaltyAdder(Injector):
 
     def _why_nothing(self, module: LightningModule, log: CallLog) -> str:
         callback = self._callback
-        name = name_of_network(module, callback.network)
+        name = callback._network_in_words(module)
         if not log.inputs and log.others:
             return (
                 f"the step's {log.others} call(s) of {name} record no graph that leads to its parameters (they run "
-                "under torch.no_grad(), or all of them are frozen)."
+                "under torch.no_grad() or inside a reentrant checkpoint, or all of its parameters are frozen)."
             )
         if not log.inputs:
-            return f"expected {without_call(module, callback.network)}"
+            return f"expected {callback._without_call(module)}"
         if not module.automatic_optimization and not self._backward_calls:
             return (
                 "with manual optimisation the term is added in `self.manual_backward(loss)`, but the training step did "

@@ -14,11 +14,11 @@ from lightning_invariance._arguments import Arguments
 from lightning_invariance._checks import check_choice, check_count
 from lightning_invariance._containers import describe_value
 from lightning_invariance._isolation import full_precision, ordinary, undisturbed
-from lightning_invariance._locate import LogitsOf, Place, check_place, resolve_network
+from lightning_invariance._locate import LogitsOf, Place, check_place
 from lightning_invariance._random import generator_for
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
-from lightning_invariance.callbacks._base import arguments_and_logits, is_sharded, name_of_network
+from lightning_invariance.callbacks._base import is_sharded
 from lightning_invariance.callbacks._calls import CallSpec, NetworkCall
 from lightning_invariance.callbacks._epochs import EpochMonitor, LoaderPlace, positions_of
 from lightning_invariance.evaluation import NetworkOfInput
@@ -137,7 +137,8 @@ class SensitivityMonitor(EpochMonitor):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, call: NetworkCall | None, loader: LoaderPlace
     ) -> None:
         sums = self._loaders[loader.index]
-        arguments, base = arguments_and_logits(_NAME, pl_module, self.input, self.logits, self.action, batch, call)
+        self._check_weights(pl_module, call)
+        arguments, base = self._arguments_and_logits(pl_module, self.action, batch, call)
         if arguments.has_other_tensors and self.max_batch is not None:
             raise ValueError(
                 f"{_NAME}: expected `max_batch` to be None for a network that takes several tensors "
@@ -152,7 +153,7 @@ class SensitivityMonitor(EpochMonitor):
             if self.action is not None:
                 self.action.verify(arguments.x)
             self._findings.say(
-                network=name_of_network(pl_module, self.network),
+                network=self._network_in_words(pl_module),
                 input=arguments.in_words(),
                 logits="that are computed again" if base is None else describe_value(base),
             )
@@ -161,7 +162,7 @@ class SensitivityMonitor(EpochMonitor):
         wanted = [position for position in positions[:kept] if position < self.samples]
         if wanted:
             with torch.inference_mode(False):
-                self._add(trainer, resolve_network(pl_module, self.network, _NAME), arguments, wanted, sums)
+                self._add(trainer, self._network_of(pl_module), arguments, wanted, sums)
 
     def _add(
         self, trainer: Trainer, module: nn.Module, arguments: Arguments, positions: list[int], sums: _LoaderSums
@@ -194,7 +195,7 @@ class SensitivityMonitor(EpochMonitor):
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         layers: dict[str, Estimate] = {}
         if self._loaders and self.layers:
-            norms = layer_spectral_norms(resolve_network(pl_module, self.network, _NAME))
+            norms = layer_spectral_norms(self._network_of(pl_module))
             for name, norm in norms.items():
                 # Weights are no samples: there is nothing to estimate an error from.
                 layers[f"spectral_norm/{name}" if name else "spectral_norm"] = Estimate(

@@ -183,7 +183,11 @@ def test_any_kind_of_batch(kind: str) -> None:
         (lambda x, y: {"image": x}, 0, "input=0 to name a tensor in the batch"),
         (lambda x, y: {"image": x}, "img", "input='img' to name a tensor in the batch.*'image'"),
         (lambda x, y: {"a": x, "b": x}, None, "several tensors could be meant .*: name it with `input=`"),
-        (lambda x, y: {"label": y}, None, "there is no tensor: name it with `input=`"),
+        (
+            lambda x, y: {"label": y},
+            None,
+            r"there is no tensor in lists, tuples and mappings .*`input=`",
+        ),
         (lambda x, y: (x.reshape(1, 2, 8), y), None, "square"),
     ],
 )

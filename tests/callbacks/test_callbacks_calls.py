@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -241,7 +244,7 @@ def test_where_no_call_has_a_graph_one_warning_says_that_nothing_is_regularised(
             return F.cross_entropy(self.head(features.detach()), batch[1])
 
     message = r"1 call\(s\) of the submodule 'model' record no graph"
-    with pytest.warns(UserWarning, match=f"nothing is regularised: .*{message}") as warned:
+    with pytest.warns(UserWarning, match=f"nothing is regularised in this step: .*{message}") as warned:
         got = fit(Probe, [InvarianceRegularizer(C4(), WEIGHT, network="model")])
     assert len([each for each in warned if "regularised" in str(each.message)]) == 1
     assert distance(got, fit(Probe)) == 0.0
@@ -321,6 +324,90 @@ def test_a_manual_step_that_calls_a_submodule_is_told_which_argument_decides() -
     ) as seen:
         fit(CallsSubmodule, [InvarianceRegularizer(C4(), WEIGHT)])
     assert not any("manual_backward" in str(each.message) for each in seen)
+
+
+# Copies -----------------------------------------------------------------------------------------------------------
+
+
+class Copies(Classifier):
+    """Makes a copy of its network in the first step, and asks it in every step."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.answers: list[Tensor] = []
+        self.teacher: list[nn.Module] = []
+
+    def added(self, fx: Tensor, x: Tensor) -> Tensor | float:
+        return 0.0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if not self.teacher:
+            if self.how == "deepcopy":
+                copied: nn.Module = copy.deepcopy(self.model)
+            elif self.how == "pickle":
+                copied = pickle.loads(pickle.dumps(self.model))
+            else:  # a shallow copy with parameters of its own, as meta-learning makes them
+                copied = self.model.__new__(type(self.model))
+                copied.__dict__ = self.model.__dict__.copy()
+                copied._modules = {name: copy.deepcopy(each) for name, each in self.model._modules.items()}
+            self.teacher.append(copied)
+        fx = self.model(batch[0])
+        with torch.no_grad():
+            self.answers.append(self.teacher[0](batch[0]))
+        return F.cross_entropy(fx, batch[1]) + self.added(fx, batch[0])
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        tuned = copy.deepcopy(self.model)
+        with torch.no_grad():
+            for parameter in tuned.parameters():
+                parameter.mul_(0.5)
+        self.answers.append(tuned(batch[0]))
+        return self.model(batch[0]).sum()
+
+
+class CopiesWithTerm(Copies):
+    def added(self, fx: Tensor, x: Tensor) -> Tensor | float:
+        return WEIGHT * logit_term(fx, [self.model(each) for each in rotated(x)])
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "shallow"])
+def test_a_copy_that_the_step_makes_of_the_network_is_itself(how: str) -> None:
+    watchers = [InvarianceRegularizer(C4(), WEIGHT, network="model"), InvarianceMonitor(C4(), network="model")]
+    got = fit(lambda: Copies(how), watchers, val=loader(8))
+    control = fit(lambda: CopiesWithTerm(how), val=loader(8))
+    assert_trained_alike(got.model, control.model, fit(lambda: Copies(how)).model)  # type: ignore[arg-type]
+    for one, other in zip(got.answers, control.answers, strict=True):  # type: ignore[arg-type]
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+    assert type(got.model) is nn.Sequential
+    if how != "shallow":
+        assert type(got.teacher[0]) is nn.Sequential  # type: ignore[index]
+    torch.testing.assert_close(
+        pickle.loads(pickle.dumps(got.teacher[0]))(torch.ones(1, 1, 4, 4)), control.teacher[0](torch.ones(1, 1, 4, 4))
+    )  # type: ignore[index]
+
+
+def test_a_scripted_network_is_watched() -> None:
+    class Scripted(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = torch.jit.script(self.model)
+
+        def added(self, fx: Tensor, x: Tensor) -> Tensor | float:
+            return 0.0
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            fx = self.model(batch[0])
+            return F.cross_entropy(fx, batch[1]) + self.added(fx, batch[0])
+
+    class WithTerm(Scripted):
+        def added(self, fx: Tensor, x: Tensor) -> Tensor | float:
+            return WEIGHT * logit_term(fx, [self.model(each) for each in rotated(x)])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of scripts altogether
+        got = fit(Scripted, [InvarianceRegularizer(C4(), WEIGHT, network="model")])
+        assert_trained_alike(got, fit(WithTerm), fit(Scripted))
 
 
 # What was found ---------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from lightning_invariance import (
     evaluate_invariance,
     evaluate_orbit,
 )
+from lightning_invariance.callbacks._base import step_generator
 
 WEIGHT = 0.3
 
@@ -117,10 +118,9 @@ def test_each_process_draws_elements_of_its_own() -> None:
         trainer.strategy.global_rank = rank
         assert trainer.global_rank == rank
         torch.manual_seed(1)
-        for callback in (augmentation, regularizer):
-            callback._trainer = trainer
-            callback.on_train_batch_start(trainer, Cloud(), None, 0)
-        drawn.append((augmentation.action.fresh(4, augmentation._generator)[0], regularizer._present_action))
+        regularizer.on_train_batch_start(trainer, Cloud(), None, 0)
+        generator = step_generator("augmentation", trainer, augmentation, None, 0)
+        drawn.append((augmentation.action.fresh(4, generator)[0], regularizer._present_action))
     assert drawn[0] == drawn[2]
     assert all(one != other for one, other in zip(drawn[0], drawn[1], strict=True))
 
@@ -141,6 +141,8 @@ def test_the_penalty_is_of_elements_drawn_in_this_step(action: Action) -> None:
     # In each step the network's own call on x, and one on all elements but the identity.
     x = next(iter(clouds(4)))
     moved = [each for each in given if len(each) > 4]
+    assert torch.equal(moved[0][:4], x)  # the first step looks whether x, run again, gives the same
+    moved = moved[1:]
     assert len(moved) == 3
     assert all(len(each) == 4 * (len(action) - 1) for each in moved)
     for one, other in ((0, 1), (1, 2), (0, 2)):

@@ -148,7 +148,8 @@ def test_nothing_stays_behind_after_fit_validate_and_test(manual: bool) -> None:
     for each, callbacks in ((module, everyone()), (control, [])):
         for method in ("fit", "validate", "test"):
             options = {} if method == "fit" else {"verbose": False}
-            getattr(trainer_for(callbacks), method)(each, loader(), **options)
+            val = [loader(8, seed=2)] if method == "fit" else []
+            getattr(trainer_for(callbacks), method)(each, loader(), *val, **options)
         trainer_for(callbacks).fit(each, loader(), loader(8, seed=2))
     assert_untouched(module, control)
 
@@ -227,7 +228,7 @@ def test_a_step_that_was_put_on_the_instance_is_put_back() -> None:
         return F.cross_entropy(module(batch[0]), batch[1])
 
     module.training_step = step  # type: ignore[method-assign]
-    trainer_for(everyone()[:3]).fit(module, loader())
+    trainer_for(everyone()[:3]).fit(module, loader(), loader(8))
     assert module.__dict__["training_step"] is step
     assert calls == 2 * [0, 1, 2]
 
@@ -245,7 +246,7 @@ def test_a_forward_that_was_put_on_the_instance_is_put_back() -> None:
 
 def test_one_callback_can_serve_one_module_after_another() -> None:
     callbacks = everyone()
-    first = fit(lambda: Classifier(mlp), callbacks)
-    second = fit(lambda: Classifier(mlp), callbacks)
+    first = fit(lambda: Classifier(mlp), callbacks, val=loader(8))
+    second = fit(lambda: Classifier(mlp), callbacks, val=loader(8))
     assert_identical(first.state_dict(), second.state_dict())
     assert callbacks[1]._trainer is None  # type: ignore[attr-defined]

@@ -157,7 +157,8 @@ def test_the_network_runs_on_the_batch_once_and_once_for_each_element() -> None:
 
     module = classifier(lambda: nn.Sequential(Counting(), nn.Linear(SIDE * SIDE, CLASSES)))
     trainer_for([InvarianceMonitor(C4(), saliency_samples=0)]).validate(module, loader(8), verbose=False)
-    assert rows == [4] * 8  # never more samples at a time than the step itself has
+    # Never more samples at a time than the step itself has; in the first batch x once more, to see that it repeats.
+    assert rows == [4] * 9
 
 
 # When it measures ------------------------------------------------------------------------------------------------

@@ -613,6 +613,7 @@ def test_a_weight_of_zero_logs_the_weight_alone() -> None:
     assert {name: float(value) for name, value in trainer.callback_metrics.items()} == {"train/invariance_weight": 0.0}
 
 
+@pytest.mark.filterwarnings("ignore:InvarianceMonitor. nothing is measured")
 def test_a_trainer_that_forbids_logging() -> None:
     def barebones(make: type[Classifier], callbacks: list[Callback]) -> LightningModule:
         torch.manual_seed(1)

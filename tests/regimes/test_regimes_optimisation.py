@@ -124,7 +124,9 @@ def test_one_optimiser_with_accumulation_and_clipping_of_its_own(precision: Any)
 
 def test_a_call_beyond_those_there_are_is_warned_of_once_and_adds_nothing() -> None:
     regularizer = InvarianceRegularizer(C4(), WEIGHT, network="discriminator", backward_call=2)
-    with pytest.warns(UserWarning, match="nothing is regularised: expected backward_call=2 .* but it made 2") as warned:
+    with pytest.warns(
+        UserWarning, match="nothing is regularised in this step: expected backward_call=2 .* but it made 2"
+    ) as warned:
         got = fit(Adversaries, [regularizer])
     assert sum("manual_backward" in str(each.message) for each in warned) == 1
     assert distance(got, fit(Adversaries)) == 0.0

@@ -744,7 +744,7 @@ for wrong in (None, 3, "abc"):
 for batch in (np.ones((2, 1, 4, 4), "f"), (X, X, X), (3, X), "a", None):
     refuse(name, "type", of(evaluated, [batch]), r"`batches` to give tensors x, pairs \(x, target\), or .* but got")
 refuse(name, "type", of(evaluated, [{"a": X, "b": X}]), r"several tensors could be meant \(the batch\['a'\] .*`input=`")
-refuse(name, "type", of(evaluated, [{"label": LABELS}]), "there is no tensor: name it with `input=`")
+refuse(name, "type", of(evaluated, [{"label": LABELS}]), "there is no tensor in lists, tuples .*`input=`")
 refuse(name, "type", of(evaluated, [[{"x": X[0]}, {"x": X[1]}]]), "but the batch holds a list of samples")
 for option, wrong in (("input", 1.5), ("input", True), ("target", 1.5), ("target", ["y"]), ("logits", "logits")):
     refuse(name, "type", of(evaluated, **{option: wrong}), f"`{option}` to be .* but got")
