@@ -1,4 +1,4 @@
-"""f(x) and f(gx) are of one network under one set of conditions, whatever a step does around its call or to the output."""
+"""f(x) and f(gx) are of one network under one set of conditions, whatever a step does around its call."""
 
 from __future__ import annotations
 
