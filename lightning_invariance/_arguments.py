@@ -73,6 +73,12 @@ class Arguments:
         """Whether the call takes tensors that the group does not act on."""
         return bool(self.others)
 
+    @property
+    def is_divisible(self) -> bool:
+        """Whether every tensor has one row a sample: a graph's edges, say, point at rows that must all be there."""
+        samples = len(self.inputs[0])
+        return all(len(tensor) == samples for _, tensor in self.others if tensor.ndim > 0)
+
     def first(self, samples: int) -> Arguments:
         """The arguments of the first few samples alone, as ordinary tensors where they are inference tensors."""
         args, kwargs = cut_rows((self.args, self.kwargs), len(self.inputs[0]), samples)

@@ -47,6 +47,8 @@ def arguments_of(
             return locate_in_call((), given, input, action, owner)
         if takes.accepts_some_of(given):
             return locate_in_call((), {key: given[key] for key in given if takes.knows(key)}, input, action, owner)
+        if takes.whole:
+            return locate_in_call((given,), {}, input, action, owner)
         # It has no keywords of these names: the input is its only argument.
         inputs = locate_in_batch(given, input, action, owner).inputs
         return Arguments(inputs, {}, tuple(("args", place) for place in range(len(inputs))))
@@ -111,6 +113,7 @@ class _Parameters:
             self._named: set[str] = set()
             self._needed: set[str] = set()
             self.least, self.most, self._any_keyword = 1, float("inf"), False
+            self.whole = False
             return
         kinds = inspect.Parameter
         positional = [
@@ -123,6 +126,10 @@ class _Parameters:
         self._needed = {each.name for each in named if each.default is kinds.empty}
         self.least = sum(each.default is kinds.empty for each in positional)
         self.most = float("inf") if several else len(positional)
+        # Whether its only parameter is for a batch as it is, going by its name or annotation.
+        self.whole = len(positional) == 1 and any(
+            word in f"{positional[0].name} {positional[0].annotation}" for word in ("batch", "dict", "Dict", "Mapping")
+        )
 
     def knows(self, name: Any) -> bool:
         """Whether there is a parameter of that name."""

@@ -56,25 +56,34 @@ def _like(value: Any, items: Any) -> Any:
 def repeat_rows(value: Any, samples: int, times: int) -> Any:
     """A copy in which the tensors of one row a sample hold the samples so many times over."""
 
-    def repeat(tensor: Tensor) -> Tensor:
-        return tensor.repeat(times, *(1,) * (tensor.ndim - 1)) if _has_rows(tensor, samples) else tensor
+    def repeat(rows: Any) -> Any:
+        return rows.repeat(times, *(1,) * (rows.ndim - 1)) if isinstance(rows, Tensor) else rows * times
 
-    return map_tensors(repeat, value)
+    return _map_rows(repeat, value, samples)
 
 
 def cut_rows(value: Any, samples: int, kept: int) -> Any:
     """A copy in which the tensors of one row a sample hold the first few alone, as ordinary tensors."""
 
-    def cut(tensor: Tensor) -> Tensor:
-        part = tensor[:kept] if _has_rows(tensor, samples) else tensor
+    def ordinary(tensor: Tensor) -> Tensor:
         # Outside of inference mode no gradient can pass an inference tensor, nor a view of one.
-        return part.clone() if part.is_inference() else part
+        return tensor.clone() if tensor.is_inference() else tensor
 
-    return map_tensors(cut, value)
+    return map_tensors(ordinary, _map_rows(lambda rows: rows[:kept], value, samples))
 
 
-def _has_rows(tensor: Tensor, samples: int) -> bool:
-    return tensor.ndim > 0 and len(tensor) == samples
+def _map_rows(function: Callable[[Any], Any], value: Any, samples: int) -> Any:
+    """A copy of nested containers in which what has one row a sample is exchanged: tensors, and lists of mappings."""
+    if isinstance(value, list) and len(value) == samples and all(isinstance(item, Mapping) for item in value):
+        return function(value)
+    if isinstance(value, Tensor):
+        return function(value) if value.ndim > 0 and len(value) == samples else value
+    if isinstance(value, Mapping):
+        items = {key: _map_rows(function, item, samples) for key, item in value.items()}
+        return items if type(value) is dict else _like(value, items)
+    if isinstance(value, (list, tuple)):
+        return _like(value, [_map_rows(function, item, samples) for item in value])
+    return value
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -285,6 +285,12 @@ def what_stays(
             f"{owner}: {action!r} moves {moved}, but {names} of the same places stays as it is: name all that move "
             "together in a list, `input=[...]`; a list of one says that nothing else moves."
         )
+    width = x.shape[-1] if x.ndim == 4 else 0
+    if width in (1, 3, 4) and min(x.shape[1:3]) > 4 and action.places and set(action.places) <= {-2, -1}:
+        said.append(
+            f"{owner}: {action!r} moves images in the last two dimensions, but {describe_value(x)} looks as if it had "
+            "its channels last: move them in front of height and width."
+        )
     if logits is not None and _has_the_places(action, x, logits):
         said.append(
             f"{owner}: the network's output, {describe_value(logits)}, has the places that {action!r} moves in the "

@@ -119,6 +119,7 @@ class InvarianceEvaluator:
         kept: int | None = None,
         processes: int = 1,
         module: nn.Module | None = None,
+        divisible: bool = True,
     ) -> Tensor:
         """Adds a batch. Random streams, buffers and gradients stay as they were; modes are the caller's.
 
@@ -132,6 +133,7 @@ class InvarianceEvaluator:
             kept: how many samples, from the first, count; all by default. The network runs on the others for nothing.
             processes: how many processes have to run the network as often as this one, their positions dealt in turn.
             module: the module behind the network, whose buffers are kept from changing.
+            divisible: whether the network can be run on part of the samples, those that get maps.
 
         Returns:
             The network's logits of `x`.
@@ -149,6 +151,7 @@ class InvarianceEvaluator:
             explained = sum(position < self.saliency_samples for position in positions[:kept])
             # The same number on all processes: what the first of them needs.
             run = sum(position - position % processes < self.saliency_samples for position in positions)
+            run = len(x) if run and not divisible else run
         # `Trainer.validate` makes inference tensors, which no gradient can pass. Out here copies are ordinary tensors,
         # those of the buffers (a filter cached by `.eval()`, say) included.
         with torch.inference_mode(False), torch.no_grad(), preserved_random_state(x.device):
@@ -368,8 +371,9 @@ def evaluate_invariance(
     The network is put in eval mode for the time; modes, buffers, torch's random streams and gradients are as before.
     It is called as ``network(x)`` on batches that are tensors or pairs ``(x, target)``; on longer sequences with all
     parts but the last; with all parts where it takes as many and needs them; on mappings with the entries that it has
-    keywords for (``network(**batch)``, labels left out), or with the input alone where it has none. Where that is not
-    how your network is called, pass a function of those arguments.
+    keywords for (``network(**batch)``, labels left out), or, where it has none, with the whole mapping (if its only
+    parameter is called batch, or is annotated as a mapping) or the input alone. Where that is not how your network is
+    called, pass a function of those arguments.
 
     The elements of continuous groups and of permutations (`SO3`, `SetPermutations`, ...) are drawn with a seed that no
     training callback uses; the result's `action` holds them.
@@ -429,6 +433,11 @@ def evaluate_invariance(
         for batch in tqdm(batches, desc="Invariance", unit="batch", disable=not progress):
             batch = map_tensors(partial(_placed, device=device), batch)
             arguments = arguments_of(network, batch, input, target, action, _NAME).joined(action)
+            if max_batch is not None and arguments.has_other_tensors:
+                raise ValueError(
+                    f"{_NAME}: expected `max_batch` to be None for a network that takes several tensors but got "
+                    f"{max_batch}."
+                )
             x = arguments.x
             tensors = [*arguments.inputs, *(tensor for _, tensor in arguments.others)]
             labels = locate_target(batch, target, len(x), _NAME, tensors)
@@ -445,7 +454,7 @@ def evaluate_invariance(
                 first = arguments.first(samples)
                 return NetworkOfInput(function, first, logits, _NAME, start=start), first.acting(action)
 
-            outputs = evaluator.update(at, x, labels=labels, module=module)
+            outputs = evaluator.update(at, x, labels=labels, module=module, divisible=arguments.is_divisible)
             if first_batch:
                 for message in what_stays(_NAME, input, action, arguments, outputs):
                     warnings.warn(message, stacklevel=2)

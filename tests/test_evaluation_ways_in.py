@@ -17,6 +17,7 @@ from lightning_invariance import (
     C4,
     SO3,
     Gradient,
+    HorizontalFlip,
     SetPermutations,
     TimeReversal,
     evaluate_invariance,
@@ -303,3 +304,52 @@ def test_regression_has_measures_that_know_no_scale() -> None:
         assert found["saliency_invariance_similarity"] == pytest.approx(
             float((w * w.flip(0)).sum() / w.square().sum()), rel=1e-4
         )
+
+
+def test_a_graph_is_not_cut_for_its_maps() -> None:
+    """Edges point at rows that must all be there, so maps are computed for all of them, and those asked for count."""
+
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.inner = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            sent = torch.zeros_like(x).index_add(0, edge_index[1], x[edge_index[0]])
+            return self.inner((x + sent).tanh())
+
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    edges = torch.tensor([[0, 1, 5], [5, 2, 0]])
+    network = Graph()
+    options = {"measures": ["saliency_invariance_similarity"], "saliency": Gradient(), "saliency_samples": 2}
+    found = measured(network, [(x, edges)], TimeReversal(), input=[0], **options)
+    maps = []
+    for each in (x, x.flip(1)):
+        leaf = each.clone().requires_grad_()
+        labels = network(x, edges).argmax(1)
+        (gradient,) = torch.autograd.grad(network(leaf, edges).gather(1, labels[:, None]).sum(), leaf)
+        maps.append(gradient)
+    expected = F.cosine_similarity(maps[0], maps[1].flip(1))[:2].mean()
+    assert found["saliency_invariance_similarity"] == pytest.approx(float(expected), rel=1e-5)
+    with pytest.raises(ValueError, match="`max_batch` to be None for a network that takes several tensors"):
+        measured(network, [(x, edges)], TimeReversal(), input=[0], max_batch=3)
+
+
+def test_a_network_that_takes_a_mapping_gets_it() -> None:
+    x, y = images()
+
+    class Whole(Takes):
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return self.inner(batch["image"])
+
+    found = measured(Whole(), split(image=x, label=y), measures=[LI, WORST])
+    assert found == pytest.approx(by_hand(perceptron(), x, y), rel=1e-5)
+
+
+def test_channels_that_come_last_are_noticed() -> None:
+    x = torch.randn(3, 8, 8, 3)
+    with pytest.warns(UserWarning, match="looks as if it had its channels last"):
+        measured(nn.Sequential(nn.Flatten(), nn.Linear(192, 3)), [x], HorizontalFlip())
+    with pytest.raises(ValueError, match=r"move channels in front"):
+        measured(nn.Flatten(), [x], C4())

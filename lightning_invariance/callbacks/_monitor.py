@@ -241,6 +241,7 @@ class InvarianceMonitor(EpochMonitor):
             kept=kept,
             processes=processes,
             module=network,
+            divisible=arguments.is_divisible,
         )
 
     @staticmethod
