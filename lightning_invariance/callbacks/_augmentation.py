@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -61,7 +64,7 @@ class OrbitAugmentation(InjectingCallback):
         self.action = action
         self.input = input
         self.seed = seed
-        self._batch_idx = 0
+        self._stream: Callable[[], torch.Generator] = torch.Generator
         self._findings = Findings(_NAME)
         self._told = False
 
@@ -71,7 +74,7 @@ class OrbitAugmentation(InjectingCallback):
         self._told = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._batch_idx = batch_idx
+        self._stream = partial(step_generator, "augmentation", trainer, self, self.seed, batch_idx)
 
 
 class _Augmenter(Injector):
@@ -98,7 +101,6 @@ class _Augmenter(Injector):
                     "a molecule), move them in the data set instead."
                 )
         # Made anew: a closure that an optimiser calls several times sees the same batch each time.
-        generator = step_generator("augmentation", module.trainer, callback, callback.seed, callback._batch_idx)
-        action, drawn = callback.action.fresh(len(first), generator)
+        action, drawn = callback.action.fresh(len(first), callback._stream())
         moved = [action.act(first, drawn), *(action.alongside(first, each).act(each, drawn) for each in others)]
         return (batch.exchanged(moved), *args[1:])
