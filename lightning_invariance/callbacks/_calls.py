@@ -34,6 +34,7 @@ class NetworkCall:
     """A call of a network in a step.
 
     Attributes:
+        place: its index among the calls of the step that count.
         args: its positional arguments, tensors copied before it ran.
         kwargs: its keyword arguments, likewise.
         given: the tensors among them, as the step holds them.
@@ -48,6 +49,7 @@ class NetworkCall:
         drew_random_numbers: whether the call moved them (dropout).
     """
 
+    place: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     given: tuple[Tensor, ...]
@@ -60,6 +62,10 @@ class NetworkCall:
     conditions: Conditions
     random_state: RandomState
     drew_random_numbers: bool
+
+    def in_words(self) -> str:
+        """Which call it is."""
+        return f"{self.place} of those of a step, counted from 0"
 
     def is_written_to(self) -> bool:
         """Whether the step has changed the output in place, so that it is not what the network gave any more."""
@@ -212,6 +218,7 @@ def _record(
     kept = tree_map_only(Tensor, lambda each: each.clone() if each.is_inference() else each, output)
     log.add(
         NetworkCall(
+            len(log.inputs),
             kept_args,
             kept_kwargs,
             given,

@@ -211,14 +211,10 @@ class InvarianceMonitor(EpochMonitor):
         if not self._verified:
             self._verified = True
             evaluator.check_labels(labels)
-            self._begin_run(pl_module, arguments, base_logits, labels, evaluator)
-            self._again = base_logits is not None and not self._repeats(at, x, base_logits, network)
-            if self._again:
-                rank_zero_warn(
-                    f"{_NAME}: {self._network_in_words(pl_module)} gives another output for the same input when "
-                    "it is run again after its call in the step: its weights were exchanged for the call, say, or it "
-                    "depends on a state that is no buffer. What is measured is the network as it is after the step."
-                )
+            self._begin_run(pl_module, arguments, call, base_logits, labels, evaluator)
+            # Where parameters are shared out, all processes would have to look, and to find the same.
+            looks = base_logits is not None and not is_sharded(trainer)
+            self._again = looks and not self._repeats(pl_module, at, x, base_logits)
         base_logits = None if self._again else base_logits
         positions, kept = positions_of(loader, evaluator.samples, len(x))
         if is_sharded(trainer):
@@ -244,17 +240,27 @@ class InvarianceMonitor(EpochMonitor):
             divisible=arguments.is_divisible,
         )
 
-    @staticmethod
-    def _repeats(at: Callable[[int], tuple[Network, Action]], x: Tensor, logits: Tensor, network: nn.Module) -> bool:
-        """Whether f(x), run again, is what the step's call gave."""
+    def _repeats(
+        self, module: LightningModule, at: Callable[[int], tuple[Network, Action]], x: Tensor, logits: Tensor | None
+    ) -> bool:
+        """Whether f(x), run again, is what the step's call gave; warns where it is not."""
         run, _ = at(len(x))
+        network = self._network_of(module)
         with torch.inference_mode(False), torch.no_grad(), preserved_random_state(x.device), preserved_buffers(network):
-            return are_close(run(ordinary(x)), logits)
+            repeats = logits is None or are_close(run(ordinary(x)), logits)
+        if not repeats:
+            rank_zero_warn(
+                f"{_NAME}: {self._network_in_words(module)} gives another output for the same input when it is run "
+                "again after its call in the step: its weights were exchanged for the call, say, or it depends on a "
+                "state that is no buffer. What is measured is the network as it is after the step."
+            )
+        return repeats
 
     def _begin_run(
         self,
         module: LightningModule,
         arguments: Arguments,
+        call: NetworkCall | None,
         logits: Tensor | None,
         labels: Labels,
         evaluator: InvarianceEvaluator,
@@ -266,11 +272,10 @@ class InvarianceMonitor(EpochMonitor):
         left_out = evaluator.left_out(arguments.x, logits, labels)
         self._findings.say(
             network=self._network_in_words(module),
+            call="" if call is None else call.in_words(),
             input=arguments.in_words(),
             logits="that are computed again" if logits is None else describe_value(logits),
-            labels=f"at {labels.place}"
-            if labels.tensor is not None
-            else f"none ({labels.place}; `target=` names them)",
+            labels=labels.in_words(),
             group=repr(self.action),
             without=", ".join(left_out),
         )

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_invariance._arguments import Arguments
 from lightning_invariance._checks import check_choice, check_count, check_seed, is_number
 from lightning_invariance._containers import describe_value
 from lightning_invariance._locate import (
@@ -278,21 +279,14 @@ class InvarianceRegularizer(NetworkCallback):
         self._check_weights(module, call)
         network = self._network_of(module)
         acting = arguments.acting(action)
-        first_time = not self._verified
-        if first_time:
+        orbit = OrbitOfCall(network, arguments, call, acting, _NAME, self.logits, self.max_batch, self._coupled)
+        if not self._verified:
             acting.verify(arguments.x)
             self._verified = True
-            self._findings.say(
-                network=self._network_in_words(module),
-                input=arguments.in_words(),
-                logits="that are computed again" if base_logits is None else describe_value(base_logits),
-            )
-            for message in what_stays(_NAME, self.input, action, arguments, base_logits):
-                rank_zero_warn(message)
-        orbit = OrbitOfCall(network, arguments, call, acting, _NAME, self.logits, self.max_batch, self._coupled)
-        if first_time and base_logits is not None:
-            self._coupled = self._is_coupled(module, orbit, base_logits, elements[0])
-            orbit = replace(orbit, coupled=self._coupled)
+            self._say_what_was_found(module, arguments, call, base_logits)
+            if base_logits is not None:
+                self._coupled = self._is_coupled(module, orbit, base_logits, elements[0])
+                orbit = replace(orbit, coupled=self._coupled)
         run = orbit.gradient_maps if self.penalty == "saliency" else orbit.logits
         logits, orbit_logits = run(elements, base_logits)
         penalty_of = self.penalty if callable(self.penalty) else PENALTIES[self.penalty]
@@ -300,6 +294,18 @@ class InvarianceRegularizer(NetworkCallback):
         if not isinstance(penalty, Tensor) or penalty.ndim != 0:
             raise ValueError(f"{_NAME}: expected `penalty` to give a scalar tensor but got {describe_value(penalty)}.")
         return penalty, len(logits)
+
+    def _say_what_was_found(
+        self, module: LightningModule, arguments: Arguments, call: NetworkCall | None, logits: Tensor | None
+    ) -> None:
+        self._findings.say(
+            network=self._network_in_words(module),
+            call="" if call is None else call.in_words(),
+            input=arguments.in_words(),
+            logits="that are computed again" if logits is None else describe_value(logits),
+        )
+        for message in what_stays(_NAME, self.input, self._present_action, arguments, logits):
+            rank_zero_warn(message)
 
     def _is_coupled(self, module: LightningModule, orbit: OrbitOfCall, logits: Tensor, element: int) -> bool:
         """Whether elements must not be stacked; warns where f(x), run again, is not what the step's call gave."""

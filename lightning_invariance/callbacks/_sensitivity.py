@@ -154,6 +154,7 @@ class SensitivityMonitor(EpochMonitor):
                 self.action.verify(arguments.x)
             self._findings.say(
                 network=self._network_in_words(pl_module),
+                call="" if call is None else call.in_words(),
                 input=arguments.in_words(),
                 logits="that are computed again" if base is None else describe_value(base),
             )
