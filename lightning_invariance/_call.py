@@ -62,11 +62,16 @@ def arguments_of(
         args = args[:-1]
     if len(args) == 1 and isinstance(args[0], (list, tuple)) and (len(args[0]) == 1 or takes.least == len(args[0])):
         args = tuple(args[0])
+    named = input if isinstance(input, (list, tuple)) else [input]
+    positions = [place for place in named if isinstance(place, int) and -len(args) <= place < len(args)]
+    if len(args) > takes.most >= len(named) == len(positions):
+        args = tuple(args[place] for place in positions)
+        return Arguments(args, {}, tuple(("args", place) for place in range(len(args))))
     if not takes.least <= len(args) <= takes.most or not any(isinstance(each, (Tensor, Mapping)) for each in args):
         raise ValueError(
             f"Expected `batches` to give tensors x, pairs (x, target), or as many parts as `network` takes "
-            f"({takes}), and a target, but got {describe_value(batch)}: say where the labels are with `target=`, or "
-            "pass a function of the parts that are there."
+            f"({takes}), and a target, but got {describe_value(batch)}: say where the labels are with `target=` "
+            "and the input with `input=`, or pass a function of the parts that are there."
         )
     return locate_in_call(args, {}, input, action, owner)
 

@@ -75,7 +75,7 @@ def check_has_gradient(gradient: Tensor | None) -> Tensor:
     if gradient is None:
         raise ValueError(
             "Expected `network` to give logits that have a gradient with respect to `x` but got none: they do not "
-            "depend on it, or the network detaches them."
+            "depend on it, or the network detaches them. Saliency maps are left out with `saliency_samples=0`."
         )
     return gradient
 

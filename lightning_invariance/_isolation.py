@@ -155,6 +155,10 @@ def module_of(network: object) -> nn.Module:
     if isinstance(network, partial):
         values += [network.func, *network.args, *network.keywords.values()]
     values += [cell.cell_contents for cell in getattr(function, "__closure__", None) or () if _is_filled(cell)]
+    values += [
+        *(getattr(function, "__defaults__", None) or ()),
+        *(getattr(function, "__kwdefaults__", None) or {}).values(),
+    ]
     names = getattr(getattr(function, "__code__", None), "co_names", ())
     values += [function.__globals__[name] for name in names if name in getattr(function, "__globals__", ())]
     values += [value.__self__ for value in values if hasattr(value, "__self__")]

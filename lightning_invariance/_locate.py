@@ -57,7 +57,12 @@ def check_logits_of(logits: object) -> None:
 
 
 def locate_in_call(
-    args: tuple[Any, ...], kwargs: dict[str, Any], spec: InputSpec, action: Action | None, owner: str
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    spec: InputSpec,
+    action: Action | None,
+    owner: str,
+    names: Sequence[str] = (),
 ) -> Arguments:
     """Finds the tensors that the group acts on among the arguments of a network's call.
 
@@ -67,13 +72,14 @@ def locate_in_call(
         spec: where they are; None for the only tensor that can be meant: the only one that the group can act on.
         action: the group; None where no group acts, and the only tensor can be meant.
         owner: who asks, for messages.
+        names: what the network calls its positional arguments, which can be named so.
 
     Raises:
         ValueError: if a place holds no tensor, or no or several tensors can be meant.
     """
     where = ARGUMENTS
     if spec is not None:
-        return _named(args, kwargs, spec, owner, where)
+        return _named(args, kwargs, spec, owner, where, names)
     tensors = list(_candidates({"args": args, "kwargs": kwargs}, action))
     return Arguments(args, kwargs, (_the_only(tensors, action, args, kwargs, owner, where),))
 
@@ -150,7 +156,9 @@ class Labels:
         return f"at {self.place}" if self.tensor is not None else f"none ({self.place}; `target=` names them)"
 
 
-def locate_target(batch: Any, spec: Place | None, samples: int, owner: str, inputs: Sequence[Tensor] = ()) -> Labels:
+def locate_target(
+    batch: Any, spec: Place | None, samples: int, owner: str, inputs: Sequence[Tensor] = (), last: bool = False
+) -> Labels:
     """The labels of a batch.
 
     Args:
@@ -160,12 +168,13 @@ def locate_target(batch: Any, spec: Place | None, samples: int, owner: str, inpu
         samples: B.
         owner: who asks, for messages.
         inputs: tensors that the network was called with: none of them is the labels.
+        last: whether the last of more than two parts is the target, too.
 
     Raises:
         ValueError: if `spec` is given and names no labels.
     """
     if spec is None:
-        return _labels_by_default(batch, samples, inputs)
+        return _labels_by_default(batch, samples, inputs, last)
     value = None
     for path in _paths_of((batch,), {}, spec):
         value = get({"args": (batch,), "kwargs": {}}, path)
@@ -173,12 +182,12 @@ def locate_target(batch: Any, spec: Place | None, samples: int, owner: str, inpu
     if not are_labels(value, samples):
         raise ValueError(
             f"{owner}: expected target={spec!r} to name {samples} integer labels in the batch but got "
-            f"{describe_value(value)}."
+            f"{describe_value(value)}: the batch is {describe_nested(batch)}."
         )
     return Labels(value, place_in_words(path, "the batch"))
 
 
-def _labels_by_default(batch: Any, samples: int, inputs: Sequence[Tensor]) -> Labels:
+def _labels_by_default(batch: Any, samples: int, inputs: Sequence[Tensor], last: bool) -> Labels:
     if isinstance(batch, Mapping):
         named = [key for key in LABEL_NAMES if key in batch]
         for key in named:
@@ -187,12 +196,13 @@ def _labels_by_default(batch: Any, samples: int, inputs: Sequence[Tensor]) -> La
         if named:
             return Labels(None, "; ".join(f"the batch[{key!r}] is {describe_value(batch[key])}" for key in named))
         return Labels(None, f"the batch has no entry called {', '.join(LABEL_NAMES)}")
-    if isinstance(batch, (list, tuple)) and len(batch) == 2:
-        if any(batch[1] is each for each in inputs):
-            return Labels(None, "the batch[1] is an argument of the network")
-        if are_labels(batch[1], samples):
-            return Labels(batch[1], "the batch[1]")
-        return Labels(None, f"the batch[1] is {describe_value(batch[1])}")
+    if isinstance(batch, (list, tuple)) and (len(batch) == 2 or (last and len(batch) > 2)):
+        place = f"the batch[{len(batch) - 1}]"
+        if any(batch[-1] is each for each in inputs):
+            return Labels(None, f"{place} is an argument of the network")
+        if are_labels(batch[-1], samples):
+            return Labels(batch[-1], place)
+        return Labels(None, f"{place} is {describe_value(batch[-1])}")
     return Labels(None, f"the batch is no pair and no mapping but {describe_value(batch)}")
 
 
@@ -204,6 +214,21 @@ def are_labels(value: Any, samples: int) -> bool:
         and not value.is_floating_point()
         and not value.is_complex()
     )
+
+
+def stray_labels(owner: str, labels: Labels, logits: Tensor) -> list[str]:
+    """What to warn of where labels name no class (this waits for the device)."""
+    classes = logits.shape[1] if logits.ndim == 2 else 0
+    if labels.tensor is None or classes < 2 or not len(labels.tensor):
+        return []
+    low, high = int(labels.tensor.min()), int(labels.tensor.max())
+    if low >= 0 and high < classes:
+        return []
+    return [
+        f"{owner}: labels at {labels.place} go from {low} to {high}, but the network has the classes 0 to "
+        f"{classes - 1}: those that name none count as wrong, and maps explain the predicted class instead. Other "
+        "labels are named with `target=`."
+    ]
 
 
 def logits_of(output: Any, select: LogitsOf | None, owner: str) -> Tensor:
@@ -235,7 +260,12 @@ def logits_of(output: Any, select: LogitsOf | None, owner: str) -> Tensor:
 
 
 def check_rows(logits: Tensor, samples: int, owner: str) -> None:
-    """Raises a `ValueError` unless the logits have one row a sample."""
+    """Raises a `ValueError` unless the logits are floating point, one row a sample."""
+    if not logits.is_floating_point():
+        raise ValueError(
+            f"{owner}: expected the network to give logits, floating point, but got {describe_value(logits)}: take "
+            "them out with `logits=`, a function of the network's output."
+        )
     if logits.ndim == 0 or len(logits) != samples:
         raise ValueError(
             f"{owner}: expected the network to give one row of logits for each of {samples} samples but got "
@@ -285,6 +315,11 @@ def what_stays(
             f"{owner}: {action!r} moves {moved}, but {names} of the same places stays as it is: name all that move "
             "together in a list, `input=[...]`; a list of one says that nothing else moves."
         )
+    if x.ndim == 3 and len(x) in (1, 3, 4) and min(x.shape[1:]) > 4 and set(action.places or ()) == {-2, -1}:
+        said.append(
+            f"{owner}: each of the {len(x)} rows of {describe_value(x)} is taken for a sample, but it looks as if it "
+            "were one image with its channels: samples come first in a batch, also where there is only one."
+        )
     width = x.shape[-1] if x.ndim == 4 else 0
     if width in (1, 3, 4) and min(x.shape[1:3]) > 4 and action.places and set(action.places) <= {-2, -1}:
         said.append(
@@ -318,17 +353,29 @@ def _has_the_places(action: Action, x: Tensor, other: Tensor) -> bool:
     moved = places if moved is None else moved
     if -min(moved) > other.ndim - 1:
         return False
+    if len(places) == 1 and other.ndim < x.ndim and moved == places:
+        return False  # a size in common by chance, as many classes as time steps
     return [other.shape[dim] for dim in moved] == [x.shape[dim] for dim in places]
 
 
 # Paths ----------------------------------------------------------------------------------------------------------------
 
 
-def _named(args: tuple[Any, ...], kwargs: dict[str, Any], spec: InputSpec, owner: str, where: str) -> Arguments:
+def _named(
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    spec: InputSpec,
+    owner: str,
+    where: str,
+    names: Sequence[str] = (),
+) -> Arguments:
     root = {"args": args, "kwargs": kwargs}
     paths = []
     for place in spec if isinstance(spec, (list, tuple)) else [spec]:
         found = [path for path in _paths_of(args, kwargs, place) if isinstance(get(root, path), Tensor)]
+        if not found and place in names[: len(args)]:
+            path = ("args", list(names).index(str(place)))
+            found = [path] if isinstance(get(root, path), Tensor) else []
         if not found:
             raise ValueError(
                 f"{owner}: expected input={spec!r} to name a tensor in {where} but {place!r} is none: "
@@ -355,13 +402,11 @@ def _paths_of(args: tuple[Any, ...], kwargs: dict[str, Any], place: Any) -> list
         if found or "." not in place:
             return found
         head, rest = place.split(".", 1)
-        firsts: list[Any] = [head, *([int(head)] if head.lstrip("-").isdigit() else [])]
-        return [
-            path
-            for first in firsts
-            for start in _paths_of(args, kwargs, first)
-            for path in _descend(get(root, start), start, rest)
-        ]
+        is_position = head.lstrip("-").isdigit()
+        firsts: list[Any] = [head, *([int(head)] if is_position else [])]
+        heads = [start for first in firsts for start in _paths_of(args, kwargs, first)]
+        heads += starts[int(head) : int(head) + 1] if is_position and int(head) >= 0 else []
+        return [path for start in heads for path in _descend(get(root, start), start, rest)]
     only = args[0] if len(args) == 1 else None
     if isinstance(only, (list, tuple)):
         return [("args", 0, place)] if -len(only) <= place < len(only) else []
@@ -448,8 +493,9 @@ def _the_only(
             "'data.image'), or with `network=` a submodule that is called with tensors."
         )
     else:
-        places = ", ".join(f"{place_in_words(each.path, where)} {tuple(each.tensor.shape)}" for each in movable)
-        problem = f"several tensors could be meant ({places})"
+        places = [f"{place_in_words(each.path, where)} {tuple(each.tensor.shape)}" for each in movable]
+        listed = ", ".join([*places[:4], "..."] if len(places) > 4 else places)
+        problem = f"several tensors could be meant ({listed})"
     raise ValueError(
         f"{owner}: expected to find the input in {where}, which holds {describe_call(args, kwargs)}, but {problem}: "
         "name it with `input=` (a key, a keyword or a position), or all that move together in a list."

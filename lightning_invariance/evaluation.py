@@ -37,6 +37,7 @@ from lightning_invariance._locate import (
     check_rows,
     locate_target,
     logits_of,
+    stray_labels,
     what_stays,
 )
 from lightning_invariance._random import seed_of
@@ -333,7 +334,11 @@ class NetworkOfInput(nn.Module):
 
 def for_measuring(action: Action) -> Action:
     """The group with elements that no training uses: drawn anew, where they are drawn, from a stream of their own."""
-    return action.redrawn(seed_of("measuring", repr(action))) if action.drawn else action
+    if not action.drawn or action.__dict__.get("_for_measuring"):
+        return action
+    redrawn = action.redrawn(seed_of("measuring", repr(action)))
+    redrawn.__dict__["_for_measuring"] = True  # so that what is in a record is measured again as it is
+    return redrawn
 
 
 class InvarianceResults(dict[str, Estimate]):
@@ -440,7 +445,7 @@ def evaluate_invariance(
                 )
             x = arguments.x
             tensors = [*arguments.inputs, *(tensor for _, tensor in arguments.others)]
-            labels = locate_target(batch, target, len(x), _NAME, tensors)
+            labels = locate_target(batch, target, len(x), _NAME, tensors, last=True)
             first_batch = not evaluator.samples
             if first_batch:
                 arguments.acting(action).verify(x)
@@ -456,7 +461,8 @@ def evaluate_invariance(
 
             outputs = evaluator.update(at, x, labels=labels, module=module, divisible=arguments.is_divisible)
             if first_batch:
-                for message in what_stays(_NAME, input, action, arguments, outputs):
+                said = what_stays(_NAME, input, action, arguments, outputs)
+                for message in said + stray_labels(_NAME, labels, outputs):
                     warnings.warn(message, stacklevel=2)
                 found = {
                     "input": arguments.in_words(),

@@ -414,7 +414,15 @@ def _logits_and_gradient(
             check_classes_named(target, by_class(logits).shape[1])
         chosen = predicted_class(logits) if target is None else _detached(target).long()
         explained = by_class(logits).gather(1, chosen[:, None].to(logits.device)).sum()
-        gradient = torch.autograd.grad(explained, leaf, allow_unused=True)[0] if explained.requires_grad else None
+        try:
+            gradient = torch.autograd.grad(explained, leaf, allow_unused=True)[0] if explained.requires_grad else None
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise
+            raise ValueError(
+                "Expected `network` to keep its graph for saliency maps but it lets go of it: it differentiates inside "
+                "(without `create_graph=True`). Saliency maps are left out with `saliency_samples=0`."
+            ) from error
     return logits.detach(), check_has_gradient(gradient)
 
 

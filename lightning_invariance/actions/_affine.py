@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from functools import cached_property
 from math import log
 from typing import Any, Literal
@@ -91,8 +92,17 @@ class AffineAction(Action):
 
     def check(self, x: Tensor) -> None:
         check_batch(self, x, 2)
-        if not x.is_floating_point():
+        if not x.is_floating_point() and self.interpolation != "nearest":
             raise ValueError(f"Expected `x` to be floating point for {self!r}, which interpolates, but got {x.dtype}.")
+
+    def alongside(self, x: Tensor, other: Tensor) -> Action:
+        """Whole numbers, such as the classes of a mask, take the nearest value; see `Action.alongside`."""
+        self.check(x)
+        if other.is_floating_point() or self.interpolation == "nearest":
+            return self
+        nearest = copy(self)
+        nearest.interpolation = "nearest"
+        return nearest
 
     def verify(self, x: Tensor) -> None:
         """Raises where the group cannot act on `x`; the inverses follow from the matrices and need no check."""
@@ -132,7 +142,8 @@ class AffineAction(Action):
     def _thetas(self, x: Tensor, inverse: bool) -> Tensor:
         """The matrices that `affine_grid` wants: in units of half the width and height."""
         height, width = x.shape[-2:]
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        # Whole numbers are exact in double precision.
+        dtype = torch.float32 if x.is_floating_point() and x.dtype != torch.float64 else torch.float64
 
         def build() -> Tensor:
             scale = torch.tensor([width, height, 1.0], dtype=torch.float64, device="cpu")

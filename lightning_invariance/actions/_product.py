@@ -108,11 +108,27 @@ class ProductAction(Action):
         self.first.check(x)
 
     def verify(self, x: Tensor) -> None:
-        """Verifies both actions, and that each leaves the padding of the other alone; see `Action.verify`."""
+        """Verifies both actions, each on its own and beside the other; see `Action.verify`.
+
+        Each has to leave the padding of the other alone, and no pair may undo itself: it would count as a motion.
+        """
         self.second.verify(x)
         self.first.verify(x)
+        self._check_pairs_move(x)
         _check_padding_stays(self.first, self.second, x)
         _check_padding_stays(self.second, self.first, x)
+
+    def _check_pairs_move(self, x: Tensor) -> None:
+        if not self.exact or self.drawn or not set(self.first.dims or ()) & set(self.second.dims or ()):
+            return
+        sizes = x.shape[1:]
+        places = torch.arange(sizes.numel(), device=x.device).reshape(1, *sizes)
+        for element, label in enumerate(self.labels):
+            if element and torch.equal(self.act(places, element), places):
+                raise ValueError(
+                    f"Expected every pair but the first of {self!r} to move {tuple(sizes)} but {label!r} does not: the "
+                    "two have elements in common, which would count as motions without an error."
+                )
 
     def _act_one(self, x: Tensor, element: int) -> Tensor:
         left, right = element // len(self.second), element % len(self.second)

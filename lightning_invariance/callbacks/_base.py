@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,6 +39,15 @@ def check_prefix(prefix: object) -> None:
     """Raises unless `prefix` is a name or None."""
     if prefix is not None and (not isinstance(prefix, str) or not prefix or prefix.strip("/") != prefix):
         raise ValueError(f"Expected `prefix` to be a name without slashes at its ends, or None, but got {prefix!r}.")
+
+
+def positional_names(network: nn.Module) -> list[str]:
+    """What a network's forward calls the arguments that it takes by position."""
+    try:
+        parameters = inspect.signature(network.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
 
 
 def place_among_peers(trainer: Trainer, callback: Callback) -> int:
@@ -168,7 +178,8 @@ class NetworkCallback(InjectingCallback):
             ValueError: if there is no such tensor or no logits, or the group cannot act on it.
         """
         if call is not None:
-            arguments = locate_in_call(call.args, call.kwargs, self.input, action, self._name)
+            names = positional_names(self._network_of(module))
+            arguments = locate_in_call(call.args, call.kwargs, self.input, action, self._name, names)
             self._check_action(module, arguments, action)
             logits = logits_of(call.output, self.logits, self._name)
             check_rows(logits, len(arguments.inputs[0]), self._name)

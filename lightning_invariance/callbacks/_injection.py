@@ -169,6 +169,9 @@ class _Wrapper:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._run(*args, **kwargs)
 
+    def __reduce__(self) -> Any:
+        return getattr, (self._module, self._name)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if self._shadow.was_instance_attribute:
             return copy.deepcopy(self._shadow.original, memo)

@@ -21,6 +21,7 @@ from lightning_invariance._locate import (
     Place,
     check_place,
     locate_target,
+    stray_labels,
     what_stays,
 )
 from lightning_invariance.actions import Action
@@ -137,7 +138,8 @@ class InvarianceMonitor(EpochMonitor):
         self.max_batch = max_batch
         self._evaluators: list[InvarianceEvaluator] = []
         self._verified = False
-        self._again = False  # whether f(x) is to be computed again
+        self._again: set[int] = set()  # the calls whose f(x) is to be computed again
+        self._warned = False
         self._measure_names = self._evaluator().measures.names  # wrong measures, saliency or sizes fail here
 
     def logged_names(self) -> tuple[str, ...]:
@@ -147,6 +149,8 @@ class InvarianceMonitor(EpochMonitor):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._verified = False
+        self._warned = False
+        self._again.clear()
 
     def _evaluator(self) -> InvarianceEvaluator:
         return InvarianceEvaluator(
@@ -212,10 +216,12 @@ class InvarianceMonitor(EpochMonitor):
             self._verified = True
             evaluator.check_labels(labels)
             self._begin_run(pl_module, arguments, call, base_logits, labels, evaluator)
+        place = 0 if call is None else call.place
+        if not evaluator.samples:  # in the first batch of each epoch: averages of weights may begin late
             # Where parameters are shared out, all processes would have to look, and to find the same.
-            looks = base_logits is not None and not is_sharded(trainer)
-            self._again = looks and not self._repeats(pl_module, at, x, base_logits)
-        base_logits = None if self._again else base_logits
+            repeats = is_sharded(trainer) or self._repeats(pl_module, at, x, base_logits)
+            (self._again.discard if repeats else self._again.add)(place)
+        base_logits = None if place in self._again else base_logits
         positions, kept = positions_of(loader, evaluator.samples, len(x))
         if is_sharded(trainer):
             # Every process runs what the others run, or they wait for each other: repeats are left out afterwards.
@@ -248,7 +254,8 @@ class InvarianceMonitor(EpochMonitor):
         network = self._network_of(module)
         with torch.inference_mode(False), torch.no_grad(), preserved_random_state(x.device), preserved_buffers(network):
             repeats = logits is None or are_close(run(ordinary(x)), logits)
-        if not repeats:
+        if not repeats and not self._warned:
+            self._warned = True
             rank_zero_warn(
                 f"{_NAME}: {self._network_in_words(module)} gives another output for the same input when it is run "
                 "again after its call in the step: its weights were exchanged for the call, say, or it depends on a "
@@ -267,7 +274,8 @@ class InvarianceMonitor(EpochMonitor):
     ) -> None:
         """In the first batch: is the group right, and what was found?"""
         arguments.acting(self.action).verify(arguments.x)
-        for message in what_stays(_NAME, self.input, self.action, arguments, logits):
+        said = what_stays(_NAME, self.input, self.action, arguments, logits)
+        for message in said + ([] if logits is None else stray_labels(_NAME, labels, logits)):
             rank_zero_warn(message)
         left_out = evaluator.left_out(arguments.x, logits, labels)
         self._findings.say(

@@ -443,7 +443,10 @@ class _PenaltyAdder(Injector):
                 f"counted from 0, but it made {self._backward_calls}."
             )
         which = "" if callback.backward_call is None else f" of backward call {callback.backward_call}"
-        return f"the loss{which} does not depend on what {name} returned."
+        frozen = (
+            f" in a call that trains it ({log.others} calls record no graph of its parameters)" if log.others else ""
+        )
+        return f"the loss{which} does not depend on what {name} returned{frozen}."
 
 
 def _mean(penalties: list[tuple[Tensor, int]]) -> tuple[Tensor, int]:

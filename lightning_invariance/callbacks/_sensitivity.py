@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._checks import check_choice, check_count
 from lightning_invariance._containers import describe_value
 from lightning_invariance._isolation import full_precision, ordinary, undisturbed
-from lightning_invariance._locate import LogitsOf, Place, check_place
+from lightning_invariance._locate import InputSpec, LogitsOf, what_stays
 from lightning_invariance._random import generator_for
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
@@ -55,8 +56,8 @@ class SensitivityMonitor(EpochMonitor):
         every_n_epochs: measures in every n-th training epoch only (validation outside of ``fit`` and tests always).
         layers: whether to measure the layers too.
         network: the name of the submodule whose output are the logits; the module's own forward by default.
-        input: where the network's arguments hold the input: a position, a keyword or a key; by default the only tensor
-            that the group can act on, or the only floating-point one.
+        input: where the network's arguments hold the input: a position, a keyword or a key, or a list of those that
+            change together, all floating point; by default the only tensor that the group can act on.
         logits: a function from the network's output to its logits; by default the output itself, or its ``logits``.
         call: which of several calls of the network in a step is measured: an index, ``"last"``, or ``"all"``; the only
             one if None.
@@ -89,13 +90,12 @@ class SensitivityMonitor(EpochMonitor):
         *,
         layers: bool = False,
         network: str | None = None,
-        input: Place | None = None,
+        input: InputSpec = None,
         logits: LogitsOf | None = None,
         call: CallSpec = None,
         max_batch: int | None = None,
         prefix: str | None = None,
     ) -> None:
-        check_place("input", input)
         if action is not None:
             check_action(action)
         check_count("samples", samples)
@@ -144,14 +144,17 @@ class SensitivityMonitor(EpochMonitor):
                 f"{_NAME}: expected `max_batch` to be None for a network that takes several tensors "
                 f"but got {self.max_batch}."
             )
-        if not arguments.x.is_floating_point():
-            raise ValueError(
-                f"{_NAME}: expected the input to be floating point, to have a gradient, but got {arguments.x.dtype}."
-            )
+        for each in arguments.inputs:
+            if not each.is_floating_point():
+                raise ValueError(
+                    f"{_NAME}: expected the input to be floating point, to have a gradient, but got {each.dtype}."
+                )
         if not self._verified:
             self._verified = True
             if self.action is not None:
-                self.action.verify(arguments.x)
+                arguments.acting(self.action).verify(arguments.x)
+                for message in what_stays(_NAME, self.input, self.action, arguments, None):
+                    rank_zero_warn(message)
             self._findings.say(
                 network=self._network_in_words(pl_module),
                 call="" if call is None else call.in_words(),
@@ -182,12 +185,13 @@ class SensitivityMonitor(EpochMonitor):
         sums.norms.update(jacobian_spectral_norm(network, x, max_batch=self.max_batch))
         if self.action is None:
             return
+        action = first.acting(self.action)
         with undisturbed(network, x.device), torch.no_grad():
-            outputs = evaluate_orbit(network, x, self.action, max_batch=self.max_batch)
+            outputs = evaluate_orbit(network, x, action, max_batch=self.max_batch)
             perturbed = evaluate_perturbations(
                 network,
                 x,
-                self.action,
+                action,
                 directions=_directions(x, len(self.action) - 1, positions),
                 max_batch=self.max_batch,
             )

@@ -87,8 +87,8 @@ def check_scores(logits: Tensor) -> None:
 def warn_degenerate() -> None:
     """Warns that the share is undefined."""
     warnings.warn(
-        "The orbit share is undefined: the variance between orbits is 0 up to rounding (a constant output, or "
-        "fewer than two samples), so NaN is returned.",
+        "The orbit share is undefined: the variance between orbits is 0 up to rounding (a constant output, "
+        "fewer than two samples, or orbits whose means are alike), so NaN is returned.",
         UserWarning,
         stacklevel=4,
     )

@@ -380,11 +380,33 @@ def test_a_copy_that_the_step_makes_of_the_network_is_itself(how: str) -> None:
     for one, other in zip(got.answers, control.answers, strict=True):  # type: ignore[arg-type]
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
     assert type(got.model) is nn.Sequential
+    teacher, expected = got.teacher[0], control.teacher[0](torch.ones(1, 1, 4, 4))  # type: ignore[index]
+    torch.testing.assert_close(teacher(torch.ones(1, 1, 4, 4)), expected)
     if how != "shallow":
-        assert type(got.teacher[0]) is nn.Sequential  # type: ignore[index]
-    torch.testing.assert_close(
-        pickle.loads(pickle.dumps(got.teacher[0]))(torch.ones(1, 1, 4, 4)), control.teacher[0](torch.ones(1, 1, 4, 4))
-    )  # type: ignore[index]
+        torch.testing.assert_close(pickle.loads(pickle.dumps(teacher))(torch.ones(1, 1, 4, 4)), expected)
+        assert b"lightning_invariance" not in pickle.dumps(teacher)
+
+
+def test_a_network_keeps_its_class_during_a_step() -> None:
+    """Users look things up by it, and classes count their subclasses."""
+    subclasses: list[type] = []
+
+    class Registered(nn.Sequential):
+        def __init_subclass__(cls, **kwargs: Any) -> None:
+            super().__init_subclass__(**kwargs)
+            subclasses.append(cls)
+
+    class Looks(Classifier):
+        def __init__(self) -> None:
+            super().__init__(lambda: Registered(nn.Flatten(), nn.Linear(16, 3)))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            assert type(self.model) is Registered
+            assert type(self) is Looks
+            return super().training_step(batch, batch_idx)
+
+    fit(Looks, [InvarianceRegularizer(C4(), WEIGHT, network="model"), InvarianceRegularizer(C4(), WEIGHT, prefix="b")])
+    assert not subclasses
 
 
 def test_a_scripted_network_is_watched() -> None:

@@ -264,6 +264,24 @@ def test_weights_that_are_exchanged_for_the_call_are_warned_of_and_not_mixed() -
     assert mixed == pytest.approx(measured(Step, C4()), rel=1e-5)  # of the network as it is after the step
 
 
+def test_weights_that_begin_to_differ_later_on_are_noticed_then() -> None:
+    """Averages are those of the first weights in the sanity check."""
+
+    class Later(Averaged):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            if self.trainer.sanity_checking:
+                self.model(batch[0])
+            else:
+                super().validation_step(batch, batch_idx)
+
+    monitor = InvarianceMonitor(C4(), measures=[LI], network="model")
+    with pytest.warns(UserWarning, match="What is measured is the network as it is after the step") as warned:
+        module = fit(Later, [monitor], val=loader(8))
+    assert len([each for each in warned if "run again" in str(each.message)]) == 1
+    own = evaluate_invariance(module.model, loader(8), C4(), measures=[LI], progress=False)  # type: ignore[arg-type]
+    assert float(monitor.history[-1].measures[LI].value) == pytest.approx(float(own[LI].value), rel=1e-5)
+
+
 def test_a_state_that_is_no_buffer_is_warned_of() -> None:
     class Counts(nn.Module):
         def __init__(self) -> None:

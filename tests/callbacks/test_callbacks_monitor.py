@@ -403,7 +403,8 @@ def test_a_label_that_names_no_class_has_the_predicted_class_explained() -> None
     module = Ignoring()
     data = loader(7, pack=lambda x, y: (x, torch.tensor(-100)))
     trainer = trainer_for([InvarianceMonitor(C4(), saliency=Gradient(), saliency_samples=6)])
-    trainer.validate(module, data, verbose=False)
+    with pytest.warns(UserWarning, match=r"labels at the batch\[1\] go from -100 to -100, .* 0 to 2"):
+        trainer.validate(module, data, verbose=False)
     expected = measures_by_hand(module.model, data.dataset.x, None, gradient_map, saliency_samples=6)
     assert_logged(trainer, {**expected, "orbit_accuracy": 0.0, "worst_case_orbit_accuracy": 0.0})
 

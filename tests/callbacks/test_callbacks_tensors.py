@@ -18,6 +18,7 @@ from lightning_invariance import (
     C4,
     SO3,
     Action,
+    CyclicTranslations,
     Gradient,
     InvarianceMonitor,
     InvarianceRegularizer,
@@ -288,13 +289,13 @@ def test_a_penalty_moves_all_inputs_that_are_named_together() -> None:
     class _Reversed(TimeReversal):
         pass
 
-    both = ["positions", "charges"]
-    got = fit(Molecule, [InvarianceRegularizer(FlipSet(), WEIGHT, input=[0, 1])], data=molecules())
-    assert_trained_alike(got, fit(WithTerm, data=molecules()), fit(Molecule, data=molecules()))
-    with pytest.raises(
-        ValueError, match=r"input=\['positions', 'charges'\] to name a tensor in the network's arguments"
-    ):
-        fit(Molecule, [InvarianceRegularizer(FlipSet(), WEIGHT, input=both)], data=molecules())
+    both = ["positions", "charges"]  # as its forward calls them
+    oracle, plain = fit(WithTerm, data=molecules()), fit(Molecule, data=molecules())
+    for input in ([0, 1], both):
+        got = fit(Molecule, [InvarianceRegularizer(FlipSet(), WEIGHT, input=input)], data=molecules())
+        assert_trained_alike(got, oracle, plain)
+    with pytest.raises(ValueError, match=r"input=\['positions', 'mass'\] to name a tensor in .* 'mass' is none"):
+        fit(Molecule, [InvarianceRegularizer(FlipSet(), WEIGHT, input=["positions", "mass"])], data=molecules())
 
 
 def test_a_monitor_measures_all_inputs_moved_together() -> None:
@@ -401,3 +402,40 @@ def test_signs_of_channels_are_no_places() -> None:
     moved, target = watched(OrbitAugmentation(signs), (torch.randn(4, 5, 3), torch.eye(3)[[0, 1, 2, 0]]))
     assert moved.shape == (4, 5, 3)
     assert torch.equal(target, torch.eye(3)[[0, 1, 2, 0]])
+
+
+# What looks wrong ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [[images(1, side=8)[0]], images(1, side=8)[0]], ids=["a list of one image", "bare"])
+def test_one_image_without_a_batch_is_warned_of(batch: Any) -> None:
+    with pytest.warns(UserWarning, match=r"each of the 3 rows of a tensor \(3, 8, 8\) .* as if it were one image"):
+        watched(OrbitAugmentation(C4()), batch)
+
+
+def test_a_mask_of_whole_numbers_takes_the_nearest_class_under_interpolation() -> None:
+    index = torch.zeros(8, 9, 9, dtype=torch.int64)
+    index[:, :, :5] = 7
+    moved, mask = watched(OrbitAugmentation(Rotations(8), input=[0, 1]), (index[:, None].float(), index))
+    assert mask.dtype == torch.int64
+    assert set(mask.unique().tolist()) <= {0, 7}
+    assert not torch.equal(mask, index)
+    # Where the image is not blended, the mask says the same.
+    sharp = (moved[:, 0] == 7) | (moved[:, 0] == 0)
+    inside = torch.zeros(9, 9, dtype=torch.bool)
+    inside[2:7, 2:7] = True
+    assert torch.equal(mask[sharp & inside], moved[:, 0][sharp & inside].long())
+
+
+def test_labels_that_name_no_class_are_warned_of() -> None:
+    data = loader(8, pack=lambda x, y: (x, y + 1))
+    with pytest.warns(
+        UserWarning, match=r"labels at the batch\[1\] go from 1 to 3, but the network has the classes 0 to 2"
+    ):
+        trainer_for([InvarianceMonitor(C4())]).validate(Classifier(), data, verbose=False)
+
+
+def test_a_product_of_groups_with_elements_in_common_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"every pair but the first of C4\(\) \* C4\(\) to move"):
+        (C4() * C4()).verify(images(4))
+    (C4() * CyclicTranslations(2)).verify(images(4))
