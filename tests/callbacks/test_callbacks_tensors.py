@@ -432,7 +432,7 @@ def test_labels_that_name_no_class_are_warned_of() -> None:
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
             return F.cross_entropy(self(batch[0]), batch[1] - 1)
 
-    data = loader(8, pack=lambda x, y: (x, y + 1))
+    data = loader(12, 12, pack=lambda x, y: (x, y + 1))  # the first batch is looked at
     with pytest.warns(UserWarning, match=r"labels at the batch\[1\] go from 1 to 3, .* the classes 0 to 2"):
         trainer_for([InvarianceMonitor(C4())]).validate(CountsFromOne(), data, verbose=False)
 
