@@ -7,12 +7,8 @@ clipping, scaling and distributed reduction treat a term that it adds as part of
 
 from __future__ import annotations
 
-import copy
-import functools
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
-from types import MethodType
 from typing import Any
 
 import torch
@@ -20,6 +16,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from lightning_invariance.callbacks._calls import CallLog, recorded_calls
+from lightning_invariance.callbacks._intercept import StandIn
 
 
 class Injector:
@@ -84,8 +81,8 @@ class _Dispatcher:
 
         if name == "manual_backward":
             wrapper = torch.compiler.disable(wrapper)
-        shadow = _Shadow(self, name in module.__dict__, original)
-        module.__dict__[name] = _Wrapper(module, name, original, wrapper, shadow)
+        shadowed = module.__dict__.get(name)
+        module.__dict__[name] = _Wrapper(module, name, original, shadowed, wrapper, self)
 
     def _run_step(
         self,
@@ -142,40 +139,20 @@ class _Dispatcher:
         return original(loss, *rest, **kwargs)
 
 
-@dataclass(frozen=True)
-class _Shadow:
-    """What a wrapper shadows: enough to put it back."""
-
-    dispatcher: _Dispatcher
-    was_instance_attribute: bool
-    original: Callable[..., Any]
-
-
-class _Wrapper:
-    """What stands in a module's dictionary in place of a method.
-
-    SWA, EMA and users deep-copy modules: the copy gets the method itself, bound to the copy, and no callback.
-    """
+class _Wrapper(StandIn):
+    """In place of a step. SWA, EMA and users deep-copy modules: a copy has no part in the callbacks."""
 
     def __init__(
-        self, module: LightningModule, name: str, original: Callable[..., Any], run: Callable[..., Any], shadow: _Shadow
+        self,
+        module: LightningModule,
+        name: str,
+        original: Callable[..., Any],
+        shadowed: Any,
+        run: Callable[..., Any],
+        dispatcher: _Dispatcher,
     ) -> None:
-        functools.update_wrapper(self, original)  # with the signature, which Lightning inspects
-        self._module = module
-        self._name = name
-        self._run = run
-        self._shadow = shadow
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._run(*args, **kwargs)
-
-    def __reduce__(self) -> Any:
-        return getattr, (self._module, self._name)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        if self._shadow.was_instance_attribute:
-            return copy.deepcopy(self._shadow.original, memo)
-        return MethodType(getattr(type(self._module), self._name), memo.get(id(self._module), self._module))
+        super().__init__(module, name, original, shadowed, run)
+        self.dispatcher = dispatcher
 
 
 _STEPS = ("training_step", "validation_step", "test_step", "manual_backward")
@@ -187,7 +164,7 @@ def inject(module: LightningModule, injector: Injector) -> None:
     if injector not in dispatcher.injectors:
         dispatcher.injectors.append(injector)
     for name in sorted(dispatcher.names(module)):
-        if _shadow(module, name) is None:
+        if _wrapper(module, name) is None:
             dispatcher.wrap(module, name)
 
 
@@ -199,11 +176,11 @@ def eject(module: LightningModule, injector: Injector) -> None:
     if injector in dispatcher.injectors:
         dispatcher.injectors.remove(injector)
     for name in set(_STEPS) - dispatcher.names(module):
-        shadow = _shadow(module, name)
-        if shadow is None:
+        wrapper = _wrapper(module, name)
+        if wrapper is None:
             continue
-        if shadow.was_instance_attribute:
-            module.__dict__[name] = shadow.original
+        if wrapper.shadowed is not None:
+            module.__dict__[name] = wrapper.shadowed
         else:
             del module.__dict__[name]
 
@@ -217,13 +194,13 @@ def _is_due(module: LightningModule, step: str) -> bool:
 
 
 def _find(module: LightningModule) -> _Dispatcher | None:
-    shadows = (_shadow(module, name) for name in _STEPS)
-    return next((shadow.dispatcher for shadow in shadows if shadow is not None), None)
+    wrappers = (_wrapper(module, name) for name in _STEPS)
+    return next((wrapper.dispatcher for wrapper in wrappers if wrapper is not None), None)
 
 
-def _shadow(module: LightningModule, name: str) -> _Shadow | None:
-    shadow: _Shadow | None = getattr(module.__dict__.get(name), "_shadow", None)
-    return shadow
+def _wrapper(module: LightningModule, name: str) -> _Wrapper | None:
+    found = module.__dict__.get(name)
+    return found if isinstance(found, _Wrapper) else None
 
 
 def is_compiled(module: LightningModule) -> bool:

@@ -50,37 +50,56 @@ def _put(network: nn.Module, name: str, original: Callable[..., Any], intercepto
             attributes[name] = shadowed
 
 
-class _Interceptor:
-    """What stands in a network's dictionary in place of its call or its forward."""
+class StandIn:
+    """What stands in an object's dictionary in place of one of its methods.
+
+    A deep copy of the object gets the method itself, bound to the copy, and so does one that is unpickled.
+
+    Args:
+        owner: the object.
+        name: the method's.
+        original: what is called by that name otherwise.
+        shadowed: what was in the dictionary before, or None.
+        run: what is called instead.
+    """
 
     def __init__(
-        self, network: nn.Module, name: str, original: Callable[..., Any], shadowed: Any, interceptor: Interceptor
+        self, owner: Any, name: str, original: Callable[..., Any], shadowed: Any, run: Callable[..., Any]
     ) -> None:
-        functools.update_wrapper(self, original)
-        self._network = network
-        self._name = name
-        self._original = original
-        self._shadowed = shadowed
-        self._interceptor = interceptor
+        functools.update_wrapper(self, original)  # with the signature, which Lightning inspects
+        self.owner = owner
+        self.name = name
+        self.original = original
+        self.shadowed = shadowed
+        self.run = run
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self.shadowed is not None:
+            return copy.deepcopy(self.shadowed, memo)
+        return MethodType(getattr(type(self.owner), self.name), memo.get(id(self.owner), self.owner))
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.owner, self.name)
+
+
+class _Interceptor(StandIn):
+    """In place of a network's call or its forward."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         called = _called_module()
-        if called is not None and called is not self._network:  # a shallow copy, as meta-learning makes them
-            own: Any = type(called)._call_impl if self._name == _WHOLE else type(called).forward
+        if called is not None and called is not self.owner:  # a shallow copy, as meta-learning makes them
+            own: Any = type(called)._call_impl if self.name == _WHOLE else type(called).forward
             return own(called, *args, **kwargs)
-        return self._interceptor(self._original, self._name == _WHOLE, *args, **kwargs)
+        return self.run(self.original, self.name == _WHOLE, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        if self._shadowed is not None:
-            return copy.deepcopy(self._shadowed, memo)
-        if self._name == _WHOLE:
-            return None
-        return MethodType(type(self._network).forward, memo.get(id(self._network), self._network))
+        return None if self.shadowed is None and self.name == _WHOLE else super().__deepcopy__(memo)
 
     def __reduce__(self) -> Any:
-        if self._shadowed is None and self._name == _WHOLE:
-            return type(None), ()
-        return getattr, (self._network, self._name)
+        return (type(None), ()) if self.shadowed is None and self.name == _WHOLE else super().__reduce__()
 
 
 def _called_module() -> nn.Module | None:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from lightning_invariance.callbacks._intercept import StandIn
+
 
 class OwnerWatch:
     """Raises where the gradients of a term are zeroed before an optimiser has taken a step with them.
@@ -116,7 +118,7 @@ class OwnerWatch:
             with around():
                 return original(*args, **kwargs)
 
-        attributes[name] = shadow
+        attributes[name] = StandIn(target, name, original, shadowed, shadow)
         self._undo.append(
             functools.partial(attributes.pop, name)
             if shadowed is None

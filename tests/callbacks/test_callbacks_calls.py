@@ -387,6 +387,19 @@ def test_a_copy_that_the_step_makes_of_the_network_is_itself(how: str) -> None:
         assert b"lightning_invariance" not in pickle.dumps(teacher)
 
 
+def test_a_copy_made_in_a_manual_step_zeroes_its_own_gradients() -> None:
+    class CopiesManually(GeneratorFirst):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            super().training_step(batch, batch_idx)
+            copied = copy.deepcopy(self.d)
+            self.d(batch[0]).sum().backward()
+            copied.zero_grad()
+            assert all(parameter.grad is not None for parameter in self.d.parameters())
+            self.d.zero_grad()
+
+    fit(CopiesManually, [InvarianceRegularizer(C4(), WEIGHT, network="d", backward_call=1)])
+
+
 def test_a_network_keeps_its_class_during_a_step() -> None:
     """Users look things up by it, and classes count their subclasses."""
     subclasses: list[type] = []
