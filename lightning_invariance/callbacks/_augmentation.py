@@ -92,7 +92,8 @@ class _Augmenter(Injector):
             callback._findings.say(input=batch.in_words("the batch"))
             for message in what_stays(_NAME, callback.input, callback.action, batch, None, "the batch"):
                 rank_zero_warn(message)
-            others_rows = {tuple(each.shape) for _, each in batch.others if each.ndim and len(each) != len(first)}
+            # Of none of the samples only what has no row a sample is left.
+            others_rows = {tuple(each.shape) for _, each in batch.first(0).others if each.ndim and len(each)}
             if others_rows:
                 rank_zero_warn(
                     f"{_NAME}: each of the {len(first)} rows of {place_in_words(batch.paths[0], 'the batch')} is taken "

@@ -441,3 +441,13 @@ def test_a_product_of_groups_with_elements_in_common_is_refused() -> None:
     with pytest.raises(ValueError, match=r"every pair but the first of C4\(\) \* C4\(\) to move"):
         (C4() * C4()).verify(images(4))
     (C4() * CyclicTranslations(2)).verify(images(4))
+
+
+def test_rows_that_are_atoms_are_not_taken_for_molecules_without_a_word() -> None:
+    flat = {"positions": torch.randn(20, 3), "atoms": torch.tensor([4, 6, 5, 5]), "energy": torch.randn(4)}
+    with pytest.warns(
+        UserWarning, match=r"each of the 20 rows of the batch\['positions'\] .* of the shapes \[\(4,\)\]"
+    ):
+        watched(OrbitAugmentation(SO3(2), input="positions"), flat)
+    boxes = [{"boxes": torch.zeros(count, 4)} for count in (1, 3)]  # one mapping a sample: as many rows as objects
+    watched(OrbitAugmentation(C4(), input=["image"]), {"image": images(2), "labels": boxes})
