@@ -309,7 +309,7 @@ def what_stays(
     listed = isinstance(spec, (list, tuple))
     staying = [] if listed else [path for path, other in arguments.others if _has_the_places(action, x, other)]
     if staying:
-        names = ", ".join(place_in_words(path, where) for path in staying)
+        names = ", ".join([place_in_words(path, where) for path in staying[:4]] + ["..."] * (len(staying) > 4))
         moved = place_in_words(arguments.paths[0], where)
         said.append(
             f"{owner}: {action!r} moves {moved}, but {names} of the same places stays as it is: name all that move "

@@ -87,7 +87,7 @@ class Action(ABC):
 
     def _redraw(self, seed: int, samples: int | None) -> Action:
         """The same group with other draws; written by every action that is `drawn`."""
-        raise NotImplementedError(f"{type(self).__name__} is drawn and has to write `_redraw`.")
+        raise TypeError(f"{type(self).__name__} is drawn and has to write `_redraw`.")
 
     def attached(self, x: Tensor) -> Action:
         """The action on `x` and on what is attached to it: gradients, saliency maps.

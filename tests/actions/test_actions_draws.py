@@ -203,5 +203,5 @@ def test_a_drawn_action_of_ones_own_has_to_say_how() -> None:
         def _redraw(self, seed: int, samples: int | None) -> Action:
             return Action._redraw(self, seed, samples)
 
-    with pytest.raises(NotImplementedError, match="Own is drawn and has to write `_redraw`"):
+    with pytest.raises(TypeError, match="Own is drawn and has to write `_redraw`"):
         Own(2).redrawn(1)
