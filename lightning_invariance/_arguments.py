@@ -39,6 +39,11 @@ class Arguments:
     paths: tuple[Path, ...]
     joint: JointAction | None = None
 
+    @classmethod
+    def positional(cls, args: tuple[Any, ...]) -> Arguments:
+        """Positional arguments alone, all of which the group acts on."""
+        return cls(args, {}, tuple(("args", place) for place in range(len(args))))
+
     def joined(self, action: Action | None) -> Arguments:
         """The same, with the action on all tensors at once where there are several.
 
@@ -94,8 +99,7 @@ class Arguments:
         root: Any = self._root
         if len(x) != samples:
             root = repeat_rows(root, samples, len(x) // max(samples, 1))
-        for path, tensor in zip(self.paths, (x,) if self.joint is None else self.joint.unpack(x), strict=True):
-            root = replace_at(root, path, tensor)
+        root = self._put(root, (x,) if self.joint is None else self.joint.unpack(x))
         return root["args"], root["kwargs"]
 
     def in_words(self, where: str = ARGUMENTS) -> str:
@@ -107,10 +111,20 @@ class Arguments:
 
     def exchanged(self, moved: Sequence[Tensor]) -> Any:
         """The first argument, a batch, with other tensors in the places of `inputs`."""
-        root = self._root
-        for path, tensor in zip(self.paths, moved, strict=True):
+        return self._put(self._root, moved)["args"][0]
+
+    def check_max_batch(self, max_batch: int | None, owner: str) -> None:
+        """Raises a `ValueError` where rows cannot be run in parts, as the call takes tensors besides the input."""
+        if max_batch is not None and self.has_other_tensors:
+            raise ValueError(
+                f"{owner}: expected `max_batch` to be None for a network that takes several tensors "
+                f"but got {max_batch}."
+            )
+
+    def _put(self, root: Any, tensors: Sequence[Tensor]) -> Any:
+        for path, tensor in zip(self.paths, tensors, strict=True):
             root = replace_at(root, path, tensor)
-        return root["args"][0]
+        return root
 
     @property
     def _root(self) -> dict[str, Any]:

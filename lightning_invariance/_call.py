@@ -50,8 +50,7 @@ def arguments_of(
         if takes.whole:
             return locate_in_call((given,), {}, input, action, owner)
         # It has no keywords of these names: the input is its only argument.
-        inputs = locate_in_batch(given, input, action, owner).inputs
-        return Arguments(inputs, {}, tuple(("args", place) for place in range(len(inputs))))
+        return Arguments.positional(locate_in_batch(given, input, action, owner).inputs)
     args = tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)
     pair = len(args) == 2 and isinstance(args[0], (list, tuple)) and not isinstance(args[1], (list, tuple))
     if pair and takes.least in (1, len(args[0])):  # ((x, ...), target)
@@ -65,8 +64,7 @@ def arguments_of(
     named = input if isinstance(input, (list, tuple)) else [input]
     positions = [place for place in named if isinstance(place, int) and -len(args) <= place < len(args)]
     if len(args) > takes.most >= len(named) == len(positions):
-        args = tuple(args[place] for place in positions)
-        return Arguments(args, {}, tuple(("args", place) for place in range(len(args))))
+        return Arguments.positional(tuple(args[place] for place in positions))
     if not takes.least <= len(args) <= takes.most or not any(isinstance(each, (Tensor, Mapping)) for each in args):
         raise ValueError(
             f"Expected `batches` to give tensors x, pairs (x, target), or as many parts as `network` takes "

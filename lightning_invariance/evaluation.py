@@ -438,11 +438,7 @@ def evaluate_invariance(
         for batch in tqdm(batches, desc="Invariance", unit="batch", disable=not progress):
             batch = map_tensors(partial(_placed, device=device), batch)
             arguments = arguments_of(network, batch, input, target, action, _NAME).joined(action)
-            if max_batch is not None and arguments.has_other_tensors:
-                raise ValueError(
-                    f"{_NAME}: expected `max_batch` to be None for a network that takes several tensors but got "
-                    f"{max_batch}."
-                )
+            arguments.check_max_batch(max_batch, _NAME)
             x = arguments.x
             tensors = [*arguments.inputs, *(tensor for _, tensor in arguments.others)]
             labels = locate_target(batch, target, len(x), _NAME, tensors, last=True)

@@ -186,8 +186,7 @@ class NetworkCallback(InjectingCallback):
             return arguments.joined(action), None if call.is_written_to() else logits
         assert is_compiled(module)
         located = locate_in_batch(batch, self.input, action, self._name)
-        paths = tuple(("args", place) for place in range(len(located.paths)))
-        return Arguments(located.inputs, {}, paths).joined(action), None
+        return Arguments.positional(located.inputs).joined(action), None
 
     def _check_action(self, module: LightningModule, arguments: Arguments, action: Action | None) -> None:
         """Raises a `ValueError` where the group cannot act on what the network was called with."""

@@ -193,11 +193,7 @@ class InvarianceMonitor(EpochMonitor):
         network = self._network_of(pl_module)
         arguments, base_logits = self._arguments_and_logits(pl_module, self.action, batch, call)
         self._check_weights(pl_module, call)
-        if arguments.has_other_tensors and self.max_batch is not None:
-            raise ValueError(
-                f"{_NAME}: expected `max_batch` to be None for a network that takes several tensors "
-                f"but got {self.max_batch}."
-            )
+        arguments.check_max_batch(self.max_batch, _NAME)
 
         def at(samples: int) -> tuple[Network, Action]:
             with torch.inference_mode(False):

@@ -139,11 +139,7 @@ class SensitivityMonitor(EpochMonitor):
         sums = self._loaders[loader.index]
         self._check_weights(pl_module, call)
         arguments, base = self._arguments_and_logits(pl_module, self.action, batch, call)
-        if arguments.has_other_tensors and self.max_batch is not None:
-            raise ValueError(
-                f"{_NAME}: expected `max_batch` to be None for a network that takes several tensors "
-                f"but got {self.max_batch}."
-            )
+        arguments.check_max_batch(self.max_batch, _NAME)
         for each in arguments.inputs:
             if not each.is_floating_point():
                 raise ValueError(
