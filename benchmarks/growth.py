@@ -15,7 +15,7 @@ from benchmarks.networks import CLASSES, Batches, Classifier, convolutional, tra
 from benchmarks.pairs import Setting, clocked
 from lightning_invariance import CyclicTranslations, Gradient, InvarianceRegularizer, OrbitOutputs, evaluate_invariance
 from lightning_invariance.comparison._times import training_step_seconds
-from lightning_invariance.metrics._collection import MEASURES
+from lightning_invariance.evaluation._measures import MEASURES
 
 Curves = dict[str, dict[str, list[float]]]
 
@@ -25,7 +25,7 @@ MAX_BATCH = 32
 _STEPS: dict[str, dict[str, Any]] = {
     "all elements": {},
     f"max_batch={MAX_BATCH}": {"max_batch": MAX_BATCH},
-    "elements=1": {"elements": 1},
+    "elements_per_step=1": {"elements_per_step": 1},
 }
 
 
@@ -90,7 +90,7 @@ def with_the_samples(setting: Setting) -> Curves:
         outputs = OrbitOutputs(logits[0], logits[1:])
         target = setting.labels(count, CLASSES)
         for name in OF_LOGITS:
-            metric = MEASURES[name]().to(setting.device)
+            metric = MEASURES[name].make().to(setting.device)
             labels = {"target": target} if "accuracy" in name else {}
             metric.update(logits=outputs.logits, orbit_logits=outputs.orbit_logits, **labels)
             sent = sum(_bytes(getattr(metric, state)) for state in metric._defaults)

@@ -39,7 +39,7 @@ def one_element(setting: Setting) -> Pair:
     return Pair(
         f"the same, elements=1, {size} samples",
         f"plain step on {2 * size} samples",
-        step(setting, Classifier(convolutional()), size, [InvarianceRegularizer(C4(), WEIGHT, elements=1)]),
+        step(setting, Classifier(convolutional()), size, [InvarianceRegularizer(C4(), WEIGHT, elements_per_step=1)]),
         step(setting, Classifier(convolutional()), 2 * size),
         1.08,
         partial(difference_from_hand, setting, size, 1),
@@ -85,7 +85,7 @@ def difference_from_hand(setting: Setting, size: int, elements: int | None) -> f
     start = Classifier(convolutional()).to(setting.device)
     trained = deepcopy(start)
     data = Batches(setting, size, SHAPE, batches=1)
-    regularizer = InvarianceRegularizer(C4(), WEIGHT, elements=elements)
+    regularizer = InvarianceRegularizer(C4(), WEIGHT, elements_per_step=elements)
     trainer_on(setting, [regularizer], max_steps=1, limit_val_batches=0).fit(trained, datamodule=data)
     trained = trained.to(setting.device)
     (batch,) = data.train_dataloader()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_invariance._arguments import Arguments
@@ -19,6 +20,7 @@ from lightning_invariance._containers import (
     place_in_words,
 )
 from lightning_invariance.actions import Action
+from lightning_invariance.actions._packing import Packing
 
 #: Where a tensor is: a position, a key or a keyword, or several of these joined by dots (``"0.image"``).
 Place = int | str
@@ -126,6 +128,43 @@ def locate_in_batch(batch: Any, spec: InputSpec, action: Action | None, owner: s
     return arguments
 
 
+def locate_targets(batch: Any, spec: Place | None, names: Sequence[str] | None, owner: str) -> Arguments:
+    """Finds the tensors of a batch's target, whatever they hold; the batch becomes the only argument.
+
+    Args:
+        batch: what the data loader gave.
+        spec: where the target is; by default the last part of a sequence, or the entry that is named like labels.
+        names: the entries of a target that is a mapping; None for one that is a tensor.
+        owner: who asks, for messages.
+
+    Raises:
+        ValueError: if there is no such tensor.
+    """
+    path: Path | None = None
+    if spec is not None:
+        path = next(iter(_paths_of((batch,), {}, spec)), None)
+    elif isinstance(batch, Mapping):
+        path = next((("args", 0, name) for name in LABEL_NAMES if name in batch), None)
+    elif isinstance(batch, (list, tuple)) and len(batch) > 1:
+        path = ("args", 0, len(batch) - 1)
+    if path is None:
+        raise ValueError(
+            f"{owner}: expected to find the target in the batch, {describe_nested(batch)}, but found none: say with "
+            "`target=` where it is."
+        )
+    target = get({"args": (batch,), "kwargs": {}}, path)
+    paths = (path,) if names is None else tuple((*path, name) for name in names)
+    whole = isinstance(target, Tensor) if names is None else isinstance(target, Mapping)
+    lacking = [] if names is None or not whole else [name for name in names if not isinstance(target.get(name), Tensor)]
+    if not whole or lacking:
+        wanted = "a tensor" if names is None else f"a mapping with tensors called {list(names)}"
+        raise ValueError(
+            f"{owner}: expected the target at {place_in_words(path, 'the batch')} to be {wanted} but got "
+            f"{describe_nested(target)}: name it with `target=`, or its parts in a dict, `target_action={{...}}`."
+        )
+    return Arguments((batch,), {}, paths)
+
+
 def refuse_list_of_samples(batch: Any, owner: str) -> None:
     """Raises a `ValueError` where a batch is a list of mappings, one a sample, or has one in it."""
     if not isinstance(batch, (list, tuple)):
@@ -144,16 +183,48 @@ class Labels:
     """The labels of a batch, or where they were looked for.
 
     Attributes:
-        tensor: one integer a sample, shape ``(B,)``, or None where there are none.
+        tensor: one integer a sample, shape ``(B,)``, or a place, ``(B, ..., H, W)``; None where there are none.
         place: where they are; or where was looked and what is there, in words.
+        found: what is there, labels or not.
     """
 
     tensor: Tensor | None
     place: str
+    found: Any = None
+
+    def of(self, logits: Tensor) -> Tensor | None:
+        """The labels that belong to these logits: one a sample, or one for each place behind the classes."""
+        target = self.tensor
+        if target is None:
+            return None
+        if logits.ndim <= 2:
+            return target if target.ndim == 1 else None
+        places = (len(logits), *logits.shape[2:])
+        if target.shape == (len(logits), 1, *logits.shape[2:]):  # masks with a channel
+            return target[:, 0]
+        return target if target.shape == places else None
+
+    def first(self, samples: int) -> Labels:
+        """Those of the first samples."""
+        tensor = None if self.tensor is None else self.tensor[:samples]
+        return replace(self, tensor=tensor, found=_cut(self.found, samples))
+
+    def are_values(self, logits: Tensor) -> bool:
+        """Whether what is there are the numbers that a regression of several outputs is to give, no probabilities."""
+        found = self.found
+        if not isinstance(found, Tensor) or not found.is_floating_point() or found.shape != logits.shape:
+            return False
+        rows = found.detach().double()
+        shares = bool((rows >= 0).all()) and bool(((rows.sum(dim=1) - 1).abs() < 1e-3).all())
+        return not shares
 
     def in_words(self) -> str:
         """Where they are, or that there are none."""
         return f"at {self.place}" if self.tensor is not None else f"none ({self.place}; `target=` names them)"
+
+
+def _cut(found: Any, samples: int) -> Any:
+    return found[:samples] if isinstance(found, Tensor) and found.ndim else found
 
 
 def locate_target(
@@ -179,30 +250,31 @@ def locate_target(
     for path in _paths_of((batch,), {}, spec):
         value = get({"args": (batch,), "kwargs": {}}, path)
         break
-    if not are_labels(value, samples):
+    if not are_labels(value, samples) and not are_masks(value, samples):
         raise ValueError(
             f"{owner}: expected target={spec!r} to name {samples} integer labels in the batch but got "
             f"{describe_value(value)}: the batch is {describe_nested(batch)}."
         )
-    return Labels(value, place_in_words(path, "the batch"))
+    return Labels(value, place_in_words(path, "the batch"), value)
 
 
 def _labels_by_default(batch: Any, samples: int, inputs: Sequence[Tensor], last: bool) -> Labels:
     if isinstance(batch, Mapping):
         named = [key for key in LABEL_NAMES if key in batch]
         for key in named:
-            if are_labels(batch[key], samples):
-                return Labels(batch[key], f"the batch[{key!r}]")
+            if are_labels(batch[key], samples) or are_masks(batch[key], samples):
+                return Labels(batch[key], f"the batch[{key!r}]", batch[key])
         if named:
-            return Labels(None, "; ".join(f"the batch[{key!r}] is {describe_value(batch[key])}" for key in named))
+            looked = "; ".join(f"the batch[{key!r}] is {describe_value(batch[key])}" for key in named)
+            return Labels(None, looked, batch[named[0]])
         return Labels(None, f"the batch has no entry called {', '.join(LABEL_NAMES)}")
     if isinstance(batch, (list, tuple)) and (len(batch) == 2 or (last and len(batch) > 2)):
         place = f"the batch[{len(batch) - 1}]"
         if any(batch[-1] is each for each in inputs):
             return Labels(None, f"{place} is an argument of the network")
-        if are_labels(batch[-1], samples):
-            return Labels(batch[-1], place)
-        return Labels(None, f"{place} is {describe_value(batch[-1])}")
+        if are_labels(batch[-1], samples) or are_masks(batch[-1], samples):
+            return Labels(batch[-1], place, batch[-1])
+        return Labels(None, f"{place} is {describe_value(batch[-1])}", batch[-1])
     return Labels(None, f"the batch is no pair and no mapping but {describe_value(batch)}")
 
 
@@ -216,19 +288,88 @@ def are_labels(value: Any, samples: int) -> bool:
     )
 
 
+def are_masks(value: Any, samples: int) -> bool:
+    """Whether `value` holds one class for each place of each sample: integers ``(samples, ..., H, W)``."""
+    return (
+        isinstance(value, Tensor)
+        and value.ndim >= 3
+        and len(value) == samples
+        and not value.is_floating_point()
+        and not value.is_complex()
+        and value.dtype != torch.bool
+    )
+
+
 def stray_labels(owner: str, labels: Labels, logits: Tensor) -> list[str]:
     """What to warn of where labels name no class (this waits for the device)."""
-    classes = logits.shape[1] if logits.ndim == 2 else 0
-    if labels.tensor is None or classes < 2 or not len(labels.tensor):
+    classes = logits.shape[1] if logits.ndim >= 2 else 0
+    target = labels.of(logits)
+    if target is None or classes < 2 or not target.numel():
         return []
-    low, high = int(labels.tensor.min()), int(labels.tensor.max())
+    low, high = int(target.min()), int(target.max())
     if low >= 0 and high < classes:
         return []
+    found = f"labels at {labels.place} go from {low} to {high}, but the network has the classes 0 to {classes - 1}: "
+    if target.ndim > 1:
+        # Places to be ignored are common; a mask of 0 and 255 is one of two classes that names one.
+        named = target[(target >= 0) & (target < classes)].unique()
+        if len(named) > 1:
+            return []
+        return [f"{owner}: {found}places of others are ignored, and those that are left are of one class alone."]
     return [
-        f"{owner}: labels at {labels.place} go from {low} to {high}, but the network has the classes 0 to "
-        f"{classes - 1}: those that name none count as wrong, and maps explain the predicted class instead. Other "
+        f"{owner}: {found}those that name none count as wrong, and maps explain the predicted class instead. Other "
         "labels are named with `target=`."
     ]
+
+
+class OutputReader:
+    """Takes the logits out of a network's output; several outputs that are named are packed into one.
+
+    Args:
+        select: from the output to its logits (to a mapping or an object with those that are named); the output itself,
+            or its ``logits``, if None.
+        names: the outputs that are named, where there are several.
+        owner: who asks, for messages.
+
+    """
+
+    def __init__(self, select: LogitsOf | None, owner: str, names: Sequence[str] | None = None) -> None:
+        self._select = select
+        self._names = names
+        self._owner = owner
+        self._packing: Packing | None = None
+
+    def read(self, output: Any, samples: int) -> Tensor:
+        """The logits of so many samples.
+
+        Raises:
+            ValueError: if there are none, or they are not floating point, one row a sample.
+        """
+        if self._names is None:
+            logits = logits_of(output, self._select, self._owner)
+            check_rows(logits, samples, self._owner)
+            return logits
+        given = output if self._select is None else self._select(output)
+        found: dict[str, Any] = {name: _entry(given, name) for name in self._names}
+        lacking = [name for name, value in found.items() if not isinstance(value, Tensor)]
+        if lacking:
+            raise ValueError(
+                f"{self._owner}: expected the network to return a mapping or an object with tensors called "
+                f"{list(self._names)}, as `output_action` names them, but {lacking} are none in "
+                f"{describe_value(given)}."
+            )
+        for name, value in found.items():
+            check_rows(value, samples, f"{self._owner} (output {name!r})")
+        self._packing = Packing.of(tuple(found.values()))
+        return self._packing.pack(found.values())
+
+    def packed(self) -> Packing | None:
+        """How several outputs were packed, once some were read."""
+        return self._packing
+
+
+def _entry(output: Any, name: str) -> Any:
+    return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
 def logits_of(output: Any, select: LogitsOf | None, owner: str) -> Tensor:
@@ -249,7 +390,7 @@ def logits_of(output: Any, select: LogitsOf | None, owner: str) -> Tensor:
         return selected
     if isinstance(output, Tensor):
         return output
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = _entry(output, "logits")
     if isinstance(logits, Tensor):
         return logits
     raise ValueError(
@@ -291,6 +432,10 @@ def resolve_network(module: nn.Module, name: str | None, owner: str) -> nn.Modul
         ) from None
 
 
+#: How a tensor is moved that is not the input.
+_HOW = {ARGUMENTS: "", "the batch": "a target moves by `target_action='same'`; otherwise "}
+
+
 def what_stays(
     owner: str, spec: InputSpec, action: Action, arguments: Arguments, logits: Tensor | None, where: str = ARGUMENTS
 ) -> list[str]:
@@ -312,8 +457,8 @@ def what_stays(
         names = ", ".join([place_in_words(path, where) for path in staying[:4]] + ["..."] * (len(staying) > 4))
         moved = place_in_words(arguments.paths[0], where)
         said.append(
-            f"{owner}: {action!r} moves {moved}, but {names} of the same places stays as it is: name all that move "
-            "together in a list, `input=[...]`; a list of one says that nothing else moves."
+            f"{owner}: {action!r} moves {moved}, but {names} of the same places stays as it is: {_HOW[where]}name all "
+            "that move together in a list, `input=[...]`; a list of one says that nothing else moves."
         )
     if x.ndim == 3 and len(x) in (1, 3, 4) and min(x.shape[1:]) > 4 and set(action.places or ()) == {-2, -1}:
         said.append(
@@ -329,8 +474,8 @@ def what_stays(
     if logits is not None and _has_the_places(action, x, logits):
         said.append(
             f"{owner}: the network's output, {describe_value(logits)}, has the places that {action!r} moves in the "
-            f"input, {describe_value(x)}, but is compared as it is: an output that moves with the input (a "
-            "segmentation, forces) has an error however equivariant the network is."
+            f"input, {describe_value(x)}, but is compared as it is: if it moves with the input, as a segmentation or "
+            "forces do, say so with output_action='same', or it has an error however equivariant the network is."
         )
     return said
 

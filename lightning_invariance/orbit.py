@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -18,8 +18,17 @@ from lightning_invariance._checks import (
     check_target,
     check_tensor,
 )
+from lightning_invariance._locate import OutputReader
+from lightning_invariance._output_action import (
+    OutputAction,
+    OutputActions,
+    OutputMotion,
+    bring_back,
+    split_outputs,
+)
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
+from lightning_invariance.outputs import OrbitOutputs
 from lightning_invariance.saliency import (
     Network,
     Saliency,
@@ -30,35 +39,52 @@ from lightning_invariance.saliency import (
     prepared_by,
 )
 
-
-@dataclass(frozen=True)
-class OrbitOutputs:
-    r"""A network's outputs over the orbit of a batch of ``B`` samples. The identity is left out of the orbit's part.
-
-    Attributes:
-        logits: :math:`f(x)`, shape ``(B, ...)``.
-        orbit_logits: :math:`f(gx)` for every element but the identity, shape ``(|G| - 1, B, ...)``.
-        saliency: :math:`m(x)`, shape ``(B, ...)``, or None where none was asked for.
-        orbit_saliency: :math:`g^{-1} m(gx)`, brought back to the pose of `x`, shape ``(|G| - 1, B, ...)``, or None.
-    """
-
-    logits: Tensor
-    orbit_logits: Tensor
-    saliency: Tensor | None = None
-    orbit_saliency: Tensor | None = None
+#: From the logits of x to the action that moves them with it, or None where they stay.
+OnOutput = Callable[[Tensor], Action | None]
 
 
+@overload
+def evaluate_orbit(
+    network: Callable[..., Any],
+    x: Tensor,
+    action: Action,
+    *,
+    output_action: Mapping[str, OutputAction],
+    base_logits: Mapping[str, Tensor] | None = None,
+    saliency: None = None,
+    target: None = None,
+    elements: Sequence[int] | None = None,
+    max_batch: int | None = None,
+) -> dict[str, OrbitOutputs]: ...
+
+
+@overload
 def evaluate_orbit(
     network: Network,
     x: Tensor,
     action: Action,
     *,
+    output_action: OutputAction = None,
     base_logits: Tensor | None = None,
     saliency: SaliencyLike | None = None,
     target: Tensor | None = None,
     elements: Sequence[int] | None = None,
     max_batch: int | None = None,
-) -> OrbitOutputs:
+) -> OrbitOutputs: ...
+
+
+def evaluate_orbit(
+    network: Callable[..., Any],
+    x: Tensor,
+    action: Action,
+    *,
+    output_action: OutputActions = None,
+    base_logits: Any = None,
+    saliency: SaliencyLike | None = None,
+    target: Tensor | None = None,
+    elements: Sequence[int] | None = None,
+    max_batch: int | None = None,
+) -> OrbitOutputs | dict[str, OrbitOutputs]:
     r"""Runs a network over the orbit of a batch.
 
     The elements are stacked into as few forwards as `max_batch` allows; the result does not depend on it for a network
@@ -66,10 +92,22 @@ def evaluate_orbit(
     any forward: wrap the call in ``torch.no_grad()`` to measure; with it, all outputs are detached. Modes and random
     streams are the caller's.
 
+    Where the output is to move with the input, `output_action` says how, and each output comes back to the pose of
+    :math:`f(x)`:
+
+    .. math::
+        f(gx) \;\mapsto\; \rho(g)^{-1} f(gx)
+
+    so that an equivariant network's are all alike, and whatever measures invariance measures equivariance.
+
     Args:
-        network: from a batch ``(B, ...)`` to its logits ``(B, ...)``.
+        network: from a batch ``(B, ...)`` to its logits ``(B, ...)``; or to several outputs, in a mapping or an object,
+            where `output_action` names them.
         x: the batch, shape ``(B, ...)``.
         action: the group.
+        output_action: :math:`\rho`: None, the output stays; ``"same"``, the input's own action moves it, in the same
+            dimensions, also where it is smaller than the input (a feature map); an `Action` of as many elements; or a
+            dict of these for a network with several outputs, such as ``{"energy": None, "forces": "same"}``.
         base_logits: :math:`f(x)` where it is known, so that it is not computed again (but by `saliency`, for its map).
         saliency: how to compute saliency maps, if they are wanted: a `Saliency`, a captum attribution (an instance,
             or its class), or a function ``(network, x, target) -> maps``. One that prepares the batch (`Gradient` with
@@ -80,11 +118,13 @@ def evaluate_orbit(
         max_batch: the most samples in one forward.
 
     Returns:
-        The outputs over the orbit.
+        The outputs over the orbit; a dict of these by name where `output_action` is one.
 
     Raises:
-        ValueError: if the group cannot act on `x`, `elements` is empty or holds the identity, `base_logits` or
-            `target` do not match the batch, or the network gives no tensor of one row a sample.
+        ValueError: if the group cannot act on `x`, `output_action` has other elements or cannot act on the output, or
+            goes with `saliency` (maps explain a class's logit, which the group would move), `elements` is empty or
+            holds the identity, `base_logits` or `target` do not match the batch, or the network gives no tensor of one
+            row a sample.
 
     Example:
         >>> import torch
@@ -93,6 +133,13 @@ def evaluate_orbit(
         >>> outputs = evaluate_orbit(network, torch.randn(5, 1, 8, 8), C4())
         >>> outputs.logits.shape, outputs.orbit_logits.shape
         (torch.Size([5, 10]), torch.Size([3, 5, 10]))
+
+        A convolution with a symmetric kernel turns its output with its input:
+
+        >>> blur = torch.nn.AvgPool2d(3, stride=1, padding=1)
+        >>> outputs = evaluate_orbit(blur, torch.randn(5, 1, 8, 8), C4(), output_action="same")
+        >>> torch.allclose(outputs.orbit_logits, outputs.logits.expand(3, -1, -1, -1, -1), atol=1e-6)
+        True
     """
     check_callable("network", network, "a module or a function")
     check_action(action)
@@ -108,6 +155,16 @@ def evaluate_orbit(
     chosen = [int(element) for element in chosen]
     if max_batch is not None:
         check_count("max_batch", max_batch)
+    motion = OutputMotion(output_action, action)
+    if saliency is not None and not motion.stays:
+        raise ValueError(
+            f"Expected `saliency` to be None with output_action={output_action!r}: maps explain a class's logit, which "
+            "the group would move."
+        )
+    reader = OutputReader(None, "evaluate_orbit", motion.names)
+    if motion.names is not None:
+        network = _Packed(network, reader)
+        base_logits = None if base_logits is None else reader.read(base_logits, len(x))
     if base_logits is not None:
         check_tensor("base_logits", base_logits)
         check_same_device("base_logits", base_logits, x.device, "`x`")
@@ -117,23 +174,112 @@ def evaluate_orbit(
     if target is not None:
         check_target(target, len(x))
 
+    outputs = orbit_of(
+        network,
+        x,
+        action,
+        chosen,
+        on_output=None if motion.stays else lambda logits: motion.on(action, x, logits, reader.packed()),
+        base_logits=base_logits,
+        saliency=None if saliency is None else as_saliency(saliency),
+        target=target,
+        max_batch=max_batch,
+    )
+    if motion.names is None:
+        return outputs
+    packing = reader.packed()
+    assert packing is not None
+    return split_outputs(outputs, packing, motion.names)
+
+
+class _Packed:
+    """A network of several outputs as one of a single output, all of them packed."""
+
+    def __init__(self, network: Callable[..., Any], reader: OutputReader) -> None:
+        self._network = network
+        self._reader = reader
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._reader.read(self._network(x), len(x))
+
+
+def orbit_of(
+    network: Network,
+    x: Tensor,
+    action: Action,
+    elements: list[int],
+    *,
+    on_output: OnOutput | None = None,
+    base_logits: Tensor | None = None,
+    saliency: Saliency | None = None,
+    target: Tensor | None = None,
+    max_batch: int | None = None,
+) -> OrbitOutputs:
+    """`evaluate_orbit` for arguments that are known to be right: the loop that all others go through.
+
+    With a `max_batch` of no more than the batch, elements are run one at a time.
+    """
     action = action.attached(x)
     if saliency is None:
-        outputs = OrbitOutputs(*_logits(network, x, action, chosen, base_logits, max_batch))
+        outputs = OrbitOutputs(*_logits(network, x, action, elements, base_logits, max_batch))
     else:
-        way = as_saliency(saliency)
         if base_logits is not None and base_logits.ndim > 2:
             raise ValueError(
                 f"Expected `base_logits` to have the shape ({len(x)}, classes) or ({len(x)},) for saliency but got "
                 f"{tuple(base_logits.shape)}."
             )
-        outputs = _logits_and_saliency(network, x, action, chosen, base_logits, way, target, max_batch)
+        outputs = _logits_and_saliency(network, x, action, elements, base_logits, saliency, target, max_batch)
     if outputs.logits.shape != outputs.orbit_logits.shape[1:]:  # those that were given
         raise ValueError(
             f"Expected `base_logits` to have the shape {tuple(outputs.orbit_logits.shape[1:])} of the network's "
             f"outputs but got {tuple(outputs.logits.shape)}."
         )
-    return outputs
+    output_action = None if on_output is None else on_output(outputs.logits)
+    orbit_logits, valid = bring_back(output_action, outputs.orbit_logits, elements)
+    return replace(outputs, orbit_logits=orbit_logits, valid=valid)
+
+
+#: An output action is doubted where another one leaves less than this part of its error.
+_CLEARLY_BETTER = 0.5
+
+
+def doubted(network: Network, x: Tensor, logits: Tensor, action: Action, output_action: Action) -> str | None:
+    """Whether the outputs agree better if they move the other way than `output_action` says, or stay.
+
+    Args:
+        network: from inputs to logits.
+        x: some samples.
+        logits: the network's logits of these.
+        action: the group as it acts on `x`.
+        output_action: how the logits are said to move.
+
+    Returns:
+        What to say to the user; None where nothing is better than what was said.
+    """
+    action = action.attached(x)
+    said = other = still = 0.0
+    for element in range(1, min(len(action), 9)):
+        moved = run_network(network, action.act(x, element), len(x))
+        seen = output_action.in_view(logits, element)
+
+        def error(back: Tensor, seen: Tensor | None = seen) -> float:
+            squares = (back - logits).double().square()
+            return float((squares if seen is None else torch.where(seen, squares, 0.0)).sum())
+
+        said += error(output_action.invert(moved, element))
+        other += error(output_action.act(moved, element))
+        still += error(moved)
+    size = float(logits.double().square().sum())
+    if not said > 1e-10 * size:  # as was said, up to rounding
+        return None
+    better = {"it moves the other way (by the inverse elements)": other, "it stays as it is": still}
+    way, least = min(better.items(), key=lambda each: each[1])
+    if least >= _CLEARLY_BETTER * said:
+        return None
+    return (
+        f"the network's outputs over the orbit agree better if the output does not move as `output_action` says, "
+        f"{output_action!r}, but {way}: squared errors of {least:.3g} against {said:.3g}. Check `output_action=`."
+    )
 
 
 def evaluate_perturbations(
@@ -207,7 +353,7 @@ def evaluate_perturbations(
 
     sizes = length(moved.to(precision) - x.to(precision))
     perturbed = (x + sizes / length(directions) * directions).to(x.dtype)
-    rows = _forward(network, perturbed.flatten(0, 1), max_batch)
+    rows = run_network(network, perturbed.flatten(0, 1), max_batch)
     return rows.view(*moved.shape[:2], *rows.shape[1:])
 
 
@@ -222,7 +368,7 @@ def _logits(
 ) -> tuple[Tensor, Tensor]:
     run = elements if base_logits is not None else [0, *elements]
     parts = [
-        _forward(network, moved, max_batch).unflatten(0, (len(some), len(x)))
+        run_network(network, moved, max_batch).unflatten(0, (len(some), len(x)))
         for some, moved in _moved(x, action, run, max_batch)
     ]
     rows = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -309,7 +455,8 @@ def _moved(x: Tensor, action: Action, elements: list[int], max_batch: int | None
         yield [element], torch.empty_like(layout, dtype=moved.dtype).copy_(moved)
 
 
-def _forward(network: Network, x: Tensor, max_batch: int | None) -> Tensor:
+def run_network(network: Network, x: Tensor, max_batch: int | None) -> Tensor:
+    """The network's outputs of a batch, in as many forwards as `max_batch` asks for."""
     chunks = x.split(max_batch) if max_batch is not None and len(x) > max_batch else (x,)
     rows = [network(chunk) for chunk in chunks]
     for chunk, row in zip(chunks, rows, strict=True):

@@ -1,7 +1,8 @@
 """Groups acting on tensors.
 
 Three classes carry all named groups: `PermutationAction` (exact), `AffineAction` (interpolates) and `LinearAction`
-(matrices on one dimension). `FunctionAction` takes your own functions; ``*`` makes products.
+(matrices on one dimension). `FunctionAction` takes your own functions; ``*`` makes products, and
+`FieldAction` moves points and what is attached to them by the same element.
 """
 
 from lightning_invariance.actions._affine import SO2 as SO2
@@ -10,6 +11,7 @@ from lightning_invariance.actions._affine import Rotations as Rotations
 from lightning_invariance.actions._affine import ScalingRange as ScalingRange
 from lightning_invariance.actions._affine import Scalings as Scalings
 from lightning_invariance.actions._base import Action as Action
+from lightning_invariance.actions._field import FieldAction as FieldAction
 from lightning_invariance.actions._function import FunctionAction as FunctionAction
 from lightning_invariance.actions._lattice import C4 as C4
 from lightning_invariance.actions._lattice import D4 as D4

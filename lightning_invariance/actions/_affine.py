@@ -98,11 +98,31 @@ class AffineAction(Action):
     def alongside(self, x: Tensor, other: Tensor) -> Action:
         """Whole numbers, such as the classes of a mask, take the nearest value; see `Action.alongside`."""
         self.check(x)
-        if other.is_floating_point() or self.interpolation == "nearest":
+        return self if other.is_floating_point() else self.for_whole_numbers()
+
+    def for_whole_numbers(self) -> Action:
+        """With the nearest value; see `Action.for_whole_numbers`."""
+        if self.interpolation == "nearest":
             return self
         nearest = copy(self)
         nearest.interpolation = "nearest"
         return nearest
+
+    def in_view(self, x: Tensor, element: int) -> Tensor | None:
+        """The places whose image lies inside the frame as a whole; see `Action.in_view`."""
+        height, width = x.shape[-2:]
+        if element == 0:
+            return None
+
+        def build() -> Tensor:
+            ones = torch.ones(1, 1, height, width, dtype=torch.float64, device="cpu")
+            sighted = copy(self)
+            sighted.interpolation, sighted.padding = "bilinear", "zeros"
+            # Where anything from outside is mixed in, the sum of the weights inside is less than 1.
+            return (sighted._invert_one(ones, element) > 1 - 1e-6)[0, 0].to(x.device)
+
+        seen = self._keep(("in view", element, height, width, x.device), build)
+        return seen.reshape(*(1,) * (x.ndim - 2), height, width)
 
     def verify(self, x: Tensor) -> None:
         """Raises where the group cannot act on `x`; the inverses follow from the matrices and need no check."""

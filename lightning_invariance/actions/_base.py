@@ -71,6 +71,34 @@ class Action(ABC):
         """
         return None
 
+    def places_in(self, x: Tensor) -> tuple[int, ...] | None:
+        """`places`, found out on a batch where the action itself does not know them."""
+        return self.places
+
+    def in_view(self, x: Tensor, element: int) -> Tensor | None:
+        r"""Which places of `x` an element leaves inside the frame, so that bringing :math:`gx` back returns them.
+
+        Args:
+            x: a batch, shape ``(B, ...)``.
+            element: an element's index.
+
+        Returns:
+            bool, of as many dimensions as `x` and broadcastable to it; None where all places stay in view.
+
+        Example:
+            >>> import torch
+            >>> from lightning_invariance import C4, Scalings
+            >>> x = torch.ones(1, 1, 4, 4)
+            >>> C4().in_view(x, 1) is None
+            True
+            >>> Scalings([2.0]).in_view(x, 1)[0, 0].int()  # enlarged, the border is out of sight
+            tensor([[0, 0, 0, 0],
+                    [0, 1, 1, 0],
+                    [0, 1, 1, 0],
+                    [0, 0, 0, 0]], dtype=torch.int32)
+        """
+        return None
+
     @property
     def cayley_table(self) -> Tensor | None:
         r"""The group's multiplication table, or None where the listed elements are no group.
@@ -138,6 +166,24 @@ class Action(ABC):
         """
         self.check(x)
         return self
+
+    def for_whole_numbers(self) -> Action:
+        """The action on values that must not be mixed, such as classes; the action itself but where it interpolates."""
+        return self
+
+    def on_output(self, x: Tensor, output: Tensor) -> Action:
+        """The action on what a network makes of `x`, in the same dimensions: `alongside`, checked.
+
+        Args:
+            x: a batch, shape ``(B, ...)``.
+            output: the network's output, shape ``(B, ...)``; it may be smaller than `x`, as a feature map is.
+
+        Raises:
+            ValueError: if the group cannot act on it.
+        """
+        action = self.alongside(x, output)
+        action.check(output)
+        return action
 
     def _act_each(self, x: Tensor, index: Tensor) -> Tensor:
         return self._grouped(x, index, self._act_one)
@@ -459,6 +505,64 @@ def check_action(action: object) -> None:
         raise ValueError(f"Expected `action` to be an Action, such as C4(), but got {action!r}.")
     if len(action) < 2:
         raise ValueError(f"Expected `action` to have an element besides the identity but got {action!r}.")
+
+
+def check_labels(labels: Sequence[str], elements: int) -> tuple[str, ...]:
+    """The labels; raises unless they are so many distinct names, as keys of what is logged have to be."""
+    check_iterable("labels", labels, "a name for each element")
+    names = tuple(labels)
+    if len(names) != elements or len(set(names)) != elements or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"Expected `labels` to hold {elements} distinct names, one an element, but got {list(names)}.")
+    return names
+
+
+def check_paired(name: str, action: Action, other: Action, other_name: str) -> None:
+    """Raises unless element i of one action can be meant to go with element i of the other."""
+    if len(action) != len(other):
+        raise ValueError(
+            f"Expected `{name}` to have as many elements as `{other_name}`, {other!r}, which has {len(other)}, but got "
+            f"{action!r} with {len(action)}."
+        )
+    labels, others = action.labels, other.labels
+    if labels != others and not _is_numbered(labels) and not _is_numbered(others):
+        place = next(i for i, (a, b) in enumerate(zip(labels, others, strict=True)) if a != b)
+        raise ValueError(
+            f"Expected `{name}` to have the elements of `{other_name}`, {other!r}, in the same order, but element "
+            f"{place} is {labels[place]!r} in {action!r} and {others[place]!r} in the other."
+        )
+    seeds = [getattr(each, "seed", None) for each in (action, other)]
+    if action.drawn and other.drawn and None not in seeds and seeds[0] != seeds[1]:
+        raise ValueError(
+            f"Expected `{name}` to be drawn with the seed of `{other_name}`, {seeds[1]}, so that both have the same "
+            f"elements, but got {seeds[0]}."
+        )
+
+
+def check_drawn_together(name: str, action: Action, other: Action) -> None:
+    """Raises where the elements of one action are about to be drawn anew, and those of the other could not be."""
+    if action.drawn != other.drawn:
+        raise ValueError(
+            f"Expected `{name}` to draw its elements with {other!r}, whose elements are {'' if other.drawn else 'not '}"
+            f"drawn anew, but got {action!r}, whose elements are {'not ' if other.drawn else ''}."
+        )
+
+
+def fresh_together(
+    action: Action, other: Action, n: int, generator: torch.Generator | None
+) -> tuple[Action, Action, Tensor]:
+    """`Action.fresh` of two actions, which get the same elements, and the indices that both share."""
+    check_drawn_together("the other action", other, action)
+    generator = torch.default_generator if generator is None else generator
+    again = torch.Generator(generator.device)
+    again.set_state(generator.get_state())
+    first, index = action.fresh(n, generator)
+    second, _ = other.fresh(n, again)
+    return first, second, index
+
+
+def _is_numbered(labels: tuple[str, ...]) -> bool:
+    """Whether the elements have no names of their own."""
+    return labels[1:] == tuple(f"element{index}" for index in range(1, len(labels)))
 
 
 def check_generator(generator: object) -> None:

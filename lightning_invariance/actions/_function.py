@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 
+import torch
 from torch import Tensor
 
 from lightning_invariance._checks import check_iterable
@@ -20,9 +22,13 @@ class FunctionAction(Action):
             ``(B, ...)`` to one of the same shape.
         labels: a short name for each pair.
         exact: whether ``invert(act(x))`` gives ``x`` back bit for bit.
+        places: the (negative) dimensions along which values move from place to place, ``(-2, -1)`` for images; empty
+            where values change and stay where they are. If None, it is found out on a batch wherever the functions do
+            nothing but move its values about.
 
     Raises:
-        ValueError: if there is no pair, one is no pair of callables, or the labels do not match the pairs.
+        ValueError: if there is no pair, one is no pair of callables, the labels do not match the pairs, or `places` are
+            no negative dimensions.
 
     Example:
         >>> import torch
@@ -35,7 +41,12 @@ class FunctionAction(Action):
     """
 
     def __init__(
-        self, pairs: Sequence[tuple[Transform, Transform]], *, labels: Sequence[str] | None = None, exact: bool = False
+        self,
+        pairs: Sequence[tuple[Transform, Transform]],
+        *,
+        labels: Sequence[str] | None = None,
+        exact: bool = False,
+        places: Sequence[int] | None = None,
     ) -> None:
         check_iterable("pairs", pairs, "pairs of functions (act, invert)")
         pairs = tuple(tuple(pair) if isinstance(pair, Sequence) else (pair,) for pair in pairs)  # type: ignore[misc]
@@ -51,7 +62,13 @@ class FunctionAction(Action):
             raise ValueError(f"Expected `labels` to hold {len(pairs)} names, one a pair, but got {len(labels)}.")
         self._pairs = pairs
         self._labels = tuple(labels) if labels is not None else tuple(f"element{i + 1}" for i in range(len(pairs)))
+        if places is not None:
+            check_iterable("places", places, "negative dimensions")
+            places = tuple(places)
+            if not all(isinstance(dim, int) and not isinstance(dim, bool) and dim < 0 for dim in places):
+                raise ValueError(f"Expected `places` to hold negative dimensions but got {list(places)}.")
         self.exact = exact
+        self._places = None if places is None else tuple(sorted(set(places)))
 
     def __len__(self) -> int:
         return len(self._pairs) + 1
@@ -59,6 +76,40 @@ class FunctionAction(Action):
     @property
     def labels(self) -> tuple[str, ...]:
         return ("identity", *self._labels)
+
+    @property
+    def places(self) -> tuple[int, ...] | None:
+        return self._places
+
+    @torch.no_grad()
+    def places_in(self, x: Tensor) -> tuple[int, ...] | None:
+        """The dimensions along which the functions move the values of a batch like `x`; see `Action.places_in`.
+
+        Returns:
+            None where they are not known: the functions do more than move values about, or they cannot act on
+            numbers that count the places.
+        """
+        sizes = tuple(x.shape[1:])
+        if self._places is not None or not sizes or not prod(sizes):
+            return self._places
+        # Every place holds its own number: where the functions only move values, these say what has gone where.
+        dtype = torch.float64 if x.is_floating_point() else torch.int64
+        numbers = torch.arange(prod(sizes), dtype=dtype, device=x.device).reshape(1, *sizes)
+        moved: set[int] = set()
+        for act, _ in self._pairs:
+            try:
+                sources = act(numbers)
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                return None
+            if not isinstance(sources, Tensor) or sources.shape != numbers.shape:
+                return None
+            if not torch.equal(sources.flatten().sort().values, numbers.flatten()):
+                return None
+            came_from = torch.unravel_index(sources[0].long(), sizes)
+            stood_at = torch.unravel_index(numbers[0].long(), sizes)
+            pairs = zip(came_from, stood_at, strict=True)
+            moved |= {dim - len(sizes) for dim, (a, b) in enumerate(pairs) if not torch.equal(a, b)}
+        return tuple(sorted(moved))
 
     def check(self, x: Tensor) -> None:
         check_batch(self, x, 0)
@@ -83,7 +134,7 @@ class FunctionAction(Action):
         return out
 
     def _arguments(self) -> dict[str, object]:
-        return {"pairs": self._pairs, "labels": self._labels, "exact": self.exact}
+        return {"pairs": self._pairs, "labels": self._labels, "exact": self.exact, "places": self._places}
 
     def __repr__(self) -> str:
         return f"FunctionAction({', '.join(repr(label) for label in self._labels)})"

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import reduce
-from math import prod
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lightning_invariance.actions._base import Action, check_batch
-
-_EXACT_IN_DOUBLE = 2**53
+from lightning_invariance.actions._packing import Packing
 
 
 class JointAction(Action):
@@ -54,10 +52,7 @@ class JointAction(Action):
         self.action = action
         self.inputs = tuple(inputs)
         self._moves = tuple(self._move_of(place) for place in range(len(inputs)))
-        self._shapes = tuple(tuple(tensor.shape[1:]) for tensor in inputs)
-        self._dtypes = tuple(tensor.dtype for tensor in inputs)
-        self._dtype = common_dtype(self._dtypes)
-        self._sizes = [prod(shape) for shape in self._shapes]
+        self.packing = Packing.of(self.inputs)
 
     def _move_of(self, place: int) -> Action:
         first, tensor = self.inputs[0], self.inputs[place]
@@ -90,17 +85,7 @@ class JointAction(Action):
         Raises:
             ValueError: if a tensor is not like its input, or holds an integer beyond 2**53 beside floating point.
         """
-        tensors = tuple(tensors)
-        got = [(tuple(tensor.shape[1:]), tensor.dtype) for tensor in tensors]
-        if got != list(zip(self._shapes, self._dtypes, strict=True)):
-            raise ValueError(
-                f"Expected `tensors` to have the shapes {list(self._shapes)} a row and the dtypes "
-                f"{list(self._dtypes)} but got {got}."
-            )
-        if self._dtype.is_floating_point:
-            for place, tensor in enumerate(tensors):
-                _check_exact(place, tensor)
-        return self._joined(tensors)
+        return self.packing.pack(tensors)
 
     def unpack(self, packed: Tensor) -> tuple[Tensor, ...]:
         """The tensors again, of their own shapes and dtypes; those of floating point differentiable.
@@ -115,15 +100,7 @@ class JointAction(Action):
             ValueError: if `packed` has another shape.
         """
         self.check(packed)
-        return tuple(part.to(dtype) for part, dtype in zip(self._parts(packed), self._dtypes, strict=True))
-
-    def _parts(self, packed: Tensor) -> list[Tensor]:
-        parts = packed.split(self._sizes, dim=1)
-        return [part.reshape(len(packed), *shape) for part, shape in zip(parts, self._shapes, strict=True)]
-
-    def _joined(self, tensors: Iterable[Tensor]) -> Tensor:
-        sizes = zip(tensors, self._sizes, strict=True)
-        return torch.cat([tensor.reshape(len(tensor), size).to(self._dtype) for tensor, size in sizes], dim=1)
+        return self.packing.unpack(packed)
 
     # What the action says -------------------------------------------------------------------------------------------
 
@@ -156,9 +133,9 @@ class JointAction(Action):
 
     def check(self, x: Tensor) -> None:
         check_batch(self, x, 1)
-        if x.ndim != 2 or x.shape[1] != sum(self._sizes):
+        if x.ndim != 2 or x.shape[1] != sum(self.packing.sizes):
             raise ValueError(
-                f"Expected `x` to have the shape (B, {sum(self._sizes)}), packed, for {self!r} "
+                f"Expected `x` to have the shape (B, {sum(self.packing.sizes)}), packed, for {self!r} "
                 f"but got {tuple(x.shape)}."
             )
 
@@ -170,43 +147,35 @@ class JointAction(Action):
             with self._naming(place):
                 move.verify(tensor)
 
+    def on_output(self, x: Tensor, output: Tensor) -> Action:
+        """The action of the first input on a network's output; see `Action.on_output`."""
+        return self.action.on_output(self.inputs[0][: len(output)], output)
+
     def _act_one(self, x: Tensor, element: int) -> Tensor:
-        tensors = zip(self._moves, self.unpack(x), strict=True)
-        return self._joined(move.act(tensor, element) for move, tensor in tensors)
+        return self._each(x, lambda move, tensor: move.act(tensor, element))
 
     def _act_each(self, x: Tensor, index: Tensor) -> Tensor:
-        tensors = zip(self._moves, self.unpack(x), strict=True)
-        return self._joined(move.act(tensor, index) for move, tensor in tensors)
+        return self._each(x, lambda move, tensor: move.act(tensor, index))
 
     def _invert_one(self, x: Tensor, element: int) -> Tensor:
-        tensors = zip(self._moves, self._maps(x), strict=True)
-        return self._joined(move.invert(tensor, element) for move, tensor in tensors)
+        return self._maps(x, lambda move, tensor: move.invert(tensor, element))
 
     def _invert_each(self, x: Tensor, index: Tensor) -> Tensor:
-        tensors = zip(self._moves, self._maps(x), strict=True)
-        return self._joined(move.invert(tensor, index) for move, tensor in tensors)
+        return self._maps(x, lambda move, tensor: move.invert(tensor, index))
 
-    def _maps(self, x: Tensor) -> list[Tensor]:
+    def _each(self, x: Tensor, moved: Callable[[Action, Tensor], Tensor]) -> Tensor:
+        pairs = zip(self._moves, self.unpack(x), strict=True)
+        return self.packing.joined(moved(move, tensor) for move, tensor in pairs)
+
+    def _maps(self, x: Tensor, moved: Callable[[Action, Tensor], Tensor]) -> Tensor:
         """What is brought back may be a map of the rows: where the inputs are whole numbers, it need not be."""
-        parts = zip(self._parts(x), self._dtypes, strict=True)
-        return [part.to(dtype) if dtype.is_floating_point else part for part, dtype in parts]
+        return self.packing.each(x, (partial(moved, move) for move in self._moves))
 
     def _arguments(self) -> dict[str, object]:
-        return {"action": self.action, "moves": self._moves, "shapes": self._shapes, "dtypes": self._dtypes}
+        return {"action": self.action, "moves": self._moves, "packing": self.packing}
 
     def __repr__(self) -> str:
         return f"{self.action!r} on {len(self.inputs)} inputs"
-
-
-def common_dtype(dtypes: Sequence[torch.dtype]) -> torch.dtype:
-    """The narrowest dtype that holds values of all `dtypes` exactly, integers beyond 2**53 beside floats excepted."""
-    common = reduce(torch.promote_types, dtypes)
-    if not common.is_floating_point:
-        return common
-    whole = [dtype for dtype in dtypes if not dtype.is_floating_point and dtype != torch.bool]
-    bits = max((torch.iinfo(dtype).max.bit_length() for dtype in whole), default=1)
-    wide_enough = (dtype for dtype in (common, torch.float32) if 2**bits * torch.finfo(dtype).eps <= 2)
-    return next(wide_enough, torch.float64)
 
 
 def _check_input(place: int, tensor: object, first: Tensor) -> None:
@@ -217,13 +186,3 @@ def _check_input(place: int, tensor: object, first: Tensor) -> None:
         raise ValueError(f"Expected input {place} to have {len(first)} rows, as input 0, but got {len(tensor)}.")
     if tensor.is_complex():
         raise ValueError(f"Expected input {place} to be real but got {tensor.dtype}.")
-
-
-def _check_exact(place: int, tensor: Tensor) -> None:
-    """Raises where a float64 would round a whole number (this waits for the device)."""
-    wide = not tensor.is_floating_point() and tensor.element_size() == 8
-    if wide and bool(((tensor > _EXACT_IN_DOUBLE) | (tensor < -_EXACT_IN_DOUBLE)).any()):
-        raise ValueError(
-            f"Expected input {place}, beside one of floating point, to hold no integer beyond 2**53 but got "
-            f"{int(tensor.min())} to {int(tensor.max())}."
-        )

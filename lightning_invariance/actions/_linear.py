@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_invariance._checks import check_count, check_not_meta, check_seed
 from lightning_invariance._isolation import full_precision
-from lightning_invariance.actions._base import Action, check_batch, group_table
+from lightning_invariance.actions._base import Action, check_batch, check_labels, group_table
 
 
 class LinearAction(Action):
@@ -21,10 +21,11 @@ class LinearAction(Action):
     Args:
         matrices: :math:`A_g`, shape ``(|G|, n, n)``. The first is the identity.
         dim: the dimension of size ``n``, counted from the end (negative).
+        labels: a name for each element, the identity's first: those of the action that moves the input, say.
 
     Raises:
         ValueError: if `matrices` has another shape, is singular, or does not begin with the identity; if `dim` is not
-            negative.
+            negative; if `labels` are not as many distinct names.
 
     Example:
         Exchange the first and the last of three colours:
@@ -39,7 +40,7 @@ class LinearAction(Action):
         LinearAction(2 elements of 3×3, dim=-3)
     """
 
-    def __init__(self, matrices: Tensor, dim: int = -1) -> None:
+    def __init__(self, matrices: Tensor, dim: int = -1, *, labels: Sequence[str] | None = None) -> None:
         if (
             not isinstance(matrices, Tensor)
             or matrices.ndim != 3
@@ -64,9 +65,14 @@ class LinearAction(Action):
         with torch.inference_mode(False):
             self._inverses = torch.linalg.inv(self._matrices)
         self.dim = dim
+        self._labels = None if labels is None else check_labels(labels, len(self._matrices))
 
     def __len__(self) -> int:
         return len(self._matrices)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return super().labels if self._labels is None else self._labels
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -95,7 +101,7 @@ class LinearAction(Action):
         self.check(x)
 
     def _arguments(self) -> dict[str, object]:
-        return {"matrices": tuple(self._matrices.flatten().tolist()), "dim": self.dim}
+        return {"matrices": tuple(self._matrices.flatten().tolist()), "dim": self.dim, "labels": self._labels}
 
     def __repr__(self) -> str:
         if type(self) is LinearAction:

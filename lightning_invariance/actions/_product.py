@@ -100,8 +100,31 @@ class ProductAction(Action):
         """Both actions as they move `other` together with `x`; see `Action.alongside`."""
         return self._of(self.first.alongside(x, other), self.second.alongside(x, other))
 
+    def for_whole_numbers(self) -> Action:
+        """Both actions on whole numbers; see `Action.for_whole_numbers`."""
+        return self._of(self.first.for_whole_numbers(), self.second.for_whole_numbers())
+
     def _of(self, first: Action, second: Action) -> Action:
         return self if first is self.first and second is self.second else ProductAction(first, second)
+
+    def places_in(self, x: Tensor) -> tuple[int, ...] | None:
+        first, second = self.first.places_in(x), self.second.places_in(x)
+        return None if first is None or second is None else tuple(sorted({*first, *second}))
+
+    def in_view(self, x: Tensor, element: int) -> Tensor | None:
+        """The places that both leave in view, one after the other; see `Action.in_view`."""
+        left, right = element // len(self.second), element % len(self.second)
+        second, first = self.second.in_view(x, right), self.first.in_view(x, left)
+        if first is None:
+            return second
+        # What the first one sees, it sees after the second has acted.
+        seen = first.expand(1, *x.shape[1:]).to(torch.float64)
+        back = self.second.invert(seen, right) > 1 - 1e-6
+        return back if second is None else back & second
+
+    def on_output(self, x: Tensor, output: Tensor) -> Action:
+        """Both actions on a network's output; see `Action.on_output`."""
+        return self._of(self.first.on_output(x, output), self.second.on_output(x, output))
 
     def check(self, x: Tensor) -> None:
         self.second.check(x)

@@ -17,6 +17,7 @@ from lightning_invariance.actions import (
     SO2,
     Action,
     AffineAction,
+    FieldAction,
     HorizontalFlip,
     LinearAction,
     PermutationAction,
@@ -80,7 +81,7 @@ def action_of(space: Any, *, samples: int = 16, seed: int = 0) -> Action:
     fibres[0] = torch.eye(space.size)  # to the last bit
     if torch.allclose(fibres, fibres[:1]):
         return plane
-    return _FieldAction(plane, LinearAction(fibres, dim=-3))
+    return FieldAction(plane, LinearAction(fibres, dim=-3))
 
 
 def _drawn_action(space: Any, gspace: Any, samples: int, seed: int) -> Action:
@@ -154,56 +155,6 @@ class _SquareSymmetries(PermutationAction):
 
     def _arguments(self) -> dict[str, object]:
         return {"elements": self.elements}
-
-
-class _FieldAction(Action):
-    """Moves the points of a feature field by one action and its channels by another, with the same element."""
-
-    def __init__(self, plane: Action, fibres: LinearAction) -> None:
-        self.plane = plane
-        self.fibres = fibres
-
-    def __len__(self) -> int:
-        return len(self.plane)
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.plane.labels
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        return (-3, -2, -1)
-
-    @property
-    def places(self) -> tuple[int, ...] | None:
-        return self.plane.places
-
-    @property
-    def cayley_table(self) -> Tensor | None:
-        return self.plane.cayley_table
-
-    def check(self, x: Tensor) -> None:
-        self.plane.check(x)
-        self.fibres.check(x)
-
-    def verify(self, x: Tensor) -> None:
-        """Raises where the group cannot act on `x`; the inverses follow from the matrices and need no check."""
-        self.check(x)
-
-    def _act_one(self, x: Tensor, element: int) -> Tensor:
-        return self.fibres.act(self.plane.act(x, element), element)
-
-    def _invert_one(self, x: Tensor, element: int) -> Tensor:
-        return self.plane.invert(self.fibres.invert(x, element), element)
-
-    def _act_each(self, x: Tensor, index: Tensor) -> Tensor:
-        return self.fibres.act(self.plane.act(x, index), index)
-
-    def _invert_each(self, x: Tensor, index: Tensor) -> Tensor:
-        return self.plane.invert(self.fibres.invert(x, index), index)
-
-    def _arguments(self) -> dict[str, object]:
-        return {"plane": self.plane, "fibres": self.fibres}
 
 
 class _Representation:
@@ -283,23 +234,18 @@ class _O2(AffineAction):
         return f"O(2) on the plane, samples={self.samples}, seed={self.seed}"
 
 
-class _DrawnFieldAction(_FieldAction):
+class _DrawnFieldAction(FieldAction):
     """Drawn elements of SO(2) or O(2) on a feature field, whose points and channels move by the same draw."""
 
     def __init__(self, plane: SO2 | _O2, representation: _Representation) -> None:
         super().__init__(plane, LinearAction(representation.at(plane.degrees), dim=-3))
         self.representation = representation
 
-    @property
-    def drawn(self) -> bool:
-        return True
-
     def _redraw(self, seed: int, samples: int | None) -> Action:
-        plane = self.plane.redrawn(seed, samples)
+        plane = self.points.redrawn(seed, samples)
         assert isinstance(plane, (SO2, _O2))
         return _DrawnFieldAction(plane, self.representation)
 
     def fresh(self, n: int, generator: torch.Generator | None = None) -> tuple[Action, Tensor]:
-        if isinstance(self.plane, _O2):
-            return _fresh_of_o2(self, n, generator)
-        return super().fresh(n, generator)
+        """Fresh draws of the plane's; the channels follow."""
+        return _fresh_of_o2(self, n, generator) if isinstance(self.points, _O2) else Action.fresh(self, n, generator)

@@ -3,6 +3,7 @@
 from lightning_invariance.callbacks._augmentation import OrbitAugmentation as OrbitAugmentation
 from lightning_invariance.callbacks._epochs import MonitorRecord as MonitorRecord
 from lightning_invariance.callbacks._monitor import InvarianceMonitor as InvarianceMonitor
+from lightning_invariance.callbacks._penalties import Penalty as Penalty
 from lightning_invariance.callbacks._regularizer import InvarianceRegularizer as InvarianceRegularizer
 from lightning_invariance.callbacks._schedule import WeightRamp as WeightRamp
 from lightning_invariance.callbacks._sensitivity import SensitivityMonitor as SensitivityMonitor

@@ -15,12 +15,11 @@ from lightning_invariance._arguments import Arguments
 from lightning_invariance._locate import (
     InputSpec,
     LogitsOf,
+    OutputReader,
     check_input_spec,
     check_logits_of,
-    check_rows,
     locate_in_batch,
     locate_in_call,
-    logits_of,
     resolve_network,
 )
 from lightning_invariance._random import generator_for
@@ -161,7 +160,7 @@ class NetworkCallback(InjectingCallback):
         )
 
     def _arguments_and_logits(
-        self, module: LightningModule, action: Action | None, batch: Any, call: NetworkCall | None
+        self, module: LightningModule, action: Action | None, batch: Any, call: NetworkCall | None, reader: OutputReader
     ) -> tuple[Arguments, Tensor | None]:
         """The network's arguments and its logits, from one of its own calls in the step.
 
@@ -173,6 +172,7 @@ class NetworkCallback(InjectingCallback):
             action: the group, where one acts.
             batch: the step's batch.
             call: the network's call, or None where none can be seen.
+            reader: takes the logits out of the output.
 
         Raises:
             ValueError: if there is no such tensor or no logits, or the group cannot act on it.
@@ -181,8 +181,7 @@ class NetworkCallback(InjectingCallback):
             names = positional_names(self._network_of(module))
             arguments = locate_in_call(call.args, call.kwargs, self.input, action, self._name, names)
             self._check_action(module, arguments, action)
-            logits = logits_of(call.output, self.logits, self._name)
-            check_rows(logits, len(arguments.inputs[0]), self._name)
+            logits = reader.read(call.output, len(arguments.inputs[0]))
             return arguments.joined(action), None if call.is_written_to() else logits
         assert is_compiled(module)
         located = locate_in_batch(batch, self.input, action, self._name)

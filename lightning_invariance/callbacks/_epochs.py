@@ -14,6 +14,7 @@ from torch.utils.data import DistributedSampler
 
 from lightning_invariance._checks import check_count
 from lightning_invariance._locate import InputSpec, LogitsOf
+from lightning_invariance._output_action import OutputActions
 from lightning_invariance.actions import Action
 from lightning_invariance.callbacks._base import NetworkCallback
 from lightning_invariance.callbacks._calls import (
@@ -24,8 +25,9 @@ from lightning_invariance.callbacks._calls import (
     chosen_calls,
 )
 from lightning_invariance.callbacks._injection import Injector, is_compiled
-from lightning_invariance.evaluation import for_measuring
+from lightning_invariance.evaluation._draws import for_measuring
 from lightning_invariance.metrics._base import Estimate
+from lightning_invariance.saliency import Saliency
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class MonitorRecord:
         action: the group with the very elements that were measured: its `repr` says how many were drawn and with which
             seed. None where no group acts.
         prefix: what was put before the names that were logged, if anything.
+        output_action: how the output was taken to move when the input does.
+        saliency: the saliency map that was used, where one was.
     """
 
     stage: str
@@ -48,6 +52,8 @@ class MonitorRecord:
     measures: dict[str, Estimate]
     action: Action | None = None
     prefix: str | None = None
+    output_action: OutputActions = None
+    saliency: Saliency | None = None
 
 
 class EpochMonitor(NetworkCallback):
@@ -198,12 +204,23 @@ class EpochMonitor(NetworkCallback):
         dataloader_idx: int,
         loaders: int,
         computed: Mapping[str, Estimate],
+        output_action: OutputActions = None,
+        saliency: Saliency | None = None,
     ) -> None:
         """Records and logs what was computed, alike on all processes."""
         measured = {name: Estimate(*(part.cpu() for part in estimate)) for name, estimate in computed.items()}
         if not trainer.sanity_checking:
             self.history.append(
-                MonitorRecord(stage, trainer.current_epoch, dataloader_idx, measured, self.action, self.prefix)
+                MonitorRecord(
+                    stage,
+                    trainer.current_epoch,
+                    dataloader_idx,
+                    measured,
+                    self.action,
+                    self.prefix,
+                    output_action,
+                    saliency,
+                )
             )
         if not trainer.barebones:
             start = f"{stage}/{self.prefix}/" if self.prefix else f"{stage}/"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,28 +14,30 @@ from torch import Tensor, nn
 
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._containers import describe_value
-from lightning_invariance._isolation import ordinary, preserved_buffers, preserved_random_state
+from lightning_invariance._isolation import full_precision, ordinary, preserved_buffers, preserved_random_state
 from lightning_invariance._locate import (
     InputSpec,
     Labels,
     LogitsOf,
+    OutputReader,
     Place,
     check_place,
     locate_target,
     stray_labels,
     what_stays,
 )
+from lightning_invariance._output_action import OutputActions
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
-from lightning_invariance.callbacks._base import (
-    is_sharded,
-)
+from lightning_invariance.callbacks._base import is_sharded
 from lightning_invariance.callbacks._calls import CallSpec, NetworkCall, are_close
 from lightning_invariance.callbacks._epochs import EpochMonitor, LoaderPlace, positions_of
-from lightning_invariance.evaluation import InvarianceEvaluator, NetworkOfInput
+from lightning_invariance.evaluation._draws import output_for_measuring
+from lightning_invariance.evaluation._evaluator import Dealt, Evaluator, Setting, limits_of
+from lightning_invariance.evaluation._measures import Measures
+from lightning_invariance.evaluation._network import NetworkOfInput
 from lightning_invariance.metrics._base import Estimate
-from lightning_invariance.metrics._collection import Measures
-from lightning_invariance.saliency import Network, SaliencyLike
+from lightning_invariance.saliency import SaliencyLike
 
 _NAME = "InvarianceMonitor"
 
@@ -54,7 +57,8 @@ class InvarianceMonitor(EpochMonitor):
     and each record hold the group with these elements.
 
     Logits ``(B, C)`` are taken for those of C exclusive classes. For labels that do not exclude each other, pass
-    ``{"name": DistributionInvarianceError(activation="sigmoid")}``; for a regression, name the logit errors.
+    ``{"name": DistributionInvarianceError(activation="sigmoid")}``. Where the target is floating point and of the
+    logits' shape they are the outputs of a regression, unless its rows are probabilities.
 
     A monitor leaves training as it was bit for bit. Under distributed sampling, the samples that a
     `DistributedSampler` repeats to even the processes are left out, so the numbers are those of a single process.
@@ -62,23 +66,32 @@ class InvarianceMonitor(EpochMonitor):
     Args:
         action: the group.
         measures: names of measures, or torchmetrics metrics under names of your own, whose ``update`` takes some of
-            ``logits``, ``orbit_logits``, ``saliency``, ``orbit_saliency``, ``target``; None for all that outputs and
-            labels allow: ``logit_invariance_error``, ``normalized_logit_invariance_error``,
-            ``relative_logit_invariance_error``, ``distribution_invariance_error``, ``jensen_shannon_invariance_error``,
+            ``logits``, ``orbit_logits``, ``valid``, ``saliency``, ``orbit_saliency``, ``target``, ``perturbed_logits``,
+            ``spectral_norms``; None for all that make sense for outputs and labels. Of scores of classes these are
+            ``logit_invariance_error``, ``normalized_logit_invariance_error``, ``relative_logit_invariance_error``,
+            ``distribution_invariance_error``, ``jensen_shannon_invariance_error``,
             ``saliency_invariance_similarity``, ``orbit_share``, ``prediction_consistency``, ``orbit_accuracy``,
-            ``worst_case_orbit_accuracy``. One output a sample leaves out the measures of classes.
+            ``worst_case_orbit_accuracy``; of such scores at each place ``orbit_mean_iou`` besides; of other outputs the
+            logit errors, ``relative_equivariance_error`` and, for vectors, ``vector_cosine_similarity``. By name alone:
+            ``selectivity``, ``jacobian_spectral_norm``, ``accuracy``.
         saliency: how to compute saliency maps; ``Gradient(dither=1e-3)`` if None, whatever the action.
         saliency_samples: how many samples of each data loader, from the first, get saliency maps, the costly part; 0
             for none.
+        sensitivity_samples: how many, from the first, ``selectivity`` and ``jacobian_spectral_norm`` are measured on.
         every_n_epochs: measures in every n-th training epoch only (validation outside of ``fit`` and tests always).
+        output_action: how the output moves when the input does, so that equivariance is measured: None, it stays;
+            ``"same"``, as the input does, in the same dimensions, also where it is smaller than the input; an `Action`
+            of as many elements; or a dict of these for a network that returns several tensors, by their names:
+            ``{"energy": None, "forces": "same"}`` logs ``val/forces/relative_equivariance_error`` and so on.
         network: the name of the submodule whose output are the logits; the module's own forward by default.
         input: where the network's arguments hold the tensor that the group acts on: a position, a keyword or a key
             (dots lead further in: ``"0.image"``), or a list of those that one element moves together; by default the
             only tensor that the group can act on.
-        target: where the batch holds the labels, one integer a sample: a position or a key. By default the second part
-            of a pair, or an entry called label, labels, target, targets or y. The labels' class is explained by the
-            saliency maps; without labels the class predicted on the untransformed input is, and the accuracies are
-            left out.
+        target: where the batch holds the labels, one integer a sample, or one a place ``(B, H, W)``: a position or a
+            key. By default the second part of a pair, or an entry
+            called label, labels, target, targets or y. The labels'
+            class is explained by the saliency maps; without labels the class predicted on the untransformed input is,
+            and the accuracies are left out.
         logits: a function from the network's output to its logits; by default the output itself, or its ``logits``.
         call: which of several calls of the network in a step is measured: an index, ``"last"``, or ``"all"`` for all
             samples of all of them; the only one if None.
@@ -97,8 +110,9 @@ class InvarianceMonitor(EpochMonitor):
             asked for by name cannot be computed.
 
     Warns:
-        UserWarning: in the first validation step, if the logits have the input's spatial size and move with it, or
-            another tensor of the input's set elements stays in place.
+        UserWarning: in the first validation step, if the logits have the input's spatial size and move with it while
+            no `output_action` says so, the outputs agree better if they move otherwise than it says, or another tensor
+            of the input's set elements stays in place.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -120,6 +134,8 @@ class InvarianceMonitor(EpochMonitor):
         saliency_samples: int = 64,
         every_n_epochs: int = 1,
         *,
+        sensitivity_samples: int = 64,
+        output_action: OutputActions = None,
         network: str | None = None,
         input: InputSpec = None,
         target: Place | None = None,
@@ -128,19 +144,28 @@ class InvarianceMonitor(EpochMonitor):
         max_batch: int | None = None,
         prefix: str | None = None,
     ) -> None:
-        check_action(action)
+        self._require_action(action)
         check_place("target", target)
         super().__init__(action, every_n_epochs, network=network, input=input, logits=logits, call=call, prefix=prefix)
         self.measures = measures
         self.saliency = saliency
         self.saliency_samples = saliency_samples
+        self.sensitivity_samples = sensitivity_samples
+        self.output_action = output_action
         self.target = target
         self.max_batch = max_batch
-        self._evaluators: list[InvarianceEvaluator] = []
+        self._output = output_for_measuring(output_action, action)
+        self._evaluators: list[Evaluator] = []
         self._verified = False
+        self._said = False
         self._again: set[int] = set()  # the calls whose f(x) is to be computed again
         self._warned = False
-        self._measure_names = self._evaluator().measures.names  # wrong measures, saliency or sizes fail here
+        evaluator = self._evaluator()  # wrong measures, saliency or sizes fail here
+        self._measure_names = evaluator.names
+        self._whole_parameters_for = evaluator.needs_whole_parameters
+
+    def _require_action(self, action: Action) -> None:
+        check_action(action)
 
     def logged_names(self) -> tuple[str, ...]:
         """The names that it logs by, without stage and prefix."""
@@ -149,22 +174,30 @@ class InvarianceMonitor(EpochMonitor):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         self._verified = False
+        self._said = False
         self._warned = False
         self._again.clear()
 
-    def _evaluator(self) -> InvarianceEvaluator:
-        return InvarianceEvaluator(
+    def _evaluator(self) -> Evaluator:
+        return Evaluator(
             self.action,
             self.measures,
-            self.saliency,
-            self.saliency_samples,
-            self.max_batch,
-            owner=_NAME,
+            output=self._output,
+            saliency=self.saliency,
+            limits=limits_of(self.saliency_samples, self.sensitivity_samples),
+            max_batch=self.max_batch,
+            owner=self._name,
             demanding=self._demanding,
         )
 
     def _check_strategy(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Parameters that FSDP gathers in the forward of the whole module alone are not there in a hook."""
+        if self._whole_parameters_for and is_sharded(trainer):
+            raise ValueError(
+                f"{self._name}: expected a strategy that keeps the network's parameters whole in every process for "
+                f"{self._whole_parameters_for}, to send several gradients through one graph, but got "
+                f"{type(trainer.strategy).__name__}: measure a checkpoint with `evaluate_invariance` instead."
+            )
         root = trainer.strategy.model
         if root is None or not _is_fsdp(root):
             return
@@ -173,7 +206,7 @@ class InvarianceMonitor(EpochMonitor):
         network = self._network_of(pl_module)
         if any(id(parameter) not in gathered for parameter in network.parameters()):
             raise ValueError(
-                f"{_NAME}: expected FSDP to wrap the submodules that hold the network's parameters (see "
+                f"{self._name}: expected FSDP to wrap the submodules that hold the network's parameters (see "
                 f"`auto_wrap_policy` of {type(trainer.strategy).__name__}) but some belong to the module as a whole."
             )
 
@@ -181,9 +214,9 @@ class InvarianceMonitor(EpochMonitor):
         self._evaluators = [self._evaluator() for _ in range(loaders)]
         for evaluator in self._evaluators:
             # A process whose loader is empty takes part in the reduction too, on its device.
-            evaluator.measures.to(pl_module.device)
+            evaluator.to(pl_module.device)
 
-    def _sums(self, dataloader_idx: int) -> InvarianceEvaluator | None:
+    def _sums(self, dataloader_idx: int) -> Evaluator | None:
         return self._evaluators[dataloader_idx] if self._evaluators else None
 
     def _measure(
@@ -191,27 +224,19 @@ class InvarianceMonitor(EpochMonitor):
     ) -> None:
         evaluator = self._evaluators[loader.index]
         network = self._network_of(pl_module)
-        arguments, base_logits = self._arguments_and_logits(pl_module, self.action, batch, call)
+        reader = OutputReader(self.logits, self._name, self._output.names)
+        arguments, base_logits = self._arguments_and_logits(pl_module, self.action, batch, call, reader)
         self._check_weights(pl_module, call)
-        arguments.check_max_batch(self.max_batch, _NAME)
-
-        def at(samples: int) -> tuple[Network, Action]:
-            with torch.inference_mode(False):
-                first = arguments.first(samples)
-            # Hooks run outside autocast: the network gets the precision that it has in its own step.
-            precision = trainer.precision_plugin.val_step_context
-            run = None if call is None else partial(call.repeat, network)
-            # Random numbers, where the network draws some, are those of the step for all elements.
-            start = call.random_state if call is not None and call.drew_random_numbers else None
-            return NetworkOfInput(network, first, self.logits, _NAME, precision, run, start), first.acting(self.action)
-
+        arguments.check_max_batch(self.max_batch, self._name)
+        at = self._settings(trainer, network, arguments, call, reader)
         x = arguments.x
-        labels = locate_target(batch, self.target, len(x), _NAME, () if call is None else call.given)
-        target = labels.tensor
+        labels = locate_target(batch, self.target, len(x), self._name, () if call is None else call.given)
         if not self._verified:
             self._verified = True
             evaluator.check_labels(labels)
-            self._begin_run(pl_module, arguments, call, base_logits, labels, evaluator)
+            evaluator.check_inputs(arguments.inputs)
+            if self.action is not None:
+                arguments.acting(self.action).verify(x)
         place = 0 if call is None else call.place
         if not evaluator.samples:  # in the first batch of each epoch: averages of weights may begin late
             # Where parameters are shared out, all processes would have to look, and to find the same.
@@ -219,6 +244,7 @@ class InvarianceMonitor(EpochMonitor):
             (self._again.discard if repeats else self._again.add)(place)
         base_logits = None if place in self._again else base_logits
         positions, kept = positions_of(loader, evaluator.samples, len(x))
+        found = labels
         if is_sharded(trainer):
             # Every process runs what the others run, or they wait for each other: repeats are left out afterwards.
             processes = trainer.world_size
@@ -227,75 +253,130 @@ class InvarianceMonitor(EpochMonitor):
             evaluator.samples += len(x) - kept
             x, positions = x[:kept], positions[:kept]
             base_logits = None if base_logits is None else base_logits[:kept]
-            target = None if target is None else target[:kept]
+            found = labels.first(kept)
             if not kept:
                 return
-        evaluator.update(
+        logits = evaluator.update(
             at,
             x,
             base_logits=base_logits,
-            labels=Labels(target, labels.place),
-            positions=positions,
-            kept=kept,
-            processes=processes,
+            packing=reader.packed,
+            labels=found,
+            dealt=Dealt(positions, kept, processes, arguments.is_divisible),
             module=network,
-            divisible=arguments.is_divisible,
         )
+        if not self._said:
+            self._said = True
+            self._say(pl_module, arguments, call, base_logits, labels, evaluator)
+            if not is_sharded(trainer):
+                packing = reader.packed()
+                for message in evaluator.doubts(at, x, logits, packing, network, arguments.is_divisible):
+                    rank_zero_warn(message)
 
-    def _repeats(
-        self, module: LightningModule, at: Callable[[int], tuple[Network, Action]], x: Tensor, logits: Tensor | None
-    ) -> bool:
+    def _settings(
+        self,
+        trainer: Trainer,
+        network: nn.Module,
+        arguments: Arguments,
+        call: NetworkCall | None,
+        reader: OutputReader,
+    ) -> Callable[[int], Setting]:
+        # Hooks run outside autocast: the network gets the precision that it has in its own step.
+        precision = trainer.precision_plugin.val_step_context
+        device = arguments.inputs[0].device
+
+        @contextmanager
+        def calm() -> Iterator[None]:
+            # The network's own precision, but for autocast.
+            with precision(), full_precision(device):
+                yield
+
+        run = None if call is None else partial(call.repeat, network)
+        # Random numbers, where the network draws some, are those of the step for all elements.
+        start = call.random_state if call is not None and call.drew_random_numbers else None
+
+        def at(samples: int) -> Setting:
+            with torch.inference_mode(False):
+                first = arguments.first(samples)
+            return Setting(
+                NetworkOfInput(network, first, reader, precision, run, start),
+                NetworkOfInput(network, first, reader, calm),
+                None if self.action is None else first.acting(self.action),
+            )
+
+        return at
+
+    def _repeats(self, module: LightningModule, at: Callable[[int], Setting], x: Tensor, logits: Tensor | None) -> bool:
         """Whether f(x), run again, is what the step's call gave; warns where it is not."""
-        run, _ = at(len(x))
+        run = at(len(x)).network
         network = self._network_of(module)
         with torch.inference_mode(False), torch.no_grad(), preserved_random_state(x.device), preserved_buffers(network):
             repeats = logits is None or are_close(run(ordinary(x)), logits)
         if not repeats and not self._warned:
             self._warned = True
             rank_zero_warn(
-                f"{_NAME}: {self._network_in_words(module)} gives another output for the same input when it is run "
-                "again after its call in the step: its weights were exchanged for the call, say, or it depends on a "
-                "state that is no buffer. What is measured is the network as it is after the step."
+                f"{self._name}: {self._network_in_words(module)} gives another output for the same input when it is "
+                "run again after its call in the step: its weights were exchanged for the call, say, or it depends on "
+                "a state that is no buffer. What is measured is the network as it is after the step."
             )
         return repeats
 
-    def _begin_run(
+    def _say(
         self,
         module: LightningModule,
         arguments: Arguments,
         call: NetworkCall | None,
         logits: Tensor | None,
         labels: Labels,
-        evaluator: InvarianceEvaluator,
+        evaluator: Evaluator,
     ) -> None:
-        """In the first batch: is the group right, and what was found?"""
-        arguments.acting(self.action).verify(arguments.x)
-        said = what_stays(_NAME, self.input, self.action, arguments, logits)
-        for message in said + ([] if logits is None else stray_labels(_NAME, labels, logits)):
+        """After the first batch: what was found?"""
+        said = []
+        if self.action is not None:
+            staying = logits if self._output.stays else None
+            said += what_stays(self._name, self.input, self.action, arguments, staying)
+        said += [] if logits is None else stray_labels(self._name, labels, logits)
+        for message in said:
             rank_zero_warn(message)
-        left_out = evaluator.left_out(arguments.x, logits, labels)
         self._findings.say(
             network=self._network_in_words(module),
             call="" if call is None else call.in_words(),
             input=arguments.in_words(),
             logits="that are computed again" if logits is None else describe_value(logits),
             labels=labels.in_words(),
-            group=repr(self.action),
-            without=", ".join(left_out),
+            group="" if self.action is None else repr(self.action),
+            output_action="" if self._output.stays else repr(self.output_action),
+            saliency=evaluator.saliency_in_words(),
+            without=", ".join(evaluator.left_out(arguments.x, labels)),
         )
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        besides = self._besides(pl_module) if self._evaluators else {}
         for dataloader_idx, evaluator in enumerate(self._evaluators):
             # Every process must take part in computing a measure that any of them has seen.
-            updated = evaluator.measures.updated().to(trainer.strategy.root_device)
+            updated = evaluator.updated().to(trainer.strategy.root_device)
             computed = evaluator.compute(trainer.strategy.reduce(updated, reduce_op="sum"))
-            self._publish(trainer, pl_module, stage, dataloader_idx, len(self._evaluators), computed)
+            self._publish(
+                trainer,
+                pl_module,
+                stage,
+                dataloader_idx,
+                len(self._evaluators),
+                {**computed, **besides},
+                self._output.spec,
+                evaluator.saliency if evaluator.saliency_in_words() else None,
+            )
+
+    def _besides(self, pl_module: LightningModule) -> dict[str, Estimate]:
+        """What is logged of the network as it is, besides what is measured on batches."""
+        return {}
 
     def _named(self, measured: dict[str, Estimate], start: str, end: str) -> dict[str, float]:
         named = super()._named(measured, start, end)
+        labels = () if self.action is None else self.action.labels[1:]
         for name, estimate in measured.items():
-            if estimate.value.ndim == 1 and len(estimate.value) == len(self.action) - 1:
-                for label, value in zip(self.action.labels[1:], estimate.value.tolist(), strict=True):
+            if estimate.value.ndim == 1 and len(estimate.value) == len(labels):
+                for label, value in zip(labels, estimate.value.tolist(), strict=True):
                     named[f"{start}{name}{end}/{label}"] = value
         return named
 

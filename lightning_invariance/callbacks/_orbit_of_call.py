@@ -13,11 +13,13 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._isolation import RandomState, is_batch_coupled, preserved_buffers, preserved_random_state
-from lightning_invariance._locate import LogitsOf, logits_of
+from lightning_invariance._locate import OutputReader
+from lightning_invariance._output_action import OutputMotion
 from lightning_invariance.actions import Action
 from lightning_invariance.callbacks._calls import NetworkCall, are_close
-from lightning_invariance.orbit import evaluate_orbit
-from lightning_invariance.saliency import predicted_class
+from lightning_invariance.orbit import doubted, orbit_of
+from lightning_invariance.outputs import OrbitOutputs
+from lightning_invariance.saliency import Network, Saliency, predicted_class
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,9 @@ class OrbitOfCall:
         arguments: with what.
         call: what is known of the call; None where it could not be seen.
         action: the group.
+        output: how the output moves when the input does.
+        reader: takes the logits out of the network's output.
         owner: the callback, for messages.
-        select: takes the logits out of the network's output.
         max_batch: the most samples in one forward; if set, nothing is kept for the backward, which runs it again.
         coupled: whether samples are known to depend on others in their batch.
     """
@@ -42,8 +45,9 @@ class OrbitOfCall:
     arguments: Arguments
     call: NetworkCall | None
     action: Action
+    output: OutputMotion
+    reader: OutputReader
     owner: str
-    select: LogitsOf | None = None
     max_batch: int | None = None
     coupled: bool = False
 
@@ -57,7 +61,7 @@ class OrbitOfCall:
         x = self.arguments.x
         with preserved_buffers(self.network), preserved_random_state(x.device):
             if not self._apart():
-                stacked = evaluate_orbit(self._run, x, self.action, elements=[element], max_batch=self.max_batch).logits
+                stacked = orbit_of(self._run, x, self.action, [element], max_batch=self.max_batch).logits
                 if are_close(stacked, logits):
                     return None
             alone = self._repeater()(x.clone())
@@ -65,24 +69,25 @@ class OrbitOfCall:
             return "alone"
         return None if self._apart() else "together"
 
-    def logits(self, elements: list[int], base_logits: Tensor | None) -> tuple[Tensor, Tensor]:
-        """f(x) ``(B, ...)``, run only where it is not given, and f(gx) ``(G, B, ...)``."""
+    def outputs(self, elements: list[int], base_logits: Tensor | None) -> OrbitOutputs:
+        """f(x), run only where it is not given, and f(gx), brought back."""
         x = self.arguments.x
+        # One element at a time where they must not be stacked.
+        apart = self._apart()
+        run = self._repeater() if apart else self._run
         with preserved_buffers(self.network), preserved_random_state(x.device):
-            if not self._apart():
-                run = self._run if self.max_batch is None else self._recomputed(self._run)
-                outputs = evaluate_orbit(
-                    run, x, self.action, base_logits=base_logits, elements=elements, max_batch=self.max_batch
-                )
-                return outputs.logits, outputs.orbit_logits
-            repeat = self._repeater() if self.max_batch is None else self._recomputed(self._repeater())
-            base_logits = repeat(x) if base_logits is None else base_logits
-            action = self.action.attached(x)
-            moved = [repeat(action.act(x, element)) for element in elements]
-            return base_logits, torch.stack(moved)
+            return orbit_of(
+                run if self.max_batch is None else self._recomputed(run),
+                x,
+                self.action,
+                elements,
+                on_output=None if self.output.stays else self._on_output,
+                base_logits=base_logits,
+                max_batch=len(x) if apart else self.max_batch,
+            )
 
-    def gradient_maps(self, elements: list[int], base_logits: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Gradients of the class predicted on x: m(x) ``(B, ...)`` and g⁻¹ m(gx) ``(G, B, ...)``, differentiable.
+    def gradient_maps(self, elements: list[int], base_logits: Tensor | None) -> OrbitOutputs:
+        """The outputs with gradients of the class predicted on x: m(x) and g⁻¹ m(gx), differentiable.
 
         f(x) is run again: its own call recorded no gradient of the input.
         """
@@ -101,20 +106,26 @@ class OrbitOfCall:
                     f"{self.owner}: expected logits of shape (B, classes) for penalty='saliency' "
                     f"but got {tuple(base_logits.shape)}."
                 )
-            target = predicted_class(base_logits)
-            action = self.action.attached(x)
-            # One element at a time: the graph of a gradient is large.
-            maps = [
-                action.invert(self._gradient(repeat, action.act(x, element), target), element)
-                for element in (0, *elements)
-            ]
-        return maps[0], torch.stack(maps[1:])
+            return orbit_of(
+                repeat,
+                x,
+                self.action,
+                elements,
+                base_logits=base_logits,
+                saliency=_DifferentiableGradient(),
+                target=predicted_class(base_logits),
+                max_batch=len(x),  # one element at a time: the graph of a gradient is large
+            )
 
-    @staticmethod
-    def _gradient(run: Callable[[Tensor], Tensor], x: Tensor, target: Tensor) -> Tensor:
-        leaf = x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(run(leaf).gather(1, target[:, None]).sum(), leaf, create_graph=True)
-        return gradient
+    def doubts(self, logits: Tensor) -> str | None:
+        """Whether the output moves otherwise than was said; see `doubted`."""
+        x = self.arguments.x
+        with torch.no_grad(), preserved_buffers(self.network), preserved_random_state(x.device):
+            move = self._on_output(logits)
+            return None if move is None else doubted(self._repeater(), x, logits.detach(), self.action, move)
+
+    def _on_output(self, logits: Tensor) -> Action | None:
+        return self.output.on(self.action, self.arguments.x, logits, self.reader.packed())
 
     def _apart(self) -> bool:
         """Whether elements must not be stacked: they would share batch statistics, or draw other masks than x did."""
@@ -144,7 +155,7 @@ class OrbitOfCall:
                 return run(x.clone())  # a network may write into its input, which is needed twice
 
         def light(x: Tensor) -> Tensor:
-            # Stopping early, by an exception out of the midst of the network, is not for a network of anybody's.
+            # Early stopping raises inside the user's forward; it is switched off.
             with set_checkpoint_early_stop(False):
                 logits: Tensor = checkpoint(traceless, x, use_reentrant=False, preserve_rng_state=False)
             return logits
@@ -157,4 +168,17 @@ class OrbitOfCall:
             moved = torch.empty_like(x).copy_(moved)  # dropout draws its masks in the order of memory
         args, kwargs = self.arguments.with_input(moved)
         run = self.network if self.call is None else partial(self.call.repeat, self.network)
-        return logits_of(run(*args, **kwargs), self.select, self.owner)
+        return self.reader.read(run(*args, **kwargs), len(moved))
+
+
+class _DifferentiableGradient(Saliency):
+    """The gradient of the target's logit, with a graph of its own."""
+
+    def attribute(
+        self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        assert target is not None
+        leaf = x.detach().requires_grad_()
+        logits = network(leaf)
+        (gradient,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), leaf, create_graph=True)
+        return logits, gradient

@@ -1,45 +1,89 @@
-"""The penalties by name: invariance errors as terms of a loss."""
+"""The penalties: invariance errors as terms of a loss."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lightning_invariance._checks import check_choice
 from lightning_invariance.functional._distribution_invariance_error import distribution_invariance_values
 from lightning_invariance.functional._jensen_shannon_invariance_error import jensen_shannon_values
 from lightning_invariance.functional._logit_invariance_error import logit_invariance_values
-from lightning_invariance.functional._orbit_values import at_least_float32, check_activation, flat_samples
+from lightning_invariance.functional._orbit_values import (
+    at_least_float32,
+    check_activation,
+    flat_samples,
+    where_valid,
+)
+from lightning_invariance.outputs import OrbitOutputs
 
 PenaltyName = Literal["logit", "normalized_logit", "distribution", "jensen_shannon", "saliency"]
 
-#: From ``logits`` ``(B, ...)`` and ``orbit_logits`` ``(G, B, ...)`` to a scalar; or, for saliency, from maps likewise.
-Penalty = Callable[[Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Penalty:
+    r"""An invariance error :math:`I_f` to be added to a loss.
+
+    Attributes:
+        function: from what it `reads`, ``(B, ...)`` and ``(|G| - 1, B, ...)``, to a scalar. If it takes ``valid`` too,
+            it gets which places both poses see (see `OrbitOutputs`); if not, the others have no difference.
+        reads: ``("logits", "orbit_logits")``, or the gradients ``("saliency", "orbit_saliency")`` of the class that is
+            predicted on x, which take second derivatives.
+        needs_whole_orbit: whether part of the orbit does not estimate it.
+
+    Example:
+        >>> from lightning_invariance import C4, InvarianceRegularizer, Penalty
+        >>> absolute = Penalty(lambda logits, orbit_logits: (orbit_logits - logits).abs().mean())
+        >>> regularizer = InvarianceRegularizer(C4(), penalty=absolute)
+    """
+
+    function: Callable[..., Tensor]
+    reads: tuple[str, str] = ("logits", "orbit_logits")
+    needs_whole_orbit: bool = False
+
+    @property
+    def is_of_saliency(self) -> bool:
+        """Whether it is a penalty of gradients."""
+        return self.reads == ("saliency", "orbit_saliency")
+
+    def of(self, outputs: OrbitOutputs) -> Tensor:
+        """The penalty of a batch."""
+        base, orbit = (getattr(outputs, name) for name in self.reads)
+        if outputs.valid is None:
+            return self.function(base, orbit)
+        if "valid" in inspect.signature(self.function).parameters:
+            return self.function(base, orbit, valid=outputs.valid)
+        return self.function(base, torch.where(outputs.valid, orbit, base))
 
 
-def _logit(logits: Tensor, orbit_logits: Tensor) -> Tensor:
-    return logit_invariance_values(logits, orbit_logits, None).per_sample.mean()
+def _logit(logits: Tensor, orbit_logits: Tensor, valid: Tensor | None = None) -> Tensor:
+    return logit_invariance_values(logits, orbit_logits, None, valid).per_sample.mean()
 
 
-def _normalized_logit(logits: Tensor, orbit_logits: Tensor) -> Tensor:
-    """The mean over the samples whose logits are not all 0: a head may begin at 0, and NaN would end the training."""
-    norm = flat_samples(at_least_float32(logits)).square().sum(dim=1)
-    distance = 2 * logit_invariance_values(logits, orbit_logits, None).per_sample
+def _normalized_logit(logits: Tensor, orbit_logits: Tensor, valid: Tensor | None = None) -> Tensor:
+    """The mean over the pairs whose logits are not all 0: a head may begin at 0, and NaN would end the training."""
+    distance = 2 * logit_invariance_values(logits, orbit_logits, None, valid).per_element
+    squares = flat_samples(at_least_float32(logits)).square()
+    seen = where_valid(valid, orbit_logits)
+    norm = (squares if seen is None else torch.where(seen, squares, 0.0)).sum(dim=-1).expand(distance.shape)
     defined = norm > 0
     ratios = distance / torch.where(defined, norm, 1.0)
     return torch.where(defined, ratios, 0.0).sum() / defined.sum().clamp_min(1)
 
 
-def _distribution(logits: Tensor, orbit_logits: Tensor) -> Tensor:
+def _distribution(logits: Tensor, orbit_logits: Tensor, valid: Tensor | None = None) -> Tensor:
     check_activation(logits, "softmax")
-    return distribution_invariance_values(logits, orbit_logits, "softmax").per_sample.mean()
+    return distribution_invariance_values(logits, orbit_logits, "softmax", valid).per_sample.mean()
 
 
-def _jensen_shannon(logits: Tensor, orbit_logits: Tensor) -> Tensor:
+def _jensen_shannon(logits: Tensor, orbit_logits: Tensor, valid: Tensor | None = None) -> Tensor:
     check_activation(logits, "softmax")
-    return jensen_shannon_values(logits, orbit_logits, "softmax").per_sample.mean()
+    return jensen_shannon_values(logits, orbit_logits, "softmax", valid).per_sample.mean()
 
 
 def _saliency(saliency: Tensor, orbit_saliency: Tensor) -> Tensor:
@@ -64,9 +108,23 @@ def _directions(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 PENALTIES: Mapping[PenaltyName, Penalty] = {
-    "logit": _logit,
-    "normalized_logit": _normalized_logit,
-    "distribution": _distribution,
-    "jensen_shannon": _jensen_shannon,
-    "saliency": _saliency,
+    "logit": Penalty(_logit),
+    "normalized_logit": Penalty(_normalized_logit),
+    "distribution": Penalty(_distribution),
+    "jensen_shannon": Penalty(_jensen_shannon, needs_whole_orbit=True),
+    "saliency": Penalty(_saliency, reads=("saliency", "orbit_saliency")),
 }
+
+
+def as_penalty(penalty: PenaltyName | Penalty | Callable[..., Tensor]) -> Penalty:
+    """A `Penalty` from its name, or from a function of ``logits`` and ``orbit_logits``.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    if isinstance(penalty, Penalty):
+        return penalty
+    if callable(penalty):
+        return Penalty(penalty)
+    check_choice("penalty", penalty, tuple(PENALTIES))
+    return PENALTIES[penalty]

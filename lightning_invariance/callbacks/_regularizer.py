@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +12,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_invariance._arguments import Arguments
-from lightning_invariance._checks import check_choice, check_count, check_seed, is_number
+from lightning_invariance._checks import check_count, check_seed, is_number
 from lightning_invariance._containers import describe_value
 from lightning_invariance._locate import (
     InputSpec,
     LogitsOf,
+    OutputReader,
     what_stays,
 )
+from lightning_invariance._output_action import OutputActions, OutputMotion, split_outputs
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks._base import NetworkCallback, is_sharded, step_generator
@@ -32,7 +35,7 @@ from lightning_invariance.callbacks._calls import (
 from lightning_invariance.callbacks._injection import Injector, is_compiled, is_compiled_network
 from lightning_invariance.callbacks._orbit_of_call import OrbitOfCall
 from lightning_invariance.callbacks._owners import OwnerWatch
-from lightning_invariance.callbacks._penalties import PENALTIES, Penalty, PenaltyName
+from lightning_invariance.callbacks._penalties import Penalty, PenaltyName, as_penalty
 from lightning_invariance.callbacks._schedule import WeightSchedule
 
 _NAME = "InvarianceRegularizer"
@@ -67,11 +70,14 @@ class InvarianceRegularizer(NetworkCallback):
             so far to the weight, such as `WeightRamp`.
         penalty: :math:`I_f`: ``"logit"`` (equation 2), ``"normalized_logit"`` (section 4.4), ``"distribution"``
             (equation 1), ``"jensen_shannon"``, ``"saliency"`` (one minus equation 3, with gradients of the logit of the
-            class predicted on x as maps: second derivatives, and f(x) is run again), or a function from ``logits``
-            ``(B, ...)`` and ``orbit_logits`` ``(G, B, ...)`` to a scalar.
-        elements: how many elements, drawn anew for each batch without repetition from all but the identity, to use in a
-            step; all of them if None. The mean over the drawn ones is an unbiased estimate of the mean over all, except
-            for ``"jensen_shannon"``, which therefore takes all.
+            class predicted on x as maps: second derivatives, and f(x) is run again), a `Penalty`, or a function from
+            ``logits`` ``(B, ...)`` and ``orbit_logits`` ``(|G| - 1, B, ...)`` to a scalar.
+        elements_per_step: how many elements, drawn anew for each batch without repetition from all but the identity, to
+            use in a step; all of them if None. The mean over the drawn ones is an unbiased estimate of the mean over
+            all, except for ``"jensen_shannon"``, which therefore takes all.
+        output_action: how the output moves when the input does, so that the network is made equivariant: None, it
+            stays; ``"same"``, as the input does, in the same dimensions; an `Action` of as many elements; or a dict of
+            these for a network that returns several tensors, by their names, whose penalties are added up.
         network: the name of the submodule whose output are the logits; the module's own forward by default.
         input: where the network's arguments hold the tensor that the group acts on: a position, a keyword or a key
             (dots lead further in: ``"0.image"``), or a list of those that one element moves together; by default the
@@ -111,10 +117,11 @@ class InvarianceRegularizer(NetworkCallback):
         self,
         action: Action,
         weight: float | WeightSchedule = 1.0,
-        penalty: PenaltyName | Penalty = "logit",
-        elements: int | None = None,
+        penalty: PenaltyName | Penalty | Callable[..., Tensor] = "logit",
+        elements_per_step: int | None = None,
         network: str | None = None,
         *,
+        output_action: OutputActions = None,
         input: InputSpec = None,
         logits: LogitsOf | None = None,
         call: CallSpec = None,
@@ -126,20 +133,26 @@ class InvarianceRegularizer(NetworkCallback):
         check_action(action)
         if not callable(weight):
             _check_weight(weight)
-        if not callable(penalty):
-            check_choice("penalty", penalty, tuple(PENALTIES))
-        if elements is not None:
-            check_count("elements", elements)
-            if elements >= len(action):
+        chosen = as_penalty(penalty)
+        if elements_per_step is not None:
+            check_count("elements_per_step", elements_per_step)
+            if elements_per_step >= len(action):
                 raise ValueError(
-                    f"Expected `elements` to be at most {len(action) - 1}, the elements of {action!r} without the "
-                    f"identity, but got {elements}."
+                    f"Expected `elements_per_step` to be at most {len(action) - 1}, the elements of {action!r} without "
+                    f"the identity, but got {elements_per_step}."
                 )
-            if penalty == "jensen_shannon":
+            if chosen.needs_whole_orbit:
                 raise ValueError(
-                    "Expected `elements` to be None with penalty='jensen_shannon', which part of an orbit does not "
-                    f"estimate, but got {elements}."
+                    f"Expected `elements_per_step` to be None with penalty={penalty!r}, which part of an orbit does "
+                    f"not estimate, but got {elements_per_step}."
                 )
+        output = OutputMotion(output_action, action)
+        output.redrawn(0, action.redrawn(0))  # what cannot be drawn anew with the group fails here
+        if chosen.is_of_saliency and not output.stays:
+            raise ValueError(
+                f"Expected `output_action` to be None with penalty={penalty!r}, whose maps explain a class's logit, "
+                f"but got {output_action!r}."
+            )
         if backward_call is not None:
             check_count("backward_call", backward_call, minimum=0)
         if max_batch is not None:
@@ -150,12 +163,15 @@ class InvarianceRegularizer(NetworkCallback):
         self.action = action
         self.weight = weight
         self.penalty = penalty
-        self.elements = elements
+        self.elements_per_step = elements_per_step
+        self.output_action = output_action
         self.backward_call = backward_call
         self.max_batch = max_batch
         self.seed = seed
         self._trainer: Trainer | None = None
+        self._penalty_value = chosen
         self._present_action = action
+        self._output = self._present_output = output
         self._batch_idx = 0
         self._weight: float | None = None  # of the present step, where there is one
         self._penalties: list[tuple[Tensor, int]] = []  # of the present step, with how many samples each is a mean over
@@ -193,7 +209,9 @@ class InvarianceRegularizer(NetworkCallback):
         self._penalties = []
         if self.action.drawn:
             generator = step_generator("draws", trainer, self, self.seed, batch_idx)
-            self._present_action = self.action.redrawn(int(torch.randint(2**62, (), generator=generator)))
+            seed = int(torch.randint(2**62, (), generator=generator))
+            self._present_action = self.action.redrawn(seed)
+            self._present_output = self._output.redrawn(seed, self._present_action)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -220,7 +238,7 @@ class InvarianceRegularizer(NetworkCallback):
                 f"{_NAME}: expected `backward_call` to be None with automatic optimisation, which has one backward, "
                 f"but got {self.backward_call}."
             )
-        if self.penalty != "saliency":
+        if not self._penalty_value.is_of_saliency:
             return
         if is_compiled(module) or any(map(is_compiled_network, network.modules())):
             raise ValueError(
@@ -250,11 +268,11 @@ class InvarianceRegularizer(NetworkCallback):
 
     def _drawn_elements(self) -> list[int]:
         others = len(self.action) - 1
-        if self.elements is None:
+        if self.elements_per_step is None:
             return list(range(1, others + 1))
         assert self._trainer is not None
         generator = step_generator("elements", self._trainer, self, self.seed, self._batch_idx)
-        return [1 + int(index) for index in torch.randperm(others, generator=generator)[: self.elements]]
+        return [1 + int(index) for index in torch.randperm(others, generator=generator)[: self.elements_per_step]]
 
     def _term(self, module: LightningModule, args: tuple[Any, ...], calls: list[NetworkCall | None]) -> Tensor | None:
         """The weighted penalty, the mean over the samples of all calls, or None where there is none to add."""
@@ -275,25 +293,47 @@ class InvarianceRegularizer(NetworkCallback):
         """The penalty of a call, and how many samples it is a mean over."""
         batch = args[0] if args else None
         action = self._present_action
-        arguments, base_logits = self._arguments_and_logits(module, action, batch, call)
+        reader = OutputReader(self.logits, _NAME, self._output.names)
+        arguments, base_logits = self._arguments_and_logits(module, action, batch, call, reader)
         self._check_weights(module, call)
-        network = self._network_of(module)
-        acting = arguments.acting(action)
-        orbit = OrbitOfCall(network, arguments, call, acting, _NAME, self.logits, self.max_batch, self._coupled)
+        orbit = OrbitOfCall(
+            self._network_of(module),
+            arguments,
+            call,
+            arguments.acting(action),
+            self._present_output,
+            reader,
+            _NAME,
+            self.max_batch,
+            self._coupled,
+        )
         if not self._verified:
-            acting.verify(arguments.x)
+            orbit.action.verify(arguments.x)
             self._verified = True
             self._say_what_was_found(module, arguments, call, base_logits)
             if base_logits is not None:
                 self._coupled = self._is_coupled(module, orbit, base_logits, elements[0])
                 orbit = replace(orbit, coupled=self._coupled)
-        run = orbit.gradient_maps if self.penalty == "saliency" else orbit.logits
-        logits, orbit_logits = run(elements, base_logits)
-        penalty_of = self.penalty if callable(self.penalty) else PENALTIES[self.penalty]
-        penalty = penalty_of(logits, orbit_logits)
-        if not isinstance(penalty, Tensor) or penalty.ndim != 0:
-            raise ValueError(f"{_NAME}: expected `penalty` to give a scalar tensor but got {describe_value(penalty)}.")
-        return penalty, len(logits)
+                self._doubt(orbit, base_logits)
+        of_saliency = self._penalty_value.is_of_saliency
+        outputs = (orbit.gradient_maps if of_saliency else orbit.outputs)(elements, base_logits)
+        parts = [outputs]
+        packing = reader.packed()
+        if packing is not None and self._output.names is not None:
+            parts = [*split_outputs(outputs, packing, self._output.names).values()]
+        penalties = [self._penalty_value.of(part) for part in parts]
+        for each in penalties:
+            if not isinstance(each, Tensor) or each.ndim != 0:
+                raise ValueError(f"{_NAME}: expected `penalty` to give a scalar tensor but got {describe_value(each)}.")
+        return (penalties[0] if len(penalties) == 1 else torch.stack(penalties).sum()), len(outputs.logits)
+
+    def _doubt(self, orbit: OrbitOfCall, logits: Tensor) -> None:
+        """Warns where the outputs agree better if they move otherwise than was said."""
+        if self._output.stays or (self._trainer is not None and is_sharded(self._trainer)):
+            return
+        said = orbit.doubts(logits)
+        if said is not None:
+            rank_zero_warn(f"{_NAME}: {said}")
 
     def _say_what_was_found(
         self, module: LightningModule, arguments: Arguments, call: NetworkCall | None, logits: Tensor | None
@@ -303,8 +343,10 @@ class InvarianceRegularizer(NetworkCallback):
             call="" if call is None else call.in_words(),
             input=arguments.in_words(),
             logits="that are computed again" if logits is None else describe_value(logits),
+            output_action="" if self._output.stays else repr(self.output_action),
         )
-        for message in what_stays(_NAME, self.input, self._present_action, arguments, logits):
+        staying = logits if self._output.stays else None
+        for message in what_stays(_NAME, self.input, self._present_action, arguments, staying):
             rank_zero_warn(message)
 
     def _is_coupled(self, module: LightningModule, orbit: OrbitOfCall, logits: Tensor, element: int) -> bool:

@@ -15,20 +15,17 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.callbacks import Checkpoint, ModelSummary, ProgressBar
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
-from torchmetrics import Metric
 from tqdm.auto import tqdm
 
 from lightning_invariance._checks import check_count
 from lightning_invariance._locate import InputSpec, LogitsOf, Place
+from lightning_invariance._output_action import OutputActions
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
-from lightning_invariance.callbacks import InvarianceMonitor
+from lightning_invariance.callbacks import InvarianceMonitor, MonitorRecord
 from lightning_invariance.callbacks._calls import CallSpec
-from lightning_invariance.comparison._comparison import HEADINGS, ComparedModel, Comparison
+from lightning_invariance.comparison._comparison import COLUMNS, ComparedModel, Comparison
 from lightning_invariance.comparison._times import MakeTrainer, inference_seconds, training_step_seconds
-from lightning_invariance.metrics import Estimate, OrbitAccuracy
-from lightning_invariance.metrics._collection import MEASURES
 from lightning_invariance.saliency import SaliencyLike
 
 #: What `compare` sets, so that no run leaves files or talks, and every run ends where it should.
@@ -55,8 +52,11 @@ def compare(
     action: Action,
     *,
     callbacks: Mapping[str, Sequence[Callback]] | None = None,
+    measures: Sequence[str] | None = None,
     saliency: SaliencyLike | None = None,
     saliency_samples: int = 64,
+    sensitivity_samples: int = 64,
+    output_action: OutputActions = None,
     network: str | None = None,
     input: InputSpec = None,
     target: Place | None = None,
@@ -86,8 +86,14 @@ def compare(
         callbacks: for a model, those that take part in its training, so that their time is counted: its
             `InvarianceRegularizer` or `OrbitAugmentation`, or all of its trainer's: progress bars, checkpoints and
             summaries among them are left out. Copies of them are run.
-        saliency: how to compute saliency maps, as for `InvarianceMonitor`.
+        measures: names of measures, the columns of the table: ``"selectivity"``, ``"jacobian_spectral_norm"``, ... A
+            column is empty where there are no labels or maps for it, and missing where it means nothing. By default
+            accuracies, LI, DI, SI and orbit share, of masks their mean IoU, of vectors their cosine.
+        saliency: how to compute saliency maps, as for `InvarianceMonitor`; the table names it.
         saliency_samples: how many test samples, from the first, get saliency maps.
+        sensitivity_samples: how many, from the first, ``"selectivity"`` and ``"jacobian_spectral_norm"`` are measured
+            on.
+        output_action: how the output moves when the input does, as for `InvarianceMonitor`.
         network: the name of the submodule whose output are the logits, in all models; their own forward by default.
         input: where the network's arguments hold its input, as for `InvarianceMonitor`.
         target: where the batch holds the labels, as for `InvarianceMonitor`.
@@ -139,9 +145,11 @@ def compare(
     monitor = partial(
         _TableMonitor,
         action,
-        _measures(),
+        COLUMNS if measures is None else measures,
         saliency,
         saliency_samples,
+        sensitivity_samples=sensitivity_samples,
+        output_action=output_action,
         network=network,
         input=input,
         target=target,
@@ -162,9 +170,12 @@ def compare(
         try:
             copies = {name: deepcopy(model) for name, model in models.items()}
             measured = {}
+            maps: set[str] = set()
             for name, module in copies.items():
                 bar.set_description(f"{name}: testing")
-                measured[name] = _test(module, monitor(), datamodule, make_trainer)
+                record = _test(module, monitor(), datamodule, make_trainer)
+                measured[name] = record.measures
+                maps.update([] if record.saliency is None else [repr(record.saliency)])
                 bar.update()
             training: dict[str, list[float]] = {name: [] for name in models}
             inference: dict[str, list[float]] = {name: [] for name in models}
@@ -187,15 +198,9 @@ def compare(
                 tuple(inference[name]),
             )
             for name, model in models.items()
-        }
+        },
+        ", ".join(sorted(maps)),
     )
-
-
-class _Accuracy(OrbitAccuracy):
-    """On the untransformed inputs, with a standard error."""
-
-    def update(self, logits: Tensor, target: Tensor) -> None:  # type: ignore[override]
-        super().update(logits, logits[None], target)
 
 
 class _TableMonitor(InvarianceMonitor):
@@ -213,17 +218,13 @@ class _OneTestLoader(Callback):
             raise ValueError(f"Expected `datamodule` to give one test data loader but got {loaders}.")
 
 
-def _measures() -> dict[str, Metric]:
-    return {name: _Accuracy() if name == "accuracy" else MEASURES[name]() for name in HEADINGS}
-
-
 def _test(
     module: LightningModule, monitor: InvarianceMonitor, datamodule: LightningDataModule, make_trainer: MakeTrainer
-) -> dict[str, Estimate]:
+) -> MonitorRecord:
     make_trainer([_OneTestLoader(), monitor]).test(module, datamodule=datamodule, verbose=False)
     if not monitor.history:
         raise ValueError("Expected `datamodule` to give batches to test on but got none.")
-    return monitor.history[-1].measures
+    return monitor.history[-1]
 
 
 def _checked(

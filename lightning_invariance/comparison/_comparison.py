@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from lightning_invariance._requirements import require
+from lightning_invariance.evaluation._measures import MEASURES, Measure, inputs_of
 from lightning_invariance.metrics import Estimate
 from lightning_invariance.report import markdown_table, plot_bars
 
@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-#: What is measured of each model, and its heading in a table.
-HEADINGS: Mapping[str, str] = {
-    "accuracy": "accuracy",
-    "worst_case_orbit_accuracy": "worst-case orbit accuracy",
-    "logit_invariance_error": "LI",
-    "distribution_invariance_error": "DI",
-    "saliency_invariance_similarity": "SI",
-    "orbit_share": "orbit share",
-}
-_LOGARITHMIC = ("LI", "DI", "orbit share")
+#: What is measured of each model unless measures are named; of other outputs than scores of classes, what makes sense.
+COLUMNS = (
+    "accuracy",
+    "worst_case_orbit_accuracy",
+    "logit_invariance_error",
+    "distribution_invariance_error",
+    "saliency_invariance_similarity",
+    "orbit_share",
+    "orbit_mean_iou",
+    "vector_cosine_similarity",
+)
+
 _TIMES = {"training_step_seconds": "training step", "inference_seconds": "inference"}
 
 
@@ -33,9 +35,8 @@ class ComparedModel:
     """What was found of one model.
 
     Attributes:
-        measures: an `Estimate` (value and standard error over samples) for ``accuracy``,
-            ``worst_case_orbit_accuracy``, ``logit_invariance_error``, ``distribution_invariance_error``,
-            ``saliency_invariance_similarity``, ``orbit_share``; without labels there are no accuracies.
+        measures: an `Estimate` (value and standard error over samples) for each measure, by name:
+            ``logit_invariance_error``, ...; without labels there are no accuracies.
         parameters: how many numbers its parameters hold, frozen ones included.
         training_step_seconds: of a training step, the median of each round; empty if none was timed.
         inference_seconds: of a test step, the median of each round.
@@ -53,6 +54,7 @@ class Comparison:
 
     Attributes:
         models: what was found of each, in order.
+        saliency: the saliency map that was used, in words, where one was.
 
     Example:
         >>> import torch
@@ -69,6 +71,7 @@ class Comparison:
     """
 
     models: dict[str, ComparedModel]
+    saliency: str = ""
 
     def ratios(self, times: str) -> dict[str, float]:
         """Each model's time over the first one's: the median of the ratios of each round.
@@ -116,7 +119,7 @@ class Comparison:
         """A Markdown table with a row for each model; times only where some were taken."""
         rows: dict[str, dict[str, float | Estimate]] = {}
         for name, model in self.models.items():
-            row = rows[name] = {HEADINGS[measure]: estimate for measure, estimate in model.measures.items()}
+            row = rows[name] = {self._heading(measure): estimate for measure, estimate in model.measures.items()}
             row["parameters"] = model.parameters
         for times, heading in self._timed().items():
             for name, ratio in self.ratios(times).items():
@@ -133,11 +136,22 @@ class Comparison:
         panels: dict[str, dict[str, float | Estimate]] = {}
         for name, model in self.models.items():
             for measure, estimate in model.measures.items():
-                panels.setdefault(HEADINGS[measure], {})[name] = estimate
+                panels.setdefault(self._heading(measure), {})[name] = estimate
             panels.setdefault("parameters", {})[name] = model.parameters
         for times, heading in self._timed().items():
             panels[f"{heading} / {self._first}'s"] = dict(self.ratios(times))
-        return plot_bars(panels, log=[panel for panel in panels if panel in _LOGARITHMIC])
+        measured = {measure for model in self.models.values() for measure in model.measures}
+        logarithmic = {self._heading(measure) for measure in measured if _measure(measure).logarithmic}
+        return plot_bars(panels, log=[panel for panel in panels if panel in logarithmic])
+
+    def _heading(self, name: str) -> str:
+        """A measure's heading, behind the output's where there are several, and with the map that it rests on."""
+        output, _, _ = name.rpartition("/")
+        measure = _measure(name)
+        heading = measure.heading
+        if self.saliency and "saliency" in inputs_of(measure.make())[0]:
+            heading += f", {self.saliency}"
+        return f"{output}: {heading}" if output else heading
 
     @property
     def _first(self) -> str:
@@ -149,6 +163,10 @@ class Comparison:
             for times, heading in _TIMES.items()
             if any(getattr(model, times) for model in self.models.values())
         }
+
+
+def _measure(name: str) -> Measure:
+    return MEASURES[name.rpartition("/")[2]]
 
 
 def _typical(seconds: tuple[float, ...]) -> float:

@@ -15,19 +15,33 @@ from lightning_invariance.functional._orbit_values import (
     Reduction,
     check_activation,
     check_orbit,
+    check_valid,
     check_values_finite,
+    class_scores,
     log_probabilities,
+    mean_over_places,
     reduce_values,
 )
 
 
-def jensen_shannon_values(logits: Tensor, orbit_logits: Tensor, activation: Activation) -> OrbitValues:
+def jensen_shannon_values(
+    logits: Tensor, orbit_logits: Tensor, activation: Activation, valid: Tensor | None = None
+) -> OrbitValues:
     """The divergence of each orbit, and the share of it that each element brings."""
-    log_p = log_probabilities(torch.cat([logits[None], orbit_logits]), activation)
-    log_mean = log_p.logsumexp(dim=0) - log(len(log_p))
-    # H(mean p) − mean H(p) is the mean over the orbit of KL(p_g ‖ mean p).
+    scores = class_scores(logits, orbit_logits, valid)
+    log_p = log_probabilities(torch.cat([scores.logits[None], scores.orbit_logits]), activation)
+    if scores.valid is None:
+        log_mean = log_p.logsumexp(dim=0) - log(len(log_p))
+        # H(mean p) − mean H(p) is the mean over the orbit of KL(p_g ‖ mean p).
+        divergences = mean_over_places((log_p.exp() * (log_p - log_mean)).sum(dim=-1).clamp_min(0.0), None)
+        return OrbitValues(divergences.mean(dim=0), divergences[1:])
+    # At each place the orbit is what sees it; a place that x alone sees says nothing.
+    seen = torch.cat([torch.ones_like(scores.valid[:1]), scores.valid])
+    members = seen.sum(dim=0)
+    log_mean = log_p.masked_fill(~seen[..., None], -torch.inf).logsumexp(dim=0) - members.log()[..., None]
     divergences = (log_p.exp() * (log_p - log_mean)).sum(dim=-1).clamp_min(0.0)
-    return OrbitValues(divergences.mean(dim=0), divergences[1:])
+    by_place = torch.where(seen, divergences, 0.0).sum(dim=0) / members
+    return OrbitValues(mean_over_places(by_place, members > 1), mean_over_places(divergences[1:], scores.valid))
 
 
 def jensen_shannon_invariance_error(
@@ -35,6 +49,7 @@ def jensen_shannon_invariance_error(
     orbit_logits: Tensor,
     *,
     activation: Activation = "softmax",
+    valid: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Jensen-Shannon divergence of the predictive distributions on an orbit, in nats.
@@ -48,12 +63,13 @@ def jensen_shannon_invariance_error(
     itself, so the identity takes part.
 
     Args:
-        logits: :math:`f(x)`, shape ``(B, C)``.
-        orbit_logits: :math:`f(gx)` for every element but the identity, shape ``(G, B, C)``, so :math:`|G|` is ``G +
-            1``.
+        logits: :math:`f(x)`, shape ``(B, C)``; or ``(B, C, H, W)``, of whose places the mean is taken.
+        orbit_logits: :math:`f(gx)` for every element but the identity, shape ``(|G| - 1, B, C)``.
         activation: ``"softmax"``, or ``"sigmoid"`` for multi-label logits, whose divergences are added up.
+        valid: which places both poses see, bool, broadcastable to `orbit_logits`; see `OrbitOutputs`.
         reduction: ``"mean"`` over samples; ``"element"`` for :math:`KL(p_{gx} \| \tfrac{1}{|G|} \sum_h p_{hx})` of
-            each element but the identity, averaged over samples, ``(G,)``; ``"none"`` for one value a sample ``(B,)``.
+            each element but the identity, averaged over samples, ``(|G| - 1,)``; ``"none"`` for one value a sample
+            ``(B,)``.
 
     Returns:
         The error, in float32 or better.
@@ -72,6 +88,7 @@ def jensen_shannon_invariance_error(
     check_choice("reduction", reduction, REDUCTIONS)
     check_orbit(logits, orbit_logits)
     check_activation(logits, activation)
+    check_valid(valid, orbit_logits)
     check_values_finite(logits, orbit_logits)
-    values = jensen_shannon_values(logits, orbit_logits, activation)
+    values = jensen_shannon_values(logits, orbit_logits, activation, valid)
     return reduce_values(values, reduction, "The Jensen-Shannon invariance error")

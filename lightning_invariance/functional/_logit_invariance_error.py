@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from lightning_invariance._checks import check_choice
@@ -14,10 +15,12 @@ from lightning_invariance.functional._orbit_values import (
     at_least_float32,
     check_orbit,
     check_outputs,
+    check_valid,
     check_values_finite,
     flat_samples,
     mean_over_elements,
     reduce_values,
+    where_valid,
 )
 
 Normalization = Literal["logits"]
@@ -25,15 +28,19 @@ Normalization = Literal["logits"]
 NORMALIZATIONS: tuple[Normalization | None, ...] = (None, "logits")
 
 
-def logit_invariance_values(logits: Tensor, orbit_logits: Tensor, normalize: Normalization | None) -> OrbitValues:
+def logit_invariance_values(
+    logits: Tensor, orbit_logits: Tensor, normalize: Normalization | None, valid: Tensor | None = None
+) -> OrbitValues:
     """Equation 2 for each pair (x, g), or the normalised error of section 4.4."""
     base = flat_samples(at_least_float32(logits))
     moved = flat_samples(at_least_float32(orbit_logits), before=2)
-    distance = (base - moved).square().sum(dim=-1)
+    seen = where_valid(valid, orbit_logits)
+    squares = (base - moved).square()
+    distance = (squares if seen is None else torch.where(seen, squares, 0.0)).sum(dim=-1)
     if normalize is None:
         return mean_over_elements(distance / 2)  # eq. 2: ½ ‖f(x) − f(gx)‖²
     # Section 4.4: ‖f(x) − f(gx)‖² / ‖f(x)‖². Without logits to compare with (norm 0) it is undefined.
-    norm = base.square().sum(dim=-1)
+    norm = (base.square() if seen is None else torch.where(seen, base.square(), 0.0)).sum(dim=-1)
     return mean_over_elements((distance / norm).masked_fill(norm == 0, float("nan")))
 
 
@@ -42,6 +49,7 @@ def logit_invariance_error(
     orbit_logits: Tensor,
     *,
     normalize: Normalization | None = None,
+    valid: Tensor | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Logit invariance error, in squared units of the logits.
@@ -56,10 +64,12 @@ def logit_invariance_error(
 
     Args:
         logits: :math:`f(x)`, shape ``(B, ...)``: any output, so regression too.
-        orbit_logits: :math:`f(gx)` for every element but the identity, shape ``(G, B, ...)``.
+        orbit_logits: :math:`f(gx)` for every element but the identity, shape ``(|G| - 1, B, ...)``.
         normalize: None, or ``"logits"`` to divide by the squared norm of :math:`f(x)`.
+        valid: which places both poses see, bool, broadcastable to `orbit_logits`; see `OrbitOutputs`. Both
+            norms are of what is valid.
         reduction: ``"mean"`` over samples and elements, ``"element"`` for the mean over samples of each element
-            ``(G,)``, ``"none"`` for one value a sample ``(B,)``.
+            ``(|G| - 1,)``, ``"none"`` for one value a sample ``(B,)``.
 
     Returns:
         The error, in float32 or better. NaN, with a warning, where the norm divided by is 0.
@@ -81,6 +91,7 @@ def logit_invariance_error(
     check_choice("normalize", normalize, NORMALIZATIONS)
     check_orbit(logits, orbit_logits)
     check_outputs(logits)
+    check_valid(valid, orbit_logits)
     check_values_finite(logits, orbit_logits)
-    values = logit_invariance_values(logits, orbit_logits, normalize)
+    values = logit_invariance_values(logits, orbit_logits, normalize, valid)
     return reduce_values(values, reduction, "The logit invariance error")

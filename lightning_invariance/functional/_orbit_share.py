@@ -30,7 +30,7 @@ class OrbitMoments(NamedTuple):
 
     Attributes:
         within: each sample's variance within its orbit, shape ``(B,)``.
-        deviations: each element's squared distance from the orbit's mean, shape ``(G, B)``.
+        deviations: each element's squared distance from the orbit's mean, shape ``(|G| - 1, B)``.
         means: each orbit's mean of z, shape ``(B, C)``.
         squares: each orbit's mean square of z, shape ``(B,)``.
     """
@@ -110,11 +110,10 @@ def orbit_share(logits: Tensor, orbit_logits: Tensor, *, reduction: Reduction = 
 
     Args:
         logits: :math:`f(x)`, shape ``(B, C)``, or ``(B,)`` for one output a sample.
-        orbit_logits: :math:`f(gx)` for every element but the identity, shape ``(G, B, C)`` or ``(G, B)``, so
-            :math:`|G|` is ``G + 1``.
+        orbit_logits: :math:`f(gx)` for every element but the identity, shape ``(|G| - 1, B, C)`` or ``(|G| - 1, B)``.
         reduction: ``"mean"`` for the share; ``"element"`` for :math:`\mathbb{E}_x \|z_{gx} - \bar z_x\|^2 / (W + V)`
-            of each element but the identity ``(G,)``; ``"none"`` for one value a sample ``(B,)``, with that sample's
-            own variance within its orbit over the batch's :math:`W + V`.
+            of each element but the identity ``(|G| - 1,)``; ``"none"`` for one value a sample ``(B,)``, with that
+            sample's own variance within its orbit over the batch's :math:`W + V`.
 
     Returns:
         The share, float32. NaN, with a warning, where :math:`V` is 0 up to rounding: a constant network is no

@@ -26,7 +26,7 @@ class OrbitValues(NamedTuple):
 
     Attributes:
         per_sample: one value a sample, the elements already averaged, shape ``(B,)``.
-        per_element: one value for each element but the identity and each sample, shape ``(G, B)``.
+        per_element: one value for each element but the identity and each sample, shape ``(|G| - 1, B)``.
     """
 
     per_sample: Tensor
@@ -34,7 +34,7 @@ class OrbitValues(NamedTuple):
 
 
 def mean_over_elements(pairs: Tensor) -> OrbitValues:
-    """The values of a measure defined on pairs (x, g), shape ``(G, B)``: the mean over g comes first."""
+    """The values of a measure defined on pairs (x, g), shape ``(|G| - 1, B)``: the mean over g comes first."""
     return OrbitValues(pairs.mean(dim=0), pairs)
 
 
@@ -65,7 +65,7 @@ def warn_undefined(measure: str, undefined: int, samples: int) -> None:
 
 
 def check_orbit(base: Tensor, orbit: Tensor, name: str = "logits") -> None:
-    """Raises unless `base` is ``(B, ...)`` and `orbit` is ``(G, B, ...)``, both floating point."""
+    """Raises unless `base` is ``(B, ...)`` and `orbit` is ``(|G| - 1, B, ...)``, both floating point."""
     for argument, value in ((name, base), (f"orbit_{name}", orbit)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -73,7 +73,7 @@ def check_orbit(base: Tensor, orbit: Tensor, name: str = "logits") -> None:
     if base.ndim < (1 if name == "logits" else 2):
         raise ValueError(f"Expected `{name}` to have the shape (B, ...) but got {tuple(base.shape)}.")
     if orbit.ndim != base.ndim + 1 or orbit.shape[1:] != base.shape or len(orbit) == 0:
-        expected = ", ".join(["G", *(str(size) for size in base.shape)])
+        expected = ", ".join(["|G| - 1", *(str(size) for size in base.shape)])
         raise ValueError(
             f"Expected `orbit_{name}` to have the shape ({expected}), one row for each element but the identity, "
             f"but got {tuple(orbit.shape)}."
@@ -93,14 +93,70 @@ def is_single(logits: Tensor) -> bool:
 
 
 def check_classes(logits: Tensor, minimum: int, remedy: str = "") -> None:
-    """Raises unless `logits` is ``(B, C)`` with at least `minimum` classes."""
-    if logits.ndim != 2 or logits.shape[1] < minimum:
+    """Raises unless `logits` is ``(B, C)``, or ``(B, C, H, W)``, with at least `minimum` classes.
+
+    Three dimensions are refused: ``(B, C, T)`` is the custom of losses, ``(B, T, C)`` that of language models.
+    """
+    if logits.ndim in (0, 1, 3) or logits.shape[1] < minimum:
         if minimum > 1 and is_single(logits):
             remedy = f": this is a measure of classes, and the network gives one output a sample{remedy}"
+        if logits.ndim == 3:
+            remedy = ": a sequence's classes are not known to be in dimension 1; move them there and add a dimension"
         raise ValueError(
-            f"Expected `logits` to have the shape (B, C) with C of at least {minimum} "
+            f"Expected `logits` to have the shape (B, C), or (B, C, H, W), with C of at least {minimum} "
             f"but got {tuple(logits.shape)}{remedy}."
         )
+
+
+def check_valid(valid: Tensor | None, orbit: Tensor) -> None:
+    """Raises unless `valid` is None, or bool and broadcastable to the orbit's outputs."""
+    if valid is None:
+        return
+    if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
+        got = valid.dtype if isinstance(valid, Tensor) else type(valid).__name__
+        raise ValueError(f"Expected `valid` to be a bool tensor or None but got {got}.")
+    fits = valid.ndim == orbit.ndim and all(a in (1, b) for a, b in zip(valid.shape, orbit.shape, strict=True))
+    if not fits or valid.device != orbit.device:
+        raise ValueError(
+            f"Expected `valid` to be broadcastable to the orbit's outputs {tuple(orbit.shape)} on {orbit.device} "
+            f"but got {tuple(valid.shape)} on {valid.device}."
+        )
+
+
+def where_valid(valid: Tensor | None, orbit: Tensor) -> Tensor | None:
+    """`valid` for each value of the orbit's outputs, flattened, shape ``(|G| - 1, B, D)``; None for all."""
+    return None if valid is None else flat_samples(valid.expand(orbit.shape), before=2)
+
+
+class ClassScores(NamedTuple):
+    """Logits with their classes in the last dimension.
+
+    Attributes:
+        logits: shape ``(B, C)``, or ``(B, N, C)`` for each of N places.
+        orbit_logits: shape ``(|G| - 1, B, C)`` or ``(|G| - 1, B, N, C)``.
+        valid: which places are to be compared, ``(|G| - 1, B, N)``; None for all.
+    """
+
+    logits: Tensor
+    orbit_logits: Tensor
+    valid: Tensor | None
+
+
+def class_scores(logits: Tensor, orbit_logits: Tensor, valid: Tensor | None) -> ClassScores:
+    """The classes of ``(B, C)`` or, for each place, of ``(B, C, H, W)``."""
+    if logits.ndim == 2:
+        if valid is None:
+            return ClassScores(logits, orbit_logits, None)
+        logits, orbit_logits, valid = logits[..., None], orbit_logits[..., None], valid[..., None]
+    seen = None if valid is None else valid.expand(orbit_logits.shape).all(dim=2).flatten(2)
+    return ClassScores(logits.flatten(2).movedim(1, -1), orbit_logits.flatten(3).movedim(2, -1), seen)
+
+
+def mean_over_places(pairs: Tensor, valid: Tensor | None) -> Tensor:
+    """The mean over the places of values ``(..., B, N)``, NaN where none is valid; values ``(..., B)`` have none."""
+    if valid is None:
+        return pairs if pairs.ndim == 2 else pairs.mean(dim=-1)
+    return torch.where(valid, pairs, 0.0).sum(dim=-1) / valid.sum(dim=-1)
 
 
 def check_activation(logits: Tensor, activation: Activation) -> None:

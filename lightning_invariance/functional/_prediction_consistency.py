@@ -11,18 +11,25 @@ from lightning_invariance.functional._orbit_values import (
     Reduction,
     check_classes,
     check_orbit,
+    check_valid,
     check_values_finite,
+    class_scores,
     mean_over_elements,
+    mean_over_places,
     reduce_values,
 )
 
 
-def prediction_consistency_values(logits: Tensor, orbit_logits: Tensor) -> OrbitValues:
+def prediction_consistency_values(logits: Tensor, orbit_logits: Tensor, valid: Tensor | None = None) -> OrbitValues:
     """1 where the predicted class is the same, 0 where it is not, for each pair (x, g)."""
-    return mean_over_elements((logits.argmax(dim=-1) == orbit_logits.argmax(dim=-1)).float())
+    scores = class_scores(logits, orbit_logits, valid)
+    same = (scores.logits.argmax(dim=-1) == scores.orbit_logits.argmax(dim=-1)).float()
+    return mean_over_elements(mean_over_places(same, scores.valid))
 
 
-def prediction_consistency(logits: Tensor, orbit_logits: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+def prediction_consistency(
+    logits: Tensor, orbit_logits: Tensor, *, valid: Tensor | None = None, reduction: Reduction = "mean"
+) -> Tensor:
     r"""Share of pairs whose predicted class is that of the untransformed input.
 
     .. math::
@@ -31,10 +38,11 @@ def prediction_consistency(logits: Tensor, orbit_logits: Tensor, *, reduction: R
     In [0, 1], higher is more invariant; right or wrong plays no part (see `orbit_accuracy`).
 
     Args:
-        logits: :math:`f(x)`, shape ``(B, C)``.
-        orbit_logits: :math:`f(gx)` for every element but the identity, shape ``(G, B, C)``.
+        logits: :math:`f(x)`, shape ``(B, C)``; or ``(B, C, H, W)``, of whose places the share is taken.
+        orbit_logits: :math:`f(gx)` for every element but the identity, shape ``(|G| - 1, B, C)``.
+        valid: which places both poses see, bool, broadcastable to `orbit_logits`; see `OrbitOutputs`.
         reduction: ``"mean"`` over samples and elements, ``"element"`` for the mean over samples of each element
-            ``(G,)``, ``"none"`` for one value a sample ``(B,)``.
+            ``(|G| - 1,)``, ``"none"`` for one value a sample ``(B,)``.
 
     Returns:
         The share, float32.
@@ -52,5 +60,7 @@ def prediction_consistency(logits: Tensor, orbit_logits: Tensor, *, reduction: R
     check_choice("reduction", reduction, REDUCTIONS)
     check_orbit(logits, orbit_logits)
     check_classes(logits, 2)
+    check_valid(valid, orbit_logits)
     check_values_finite(logits, orbit_logits)
-    return reduce_values(prediction_consistency_values(logits, orbit_logits), reduction, "The prediction consistency")
+    values = prediction_consistency_values(logits, orbit_logits, valid)
+    return reduce_values(values, reduction, "The prediction consistency")

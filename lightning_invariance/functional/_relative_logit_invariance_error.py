@@ -25,7 +25,7 @@ class Distances(NamedTuple):
     r"""What the relative error of a batch rests on, float64.
 
     Attributes:
-        errors: :math:`\tfrac12 \|f(gx) - f(x)\|^2`, shape ``(G, B)``.
+        errors: :math:`\tfrac12 \|f(gx) - f(x)\|^2`, shape ``(|G| - 1, B)``.
         outputs: :math:`f(x)`, shape ``(B, D)``.
         rounding: the variance that rounding may account for, shape ``(B,)``.
     """
@@ -74,8 +74,8 @@ def relative_logit_invariance_error(logits: Tensor, orbit_logits: Tensor, *, red
 
     Args:
         logits: :math:`f(x)`, shape ``(B, ...)``: any output, so one number a sample ``(B,)`` too.
-        orbit_logits: :math:`f(gx)` for every element but the identity, shape ``(G, B, ...)``.
-        reduction: ``"mean"`` for the ratio; ``"element"`` for that of each element but the identity ``(G,)``;
+        orbit_logits: :math:`f(gx)` for every element but the identity, shape ``(|G| - 1, B, ...)``.
+        reduction: ``"mean"`` for the ratio; ``"element"`` for that of each element but the identity ``(|G| - 1,)``;
             ``"none"`` for one value a sample ``(B,)``, with that sample's own error over the batch's variance.
 
     Returns:

@@ -20,12 +20,23 @@ from lightning_invariance.functional._orbit_values import (
 )
 
 
-def saliency_invariance_values(saliency: Tensor, orbit_saliency: Tensor) -> OrbitValues:
+def saliency_invariance_values(saliency: Tensor, orbit_saliency: Tensor, include_identity: bool = False) -> OrbitValues:
     """Equation 3 for each pair (x, g); NaN where a map is 0 everywhere and has no direction."""
     base = _unit(flat_samples(at_least_float32(saliency)))
     moved = _unit(flat_samples(at_least_float32(orbit_saliency), before=2))
     # Eq. 3: cos(m(x), g⁻¹ m(gx))
-    return mean_over_elements((base * moved).sum(dim=-1).clamp(-1.0, 1.0))
+    values = mean_over_elements((base * moved).sum(dim=-1).clamp(-1.0, 1.0))
+    if not include_identity:
+        return values
+    others = len(values.per_element)
+    return OrbitValues((others * values.per_sample + 1) / (others + 1), values.per_element)
+
+
+def check_identity(include_identity: bool, reduction: Reduction) -> None:
+    """Raises unless the identity can take part in this reduction."""
+    check_choice("include_identity", include_identity, (False, True))
+    if include_identity and reduction == "element":
+        raise ValueError("Expected `reduction` to be 'mean' or 'none' with include_identity=True but got 'element'.")
 
 
 def _unit(maps: Tensor) -> Tensor:
@@ -36,7 +47,7 @@ def _unit(maps: Tensor) -> Tensor:
 
 
 def saliency_invariance_similarity(
-    saliency: Tensor, orbit_saliency: Tensor, *, reduction: Reduction = "mean"
+    saliency: Tensor, orbit_saliency: Tensor, *, include_identity: bool = False, reduction: Reduction = "mean"
 ) -> Tensor:
     r"""Saliency invariance similarity.
 
@@ -49,10 +60,12 @@ def saliency_invariance_similarity(
 
     Args:
         saliency: :math:`m(x)`, shape ``(B, ...)``.
-        orbit_saliency: :math:`g^{-1} m(gx)` for every element but the identity, shape ``(G, B, ...)``, as
+        orbit_saliency: :math:`g^{-1} m(gx)` for every element but the identity, shape ``(|G| - 1, B, ...)``, as
             `evaluate_orbit` gives it.
+        include_identity: whether the identity's similarity, which is 1, counts in the mean over the group, as in
+            RobustXAI (Crabbé and van der Schaar, 2023): to compare with its numbers, which this makes larger.
         reduction: ``"mean"`` over samples and elements, ``"element"`` for the mean over samples of each element
-            ``(G,)``, ``"none"`` for one value a sample ``(B,)``.
+            ``(|G| - 1,)``, ``"none"`` for one value a sample ``(B,)``.
 
     Returns:
         The similarity, in float32 or better. NaN, with a warning, where a map is 0 everywhere.
@@ -69,8 +82,9 @@ def saliency_invariance_similarity(
         tensor([0.7071, 0.0000])
     """
     check_choice("reduction", reduction, REDUCTIONS)
+    check_identity(include_identity, reduction)
     check_orbit(saliency, orbit_saliency, "saliency")
     check_outputs(saliency, "saliency")
     check_values_finite(saliency, orbit_saliency, "saliency")
-    values = saliency_invariance_values(saliency, orbit_saliency)
+    values = saliency_invariance_values(saliency, orbit_saliency, include_identity)
     return reduce_values(values, reduction, "The saliency invariance similarity")

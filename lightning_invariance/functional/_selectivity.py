@@ -15,8 +15,10 @@ from lightning_invariance.functional._orbit_values import (
     at_least_float32,
     check_orbit,
     check_outputs,
+    check_valid,
     check_values_finite,
     flat_samples,
+    where_valid,
 )
 
 #: Where perturbations move the logits by less than this part of their mean square, they move them by rounding alone.
@@ -27,8 +29,8 @@ class Movements(NamedTuple):
     r"""How far the logits of a batch move, float64.
 
     Attributes:
-        by_group: :math:`\|f(gx) - f(x)\|^2`, shape ``(G, B)``.
-        by_noise: :math:`\|f(x + \epsilon_g) - f(x)\|^2`, shape ``(G, B)``.
+        by_group: :math:`\|f(gx) - f(x)\|^2`, shape ``(|G| - 1, B)``.
+        by_noise: :math:`\|f(x + \epsilon_g) - f(x)\|^2`, shape ``(|G| - 1, B)``.
         squares: :math:`\|f(x)\|^2`, shape ``(B,)``.
     """
 
@@ -37,14 +39,18 @@ class Movements(NamedTuple):
     squares: Tensor
 
 
-def movements(logits: Tensor, orbit_logits: Tensor, perturbed_logits: Tensor) -> Movements:
+def movements(logits: Tensor, orbit_logits: Tensor, perturbed_logits: Tensor, valid: Tensor | None = None) -> Movements:
     """Squared distances from the logits of the untransformed input."""
     base = flat_samples(at_least_float32(logits)).double()
     moved = flat_samples(at_least_float32(orbit_logits), before=2).double()
     perturbed = flat_samples(at_least_float32(perturbed_logits), before=2).double()
-    return Movements(
-        (moved - base).square().sum(dim=-1), (perturbed - base).square().sum(dim=-1), base.square().sum(dim=-1)
-    )
+    seen = where_valid(valid, orbit_logits)
+
+    def length(differences: Tensor) -> Tensor:
+        squares = differences.square()
+        return (squares if seen is None else torch.where(seen, squares, 0.0)).sum(dim=-1)
+
+    return Movements(length(moved - base), length(perturbed - base), base.square().sum(dim=-1))
 
 
 def ratio(by_group: Tensor, by_noise: Tensor, square: Tensor) -> Tensor:
@@ -77,7 +83,12 @@ def check_perturbed(orbit_logits: Tensor, perturbed_logits: Tensor) -> None:
 
 
 def selectivity(
-    logits: Tensor, orbit_logits: Tensor, perturbed_logits: Tensor, *, reduction: Reduction = "mean"
+    logits: Tensor,
+    orbit_logits: Tensor,
+    perturbed_logits: Tensor,
+    *,
+    valid: Tensor | None = None,
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r"""How far the group moves the logits, against random perturbations of the same size.
 
@@ -97,10 +108,12 @@ def selectivity(
 
     Args:
         logits: :math:`f(x)`, shape ``(B, ...)``: any output.
-        orbit_logits: :math:`f(gx)` for every element but the identity, shape ``(G, B, ...)``.
-        perturbed_logits: :math:`f(x + \epsilon_{x, g})`, shape ``(G, B, ...)``, as
+        orbit_logits: :math:`f(gx)` for every element but the identity, shape ``(|G| - 1, B, ...)``.
+        perturbed_logits: :math:`f(x + \epsilon_{x, g})`, shape ``(|G| - 1, B, ...)``, as
             `lightning_invariance.evaluate_perturbations` gives them.
-        reduction: ``"mean"`` for the ratio; ``"element"`` for that of each element but the identity ``(G,)``;
+        valid: which places both poses see, bool, broadcastable to `orbit_logits`; see `OrbitOutputs`. Both
+            movements are of what is valid.
+        reduction: ``"mean"`` for the ratio; ``"element"`` for that of each element but the identity ``(|G| - 1,)``;
             ``"none"`` for one value a sample ``(B,)``, with that sample's own numerator over the batch's denominator.
 
     Returns:
@@ -120,9 +133,10 @@ def selectivity(
     check_orbit(logits, orbit_logits)
     check_outputs(logits)
     check_perturbed(orbit_logits, perturbed_logits)
+    check_valid(valid, orbit_logits)
     check_values_finite(logits, orbit_logits)
     check_finite("perturbed_logits", perturbed_logits)
-    moved = movements(logits, orbit_logits, perturbed_logits)
+    moved = movements(logits, orbit_logits, perturbed_logits, valid)
     elementwise = reduction == "element"
     by_noise = moved.by_noise.mean(dim=1) if elementwise else moved.by_noise.mean(dim=0).mean()
     by_group = {

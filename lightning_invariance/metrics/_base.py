@@ -99,7 +99,7 @@ class InvarianceMetric(Metric):
         """The measure over everything seen since the last reset.
 
         Returns:
-            A scalar, ``(G,)`` with ``reduction="element"``, or one value a sample with ``reduction="none"``. NaN,
+            A scalar, ``(|G| - 1,)`` with ``reduction="element"``, or one value a sample with ``reduction="none"``. NaN,
             with a warning, where it is undefined.
 
         Raises:

@@ -14,6 +14,7 @@ from lightning_invariance.functional._orbit_values import (
     Reduction,
     check_activation,
     check_orbit,
+    check_valid,
     finite_samples,
 )
 from lightning_invariance.metrics._base import NanStrategy, SampleMeanMetric
@@ -32,7 +33,9 @@ class DistributionInvarianceError(SampleMeanMetric):
     As input to ``forward`` and ``update`` the metric takes
 
     - ``logits``: :math:`f(x)`, shape ``(B, C)``.
-    - ``orbit_logits``: :math:`f(gx)` for every element but the identity, shape ``(G, B, C)``.
+    - ``orbit_logits``: :math:`f(gx)` for every element but the identity, shape ``(|G| - 1, B, C)``.
+    - ``valid``: which places both poses see, bool, broadcastable to ``orbit_logits``; see `OrbitOutputs`.
+      None for all.
 
     Args:
         activation: ``"softmax"``, or ``"sigmoid"`` for multi-label logits.
@@ -69,9 +72,10 @@ class DistributionInvarianceError(SampleMeanMetric):
         super().__init__(reduction=reduction, nan_strategy=nan_strategy, variant=activation, **kwargs)
         self.activation: Activation = activation
 
-    def update(self, logits: Tensor, orbit_logits: Tensor) -> None:
+    def update(self, logits: Tensor, orbit_logits: Tensor, valid: Tensor | None = None) -> None:
         """Adds a batch."""
         check_orbit(logits, orbit_logits)
         check_activation(logits, self.activation)
-        values = distribution_invariance_values(logits, orbit_logits, self.activation)
+        check_valid(valid, orbit_logits)
+        values = distribution_invariance_values(logits, orbit_logits, self.activation, valid)
         self._add(values, finite_samples(logits, orbit_logits))

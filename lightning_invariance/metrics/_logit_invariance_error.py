@@ -12,7 +12,13 @@ from lightning_invariance.functional._logit_invariance_error import (
     Normalization,
     logit_invariance_values,
 )
-from lightning_invariance.functional._orbit_values import Reduction, check_orbit, check_outputs, finite_samples
+from lightning_invariance.functional._orbit_values import (
+    Reduction,
+    check_orbit,
+    check_outputs,
+    check_valid,
+    finite_samples,
+)
 from lightning_invariance.metrics._base import NanStrategy, SampleMeanMetric
 
 
@@ -29,7 +35,9 @@ class LogitInvarianceError(SampleMeanMetric):
     As input to ``forward`` and ``update`` the metric takes
 
     - ``logits``: :math:`f(x)`, shape ``(B, ...)``: any output, so regression too.
-    - ``orbit_logits``: :math:`f(gx)` for every element but the identity, shape ``(G, B, ...)``.
+    - ``orbit_logits``: :math:`f(gx)` for every element but the identity, shape ``(|G| - 1, B, ...)``.
+    - ``valid``: which places both poses see, bool, broadcastable to ``orbit_logits``; see `OrbitOutputs`.
+      None for all.
 
     Args:
         normalize: None, or ``"logits"`` to divide by the squared norm of :math:`f(x)`.
@@ -68,9 +76,10 @@ class LogitInvarianceError(SampleMeanMetric):
         super().__init__(reduction=reduction, nan_strategy=nan_strategy, variant=variant, **kwargs)
         self.normalize: Normalization | None = normalize
 
-    def update(self, logits: Tensor, orbit_logits: Tensor) -> None:
+    def update(self, logits: Tensor, orbit_logits: Tensor, valid: Tensor | None = None) -> None:
         """Adds a batch."""
         check_orbit(logits, orbit_logits)
         check_outputs(logits)
-        values = logit_invariance_values(logits, orbit_logits, self.normalize)
+        check_valid(valid, orbit_logits)
+        values = logit_invariance_values(logits, orbit_logits, self.normalize, valid)
         self._add(values, finite_samples(logits, orbit_logits))

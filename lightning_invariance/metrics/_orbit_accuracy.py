@@ -8,7 +8,11 @@ from torch import Tensor
 
 from lightning_invariance._checks import check_choice
 from lightning_invariance.functional._orbit_accuracy import check_accuracy_inputs, orbit_accuracy_values
-from lightning_invariance.functional._orbit_values import Reduction, finite_samples
+from lightning_invariance.functional._orbit_values import (
+    Reduction,
+    check_valid,
+    finite_samples,
+)
 from lightning_invariance.metrics._base import NanStrategy, SampleMeanMetric
 
 
@@ -24,8 +28,10 @@ class OrbitAccuracy(SampleMeanMetric):
     As input to ``forward`` and ``update`` the metric takes
 
     - ``logits``: :math:`f(x)`, shape ``(B, C)``.
-    - ``orbit_logits``: :math:`f(gx)` for every element but the identity, shape ``(G, B, C)``.
+    - ``orbit_logits``: :math:`f(gx)` for every element but the identity, shape ``(|G| - 1, B, C)``.
     - ``target``: the right class of each sample, integers, shape ``(B,)``; one that is no class counts as wrong.
+    - ``valid``: which places both poses see, bool, broadcastable to ``orbit_logits``; see `OrbitOutputs`.
+      None for all.
 
     Args:
         worst_case: whether a sample counts only if it is right over its whole orbit, the identity included.
@@ -68,8 +74,9 @@ class OrbitAccuracy(SampleMeanMetric):
         super().__init__(reduction=reduction, nan_strategy=nan_strategy, variant=variant, **kwargs)
         self.worst_case = worst_case
 
-    def update(self, logits: Tensor, orbit_logits: Tensor, target: Tensor) -> None:
+    def update(self, logits: Tensor, orbit_logits: Tensor, target: Tensor, valid: Tensor | None = None) -> None:
         """Adds a batch."""
         check_accuracy_inputs(logits, orbit_logits, target, self.worst_case, self.reduction)
-        values = orbit_accuracy_values(logits, orbit_logits, target, self.worst_case)
+        check_valid(valid, orbit_logits)
+        values = orbit_accuracy_values(logits, orbit_logits, target, self.worst_case, valid)
         self._add(values, finite_samples(logits, orbit_logits))

@@ -41,7 +41,7 @@ class OrbitShare(FoldedMetric):
     As input to ``forward`` and ``update`` the metric takes
 
     - ``logits``: :math:`f(x)`, shape ``(B, C)``, or ``(B,)`` for one output a sample.
-    - ``orbit_logits``: :math:`f(gx)` for every element but the identity, shape ``(G, B, C)`` or ``(G, B)``.
+    - ``orbit_logits``: :math:`f(gx)` for every element but the identity, shape ``(|G| - 1, B, C)`` or ``(|G| - 1, B)``.
 
     Args:
         reduction: ``"mean"``, ``"element"`` (one value for each element but the identity) or ``"none"`` (one a sample).

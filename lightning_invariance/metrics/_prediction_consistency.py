@@ -6,7 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_invariance.functional._orbit_values import Reduction, check_classes, check_orbit, finite_samples
+from lightning_invariance.functional._orbit_values import (
+    Reduction,
+    check_classes,
+    check_orbit,
+    check_valid,
+    finite_samples,
+)
 from lightning_invariance.functional._prediction_consistency import prediction_consistency_values
 from lightning_invariance.metrics._base import NanStrategy, SampleMeanMetric
 
@@ -22,7 +28,9 @@ class PredictionConsistency(SampleMeanMetric):
     As input to ``forward`` and ``update`` the metric takes
 
     - ``logits``: :math:`f(x)`, shape ``(B, C)``.
-    - ``orbit_logits``: :math:`f(gx)` for every element but the identity, shape ``(G, B, C)``.
+    - ``orbit_logits``: :math:`f(gx)` for every element but the identity, shape ``(|G| - 1, B, C)``.
+    - ``valid``: which places both poses see, bool, broadcastable to ``orbit_logits``; see `OrbitOutputs`.
+      None for all.
 
     Args:
         reduction: ``"mean"``, ``"element"`` (one value for each element but the identity) or ``"none"`` (one a sample).
@@ -50,8 +58,9 @@ class PredictionConsistency(SampleMeanMetric):
     def __init__(self, *, reduction: Reduction = "mean", nan_strategy: NanStrategy = "warn", **kwargs: Any) -> None:
         super().__init__(reduction=reduction, nan_strategy=nan_strategy, **kwargs)
 
-    def update(self, logits: Tensor, orbit_logits: Tensor) -> None:
+    def update(self, logits: Tensor, orbit_logits: Tensor, valid: Tensor | None = None) -> None:
         """Adds a batch."""
         check_orbit(logits, orbit_logits)
         check_classes(logits, 2)
-        self._add(prediction_consistency_values(logits, orbit_logits), finite_samples(logits, orbit_logits))
+        check_valid(valid, orbit_logits)
+        self._add(prediction_consistency_values(logits, orbit_logits, valid), finite_samples(logits, orbit_logits))

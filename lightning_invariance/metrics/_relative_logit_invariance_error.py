@@ -33,7 +33,7 @@ class RelativeLogitInvarianceError(FoldedMetric):
     As input to ``forward`` and ``update`` the metric takes
 
     - ``logits``: :math:`f(x)`, shape ``(B, ...)``: any output, so one number a sample ``(B,)`` too.
-    - ``orbit_logits``: :math:`f(gx)` for every element but the identity, shape ``(G, B, ...)``.
+    - ``orbit_logits``: :math:`f(gx)` for every element but the identity, shape ``(|G| - 1, B, ...)``.
 
     Args:
         reduction: ``"mean"``, ``"element"`` (one value for each element but the identity) or ``"none"`` (one a sample).

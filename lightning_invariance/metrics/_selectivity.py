@@ -11,6 +11,7 @@ from lightning_invariance.functional._orbit_values import (
     Reduction,
     check_orbit,
     check_outputs,
+    check_valid,
     finite_samples,
     flat_samples,
 )
@@ -33,8 +34,10 @@ class Selectivity(InvarianceMetric):
     As input to ``forward`` and ``update`` the metric takes
 
     - ``logits``: :math:`f(x)`, shape ``(B, ...)``: any output.
-    - ``orbit_logits``: :math:`f(gx)` for every element but the identity, shape ``(G, B, ...)``.
-    - ``perturbed_logits``: :math:`f(x + \epsilon_{x, g})`, shape ``(G, B, ...)``; see `evaluate_perturbations`.
+    - ``orbit_logits``: :math:`f(gx)` for every element but the identity, shape ``(|G| - 1, B, ...)``.
+    - ``perturbed_logits``: :math:`f(x + \epsilon_{x, g})`, shape ``(|G| - 1, B, ...)``; see `evaluate_perturbations`.
+    - ``valid``: which places both poses see, bool, broadcastable to ``orbit_logits``; see `OrbitOutputs`.
+      None for all.
 
     Args:
         reduction: ``"mean"``, ``"element"`` (one value for each element but the identity) or ``"none"`` (one a sample).
@@ -74,15 +77,18 @@ class Selectivity(InvarianceMetric):
         if reduction == "none":
             self.add_state(self._values, [], dist_reduce_fx="cat")
 
-    def update(self, logits: Tensor, orbit_logits: Tensor, perturbed_logits: Tensor) -> None:
+    def update(
+        self, logits: Tensor, orbit_logits: Tensor, perturbed_logits: Tensor, valid: Tensor | None = None
+    ) -> None:
         """Adds a batch."""
         check_orbit(logits, orbit_logits)
         check_outputs(logits)
         check_perturbed(orbit_logits, perturbed_logits)
+        check_valid(valid, orbit_logits)
         self._check_batch(logits, len(orbit_logits), self._sums)
         finite = finite_samples(logits, orbit_logits)
         finite = finite & flat_samples(perturbed_logits, before=2).isfinite().all(dim=2).all(dim=0)
-        moved = movements(logits, orbit_logits, perturbed_logits)
+        moved = movements(logits, orbit_logits, perturbed_logits, valid)
         a, b = moved.by_group.T, moved.by_noise.T
         if self.reduction != "element":
             a, b = a.mean(dim=1, keepdim=True), b.mean(dim=1, keepdim=True)

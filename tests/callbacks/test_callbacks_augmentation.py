@@ -262,8 +262,8 @@ class Stateful(DataLoader[Any]):
     "make",
     [
         lambda: [OrbitAugmentation(C4())],
-        lambda: [InvarianceRegularizer(C4(), 0.5, elements=1)],
-        lambda: [OrbitAugmentation(D4()), InvarianceRegularizer(C4(), 0.5, elements=1)],
+        lambda: [InvarianceRegularizer(C4(), 0.5, elements_per_step=1)],
+        lambda: [OrbitAugmentation(D4()), InvarianceRegularizer(C4(), 0.5, elements_per_step=1)],
     ],
     ids=["augmentation", "regularizer", "both"],
 )

@@ -64,7 +64,7 @@ IMAGES = loader(2, 2).dataset.x
 @pytest.mark.parametrize("network", [mlp, noisy], ids=["stacked", "apart"])
 @pytest.mark.parametrize("elements", [None, 1, 2, 3])
 def test_a_step_costs_as_many_extra_rows_as_there_are_elements(network: Any, elements: int | None) -> None:
-    calls = record(InvarianceRegularizer(C4(), 0.1, elements=elements), network=network, max_epochs=3)
+    calls = record(InvarianceRegularizer(C4(), 0.1, elements_per_step=elements), network=network, max_epochs=3)
     extra = 3 if elements is None else elements
     assert sum(len(rows) for rows in calls) == 3 * (2 + 2 * extra)
     if network is mlp:
@@ -105,7 +105,7 @@ def test_with_max_batch_memory_does_not_grow_with_the_group(network: Any) -> Non
 @pytest.mark.parametrize("elements", [1, 2])
 def test_every_set_of_elements_is_drawn_equally_often(elements: int) -> None:
     steps = 300
-    calls = record(InvarianceRegularizer(C4(), 0.1, elements=elements), max_epochs=steps)
+    calls = record(InvarianceRegularizer(C4(), 0.1, elements_per_step=elements), max_epochs=steps)
     counts = Counter(drawn(calls, IMAGES))
     assert set(counts) == set(combinations((1, 2, 3), elements))
     # Five standard deviations of a binomial with p = 1/3.
@@ -113,7 +113,7 @@ def test_every_set_of_elements_is_drawn_equally_often(elements: int) -> None:
 
 
 def test_all_but_one_of_many_elements_are_drawn_without_repetition() -> None:
-    calls = record(InvarianceRegularizer(D4(), 0.1, elements=6), max_epochs=20)
+    calls = record(InvarianceRegularizer(D4(), 0.1, elements_per_step=6), max_epochs=20)
     images = torch.cat(
         [torch.rot90(IMAGES.flip(-1) if flip else IMAGES, k, (2, 3)) for flip in (0, 1) for k in range(4)]
     )
@@ -125,7 +125,7 @@ def test_all_but_one_of_many_elements_are_drawn_without_repetition() -> None:
 
 def test_draws_follow_the_seed() -> None:
     def draws(seed: int, own: int | None = None) -> list[tuple[int, ...]]:
-        calls = record(InvarianceRegularizer(C4(), 0.1, elements=1, seed=own), seed, max_epochs=12)
+        calls = record(InvarianceRegularizer(C4(), 0.1, elements_per_step=1, seed=own), seed, max_epochs=12)
         return drawn(calls, IMAGES)
 
     assert draws(1) == draws(1)
@@ -138,7 +138,7 @@ def test_draws_follow_the_seed() -> None:
 def test_batches_of_an_epoch_draw_different_elements() -> None:
     seed_everything(1, verbose=False)
     module = Classifier(lambda: Recording(mlp()))
-    trainer_for([InvarianceRegularizer(C4(), 0.1, elements=1)], max_epochs=1).fit(module, loader(24, 2))
+    trainer_for([InvarianceRegularizer(C4(), 0.1, elements_per_step=1)], max_epochs=1).fit(module, loader(24, 2))
     images = loader(24, 2).dataset.x.split(2)
     calls = [module.model.calls[0], *module.model.calls[2:]]  # but the look at x, run again, in the first step
     found = [drawn(calls[2 * i : 2 * i + 2], images[i])[0] for i in range(12)]
@@ -147,7 +147,7 @@ def test_batches_of_an_epoch_draw_different_elements() -> None:
 
 def test_draws_of_elements_leave_torchs_streams_alone() -> None:
     states = []
-    for callbacks in ([], [InvarianceRegularizer(C4(), 0.1, elements=1), OrbitAugmentation(C4())]):
+    for callbacks in ([], [InvarianceRegularizer(C4(), 0.1, elements_per_step=1), OrbitAugmentation(C4())]):
         fit(lambda: Classifier(noisy), callbacks, data=loader(shuffle=True))
         states.append(torch.get_rng_state())
     assert torch.equal(*states)

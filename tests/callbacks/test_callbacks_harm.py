@@ -28,7 +28,7 @@ from lightning_invariance import C4, InvarianceMonitor, InvarianceRegularizer, O
             InvarianceMonitor(C4(), network="model", max_batch=5, prefix="b"),
         ],
         lambda: [InvarianceRegularizer(C4(), 0.0)],
-        lambda: [InvarianceRegularizer(C4(), lambda step: 0.0, elements=1)],
+        lambda: [InvarianceRegularizer(C4(), lambda step: 0.0, elements_per_step=1)],
         lambda: [InvarianceRegularizer(C4(), 0.0), InvarianceMonitor(C4())],
     ],
     ids=["monitor", "two monitors", "weight 0", "scheduled weight 0", "both"],

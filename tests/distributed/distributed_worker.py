@@ -136,7 +136,7 @@ def scenarios(processes: int) -> Iterator[tuple[str, Any]]:
     yield "by hand", lambda: trained(processes, WithTerm, [])
     yield (
         "drawn",
-        lambda: trained(processes, Classifier, [OrbitAugmentation(C4()), InvarianceRegularizer(C4(), 1.0, elements=1)]),
+        lambda: trained(processes, Classifier, [OrbitAugmentation(C4()), InvarianceRegularizer(C4(), 1.0, elements_per_step=1)]),
     )
     yield (
         "empty on the second",

@@ -261,7 +261,7 @@ def test_everything_at_once_ends_where_a_second_run_ends() -> None:
                 EMAWeightAveraging(decay=0.5),
                 InvarianceMonitor(C4(), saliency_samples=2),
                 OrbitAugmentation(C4(), seed=3),
-                InvarianceRegularizer(C4(), WEIGHT, elements=1),
+                InvarianceRegularizer(C4(), WEIGHT, elements_per_step=1),
                 InvarianceRegularizer(HorizontalFlip(), 0.2, "saliency", prefix="flip"),
                 InvarianceMonitor(HorizontalFlip(), saliency_samples=0, prefix="flip"),
             ],

@@ -88,7 +88,7 @@ def test_two_thousand_steps_with_a_saliency_penalty_leave_no_tensor_behind() -> 
     callbacks = [
         OrbitAugmentation(C4()),
         InvarianceRegularizer(C4(), 0.1, "saliency"),
-        InvarianceRegularizer(C4(), 0.1, elements=1, prefix="logits"),
+        InvarianceRegularizer(C4(), 0.1, elements_per_step=1, prefix="logits"),
         counter,
     ]
     trainer_for(callbacks, max_epochs=20).fit(Quiet(), data(200))

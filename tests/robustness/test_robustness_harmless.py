@@ -90,7 +90,7 @@ HARMLESS: dict[str, Callable[[], list[Callback]]] = {
     "nothing": list,
     "monitor": lambda: [InvarianceMonitor(C4())],
     "monitor of gradients": lambda: [InvarianceMonitor(C4(), saliency=Gradient(), max_batch=3)],
-    "weight 0": lambda: [InvarianceRegularizer(C4(), 0.0, elements=2)],
+    "weight 0": lambda: [InvarianceRegularizer(C4(), 0.0, elements_per_step=2)],
     "saliency of weight 0": lambda: [InvarianceRegularizer(C4(), lambda step: 0.0, penalty="saliency")],
     "both": lambda: [InvarianceRegularizer(C4(), 0.0, network="model"), InvarianceMonitor(C4(), network="model")],
 }
@@ -218,7 +218,7 @@ def failing_map(network: Any, x: Tensor, target: Tensor) -> Tensor:
 def ours() -> list[Callback]:
     return [
         OrbitAugmentation(C4()),
-        InvarianceRegularizer(C4(), 0.3, elements=2),
+        InvarianceRegularizer(C4(), 0.3, elements_per_step=2),
         InvarianceRegularizer(C4(), 0.1, "saliency", network="model", prefix="saliency"),
         InvarianceMonitor(C4(), saliency=Gradient(), saliency_samples=2),
         InvarianceMonitor(C4(), measures={"mine": LogitInvarianceError()}, network="model"),

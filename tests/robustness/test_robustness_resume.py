@@ -79,7 +79,7 @@ def ramp() -> Noting:
 def ours(weight: Any = None, seed: int | None = 0, penalty: Any = "logit") -> list[Callback]:
     return [
         OrbitAugmentation(C4(), seed=seed),
-        InvarianceRegularizer(C4(), weight or ramp(), penalty, elements=1, seed=seed),
+        InvarianceRegularizer(C4(), weight or ramp(), penalty, elements_per_step=1, seed=seed),
         InvarianceMonitor(C4(), saliency=Gradient()),
     ]
 
@@ -152,7 +152,7 @@ def test_the_elements_differ_from_step_to_step_and_with_the_seed() -> None:
     moved = [not same(one, two) for one, two in zip(plain.seen, augmented.seen, strict=True)]
     assert sum(moved) > len(moved) / 2
     assert not same(torch.stack(augmented.seen), torch.stack(other.seen))
-    alike = [train([InvarianceRegularizer(C4(), 1.0, elements=1, seed=seed)])[0].losses for seed in (0, 1)]
+    alike = [train([InvarianceRegularizer(C4(), 1.0, elements_per_step=1, seed=seed)])[0].losses for seed in (0, 1)]
     assert alike[0] != alike[1]
 
 

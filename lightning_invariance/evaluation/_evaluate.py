@@ -1,0 +1,220 @@
+"""Measures a network's invariance on a data set, without a Trainer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from lightning_invariance._arguments import Arguments
+from lightning_invariance._call import arguments_of, without_fabric
+from lightning_invariance._checks import check_callable, check_iterable, check_not_meta
+from lightning_invariance._containers import describe_value, map_tensors
+from lightning_invariance._isolation import (
+    RandomState,
+    evaluation_mode,
+    module_of,
+    preserved_random_state,
+)
+from lightning_invariance._locate import (
+    InputSpec,
+    LogitsOf,
+    OutputReader,
+    Place,
+    check_input_spec,
+    check_logits_of,
+    check_place,
+    locate_target,
+    stray_labels,
+    what_stays,
+)
+from lightning_invariance._output_action import OutputActions
+from lightning_invariance.actions import Action
+from lightning_invariance.actions._base import check_action
+from lightning_invariance.evaluation._draws import for_measuring, output_for_measuring
+from lightning_invariance.evaluation._evaluator import Dealt, Evaluator, Setting, limits_of
+from lightning_invariance.evaluation._measures import Measures
+from lightning_invariance.evaluation._network import NetworkOfInput
+from lightning_invariance.metrics._base import Estimate
+from lightning_invariance.saliency import (
+    SaliencyLike,
+)
+
+_NAME = "evaluate_invariance"
+
+
+class InvarianceResults(dict[str, Estimate]):
+    """What `evaluate_invariance` measured: an `Estimate` (value and standard error over samples) by measure.
+
+    Attributes:
+        action: the group, with the elements that were measured; its `repr` says how many were drawn and with which
+            seed.
+        found: what was found in the first batch, in words: ``"input"``, ``"logits"``, ``"labels"``, ``"saliency"``, the
+            map that was used where one was, and ``"without"``, the measures that are left out for want of labels,
+            classes or maps.
+    """
+
+    def __init__(self, measures: Mapping[str, Estimate], action: Action, found: Mapping[str, str]) -> None:
+        super().__init__(measures)
+        self.action = action
+        self.found = dict(found)
+
+
+def evaluate_invariance(
+    network: Callable[..., Any],
+    batches: Iterable[Any],
+    action: Action,
+    *,
+    output_action: OutputActions = None,
+    measures: Measures | None = None,
+    saliency: SaliencyLike | None = None,
+    saliency_samples: int = 64,
+    sensitivity_samples: int = 64,
+    input: InputSpec = None,
+    target: Place | None = None,
+    logits: LogitsOf | None = None,
+    max_batch: int | None = None,
+    progress: bool = True,
+) -> InvarianceResults:
+    r"""Measures a network's invariance on a data set, without a Trainer.
+
+    The network is put in eval mode for the time; modes, buffers, torch's random streams and gradients are as before.
+    It is called as ``network(x)`` on batches that are tensors or pairs ``(x, target)``; on longer sequences with all
+    parts but the last; with all parts where it takes as many and needs them; on mappings with the entries that it has
+    keywords for (``network(**batch)``, labels left out), or, where it has none, with the whole mapping (if its only
+    parameter is called batch, or is annotated as a mapping) or the input alone. Where that is not how your network is
+    called, pass a function of those arguments.
+
+    The elements of continuous groups and of permutations (`SO3`, `SetPermutations`, ...) are drawn with a seed that no
+    training callback uses; the result's `action` holds them.
+
+    Args:
+        network: from inputs to logits ``(B, C)``, or any output for the logit errors alone: a module, one of its
+            methods, a function, a module set up by Fabric (which is measured in its precision).
+        batches: a `torch.utils.data.DataLoader` for instance. Its batches are moved to the device of the network's
+            parameters.
+        action: the group.
+        output_action: how the output moves when the input does, so that equivariance is measured: None, it stays;
+            ``"same"``, as the input does, in the same dimensions; an `Action` of as many elements; or a dict of these
+            for a network that returns several tensors, by their names (``{"energy": None, "forces": "same"}``), whose
+            results are called ``"forces/relative_equivariance_error"`` and so on.
+        measures: names of measures (``"logit_invariance_error"``, ...; `MEASURES` has them all), or torchmetrics
+            metrics under names of your own; all that make sense for outputs and labels if None.
+        saliency: how to compute saliency maps; ``Gradient(dither=1e-3)`` if None, whatever the action.
+        saliency_samples: how many samples, from the first, get saliency maps; they are the costly part.
+        sensitivity_samples: how many, from the first, ``"selectivity"`` and ``"jacobian_spectral_norm"`` are measured
+            on.
+        input: where the network's arguments hold the tensor that the group acts on: a position, a keyword or a key, or
+            a list of those that one element moves together; by default the only tensor that the group can act on.
+        target: where the batch holds the labels, one integer a sample, or one a place ``(B, H, W)``: a position or a
+            key. By default the second part
+            of a pair, or an entry called label, labels, target, targets or y.
+        logits: a function from the network's output to its logits; by default the output itself, or its ``logits``.
+        max_batch: the most samples in one forward; as many as the batch has if None.
+        progress: whether to show a progress bar.
+
+    Returns:
+        An `Estimate` (value and standard error over samples) for each measure, in a dict that has besides the `action`
+        and what was `found`.
+
+    Raises:
+        ValueError: if the group cannot act on a batch; if there is no batch; if input, labels or logits cannot be found
+            or several tensors could be meant; if a measure that was asked for cannot be computed; if an argument is
+            none of what is expected.
+
+    Example:
+        >>> import torch
+        >>> from lightning_invariance import C4, evaluate_invariance
+        >>> network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 10))
+        >>> batches = torch.randn(40, 3, 8, 8).split(16)
+        >>> results = evaluate_invariance(network, batches, C4(), progress=False)
+        >>> bool(results["logit_invariance_error"].value < 1e-10)  # a mean over pixels does not know the pose
+        True
+    """
+    check_callable("network", network, "a module or a function")
+    check_iterable("batches", batches, "batches of inputs, or pairs (x, target)")
+    check_action(action)
+    check_input_spec("input", input)
+    check_place("target", target)
+    check_logits_of(logits)
+    output = output_for_measuring(output_action, action)
+    action = for_measuring(action)
+    evaluator = Evaluator(
+        action,
+        measures,
+        output=output,
+        saliency=saliency,
+        limits=limits_of(saliency_samples, sensitivity_samples),
+        max_batch=max_batch,
+        owner=_NAME,
+    )
+    module = module_of(network)
+    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
+    if device is not None and device.type == "meta":
+        raise ValueError("Expected `network` to hold values but got one on the meta device.")
+    function = without_fabric(network)
+    found: dict[str, str] = {}
+    # The random streams here too: a DataLoader draws from torch's when it is run through.
+    with evaluation_mode(module), preserved_random_state(device or torch.device("cpu")):
+        for batch in tqdm(batches, desc="Invariance", unit="batch", disable=not progress):
+            batch = map_tensors(partial(_placed, device=device), batch)
+            arguments = arguments_of(network, batch, input, target, action, _NAME).joined(action)
+            arguments.check_max_batch(max_batch, _NAME)
+            x = arguments.x
+            tensors = [*arguments.inputs, *(tensor for _, tensor in arguments.others)]
+            labels = locate_target(batch, target, len(x), _NAME, tensors, last=True)
+            first_batch = not evaluator.samples
+            if first_batch:
+                evaluator.check_inputs(arguments.inputs)
+                arguments.acting(action).verify(x)
+
+            # Random numbers, where the network draws some, are the same for all elements.
+            start = RandomState(x.device)
+
+            reader = OutputReader(logits, _NAME, output.names)
+
+            def at(
+                samples: int,
+                arguments: Arguments = arguments,
+                start: RandomState = start,
+                reader: OutputReader = reader,
+            ) -> Setting:
+                first = arguments.first(samples)
+                run = NetworkOfInput(function, first, reader, start=start)
+                return Setting(run, run, first.acting(action))
+
+            positions = range(evaluator.samples, evaluator.samples + len(x))
+            outputs = evaluator.update(
+                at,
+                x,
+                packing=reader.packed,
+                labels=labels,
+                dealt=Dealt(positions, len(x), divisible=arguments.is_divisible),
+                module=module,
+            )
+            if first_batch:
+                said = what_stays(_NAME, input, action, arguments, outputs if output.stays else None)
+                said += stray_labels(_NAME, labels, outputs)
+                said += evaluator.doubts(at, x, outputs, reader.packed(), module)
+                for message in said:
+                    warnings.warn(message, stacklevel=2)
+                found = {
+                    "input": arguments.in_words(),
+                    "logits": describe_value(outputs),
+                    "labels": labels.in_words(),
+                    "saliency": evaluator.saliency_in_words(),
+                    "without": ", ".join(evaluator.left_out(x, labels)),
+                }
+    if not evaluator.samples:
+        raise ValueError("Expected `batches` to hold at least one sample but got none.")
+    return InvarianceResults(evaluator.compute(), action, found)
+
+
+def _placed(tensor: Tensor, device: torch.device | None) -> Tensor:
+    check_not_meta("batches", tensor)
+    return tensor.to(device)

@@ -1,0 +1,464 @@
+"""Measures a network batch by batch: runs the sources that the chosen measures read, and feeds the measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from lightning_invariance._checks import check_count
+from lightning_invariance._isolation import (
+    module_of,
+    ordinary,
+    preserved_buffers,
+    preserved_random_state,
+)
+from lightning_invariance._locate import Labels
+from lightning_invariance._output_action import OutputMotion, PackedAction, mixes_values
+from lightning_invariance.actions import Action
+from lightning_invariance.actions._packing import Packing
+from lightning_invariance.evaluation._measures import Kind, MeasureCollection, Measures
+from lightning_invariance.evaluation._sources import (
+    SaliencySource,
+    Samples,
+    Source,
+    chosen_sources,
+    first_samples,
+    sources_with,
+    with_outputs,
+)
+from lightning_invariance.functional._orbit_values import is_single
+from lightning_invariance.metrics._base import Estimate
+from lightning_invariance.orbit import doubted, run_network
+from lightning_invariance.saliency import Network, SaliencyLike, as_saliency, default_saliency
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The network and the group for the first samples of a batch: one that takes more than `x` needs the rest of these.
+
+    Attributes:
+        network: from inputs to logits, run as the step runs it.
+        calm: the same in eval mode, in its own precision.
+        action: the group as it acts on the input.
+    """
+
+    network: Network
+    calm: Network
+    action: Action | None
+
+
+@dataclass(frozen=True)
+class Dealt:
+    """Which samples of a data set a batch holds.
+
+    Attributes:
+        positions: the samples' positions in the data set.
+        kept: how many samples, from the first, count. The network runs on the others for nothing.
+        processes: how many processes have to run the network as often as this one, their positions dealt in turn.
+        divisible: whether the network can be run on part of the samples.
+    """
+
+    positions: range
+    kept: int
+    processes: int = 1
+    divisible: bool = True
+
+    def counted(self, limit: int | None) -> int:
+        """How many samples, from the first, are among the first `limit` of the data set, and count."""
+        if limit is None:
+            return self.kept
+        return sum(position < limit for position in self.positions[: self.kept])
+
+    def run(self, limit: int | None) -> int:
+        """How many samples to run for that: the same number on all processes, what the first of them needs."""
+        if limit is None:
+            return len(self.positions)
+        run = sum(position - position % self.processes < limit for position in self.positions)
+        return len(self.positions) if run and not self.divisible else run
+
+
+class Evaluator:
+    """Runs the sources that measures read, and feeds the measures.
+
+    Args:
+        action: the group; None where no measure reads anything of its orbit.
+        measures: names, metrics, or None for all that make sense.
+        output: how the output moves when the input does; it stays by default.
+        saliency: how saliency maps are computed, for the measures that need them; by `default_saliency` if None.
+        limits: how many samples, from the first, each source is run on, by its name; its own number by default.
+        max_batch: the most samples in one forward; as many as the batch has if None: the forwards then need no more
+            memory than the user's own, and stay in the caches that theirs fits into.
+        owner: who measures, for messages.
+        demanding: whether a measure that was asked for, by name or as a metric, and cannot be computed is an error.
+
+    Raises:
+        ValueError: if an argument is none of what is expected.
+    """
+
+    def __init__(
+        self,
+        action: Action | None,
+        measures: Measures | None = None,
+        *,
+        output: OutputMotion | None = None,
+        saliency: SaliencyLike | None = None,
+        limits: Mapping[str, int] | None = None,
+        max_batch: int | None = None,
+        owner: str,
+        demanding: bool = True,
+    ) -> None:
+        if max_batch is not None:
+            check_count("max_batch", max_batch)
+        self.action = action
+        self.output = output
+        names = None if output is None else output.names
+        self.collections = {name: MeasureCollection(measures, name, demanding) for name in names or (None,)}
+        self.saliency = default_saliency() if saliency is None else as_saliency(saliency)
+        self.max_batch = max_batch
+        self.samples = 0
+        self._owner = owner
+        self._any = next(iter(self.collections.values()))
+        self._demanding = demanding and not self._any.restricted
+        self._several = names is not None
+        sources = sources_with(self.saliency)
+        self._limits = {source.name: source.samples for source in sources} | dict(limits or {})
+        self._kinds: dict[str | None, Kind] = {}
+        given = {name for source in sources for name in source.gives}
+        self._feeding: dict[str, list[Source]] = {}
+        for name in self._any.names:
+            inputs = self._any.needed[name]
+            strange = [argument for argument in inputs if argument not in given | {"target"}]
+            if strange:
+                raise ValueError(
+                    f"Expected the update of {name!r} to name inputs among {sorted(given | {'target'})} but got "
+                    f"{strange}."
+                )
+            self._feeding[name] = chosen_sources(sources, inputs)
+        self._sources = [source for source in sources if any(source in each for each in self._feeding.values())]
+        self._check_limits()
+
+    def _check_limits(self) -> None:
+        for source in self._sources:
+            limit = self._limits[source.name]
+            if self.action is None and source.needs_action:
+                raise ValueError(f"Expected `action` to be an Action for {self._fed_by(source)} but got None.")
+            if limit == 0 and self._demanding:
+                raise ValueError(
+                    f"Expected `{limit_name(source.name)}` to be at least 1 for {self._fed_by(source)}, which need "
+                    f"{_CONTENTS.get(source.name, source.name)}, but got 0."
+                )
+            if source.name == "jacobian" and self._several:
+                raise ValueError(
+                    f"Expected one output for {self._fed_by(source)} but got several: name one of them with `logits=`."
+                )
+        self._sources = [source for source in self._sources if self._limits[source.name] != 0]
+
+    def _fed_by(self, source: Source) -> list[str]:
+        return [name for name, sources in self._feeding.items() if source in sources]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The measures' names; an output's, where there are several, is put before them."""
+        return tuple(_full(output, name) for output, each in self.collections.items() for name in each.names)
+
+    @property
+    def explains(self) -> bool:
+        """Whether saliency maps are computed."""
+        return any(isinstance(source, SaliencySource) for source in self._sources)
+
+    @property
+    def needs_whole_parameters(self) -> list[str]:
+        """The measures that need each process to hold all parameters."""
+        return [name for source in self._sources if source.needs_whole_parameters for name in self._fed_by(source)]
+
+    def update(
+        self,
+        at: Callable[[int], Setting],
+        x: Tensor,
+        *,
+        base_logits: Tensor | None = None,
+        packing: Callable[[], Packing | None] = lambda: None,
+        labels: Labels,
+        dealt: Dealt | None = None,
+        module: nn.Module | None = None,
+    ) -> Tensor:
+        """Adds a batch. Random streams, buffers and gradients stay as they were; modes are the caller's.
+
+        Args:
+            at: gives the network and the group for the first n samples of the batch.
+            x: the batch, shape ``(B, ...)``.
+            base_logits: the network's logits of `x` where they are known.
+            packing: says how several outputs are packed, once the network has run.
+            labels: the labels, or where they were looked for.
+            dealt: which samples of the data set these are; the next ones if None.
+            module: the module behind the network, whose buffers are kept from changing.
+
+        Returns:
+            The network's logits of `x`.
+
+        Raises:
+            ValueError: if a measure that was asked for needs labels and there are none, or would mean nothing.
+        """
+        self.check_labels(labels)
+        dealt = Dealt(range(self.samples, self.samples + len(x)), len(x)) if dealt is None else dealt
+        self.samples += len(x)
+        # `Trainer.validate` makes inference tensors, which no gradient can pass. Out here copies are ordinary tensors,
+        # those of the buffers (a filter cached by `.eval()`, say) included.
+        with torch.inference_mode(False), torch.no_grad(), preserved_random_state(x.device):
+            x = ordinary(x)
+            base_logits = None if base_logits is None else ordinary(base_logits)
+            target = None if labels.tensor is None else ordinary(labels.tensor)
+            with preserved_buffers(module_of(module)):
+                return self._measure(_Batch(at, x, target, labels, packing, dealt), base_logits)
+
+    def _measure(self, batch: _Batch, base_logits: Tensor | None) -> Tensor:
+        samples = self._samples(batch, len(batch.x), base_logits)
+        given: dict[Source, dict[str, Tensor]] = {}
+        if base_logits is not None:
+            self._find_kinds(samples, batch)
+        for source in self._sources:
+            count = batch.dealt.run(self._limits[source.name])
+            if not count or source in given or not self._is_read(source):
+                continue
+            if source.name == "orbit":
+                maps = self._in_one_pass(batch, samples)
+                given[source] = source.run(samples) if maps is None else maps.run_with_orbit(samples)
+                if maps is not None:
+                    given[maps] = given[source]
+                samples = with_outputs(samples, given[source])
+                self._find_kinds(samples, batch)
+                continue
+            samples = self._with_logits(samples, batch)
+            assert samples.logits is not None
+            if not self._is_read(source) or (self._any.restricted and not source.can_explain(samples.logits, batch.x)):
+                continue
+            given[source] = source.run(samples if count == len(batch.x) else self._first(batch, samples, count))
+        samples = self._with_logits(samples, batch)
+        assert samples.logits is not None
+        self._feed(given, samples.logits, batch)
+        return samples.logits
+
+    def _with_logits(self, samples: Samples, batch: _Batch) -> Samples:
+        if samples.logits is None:
+            samples = replace(samples, logits=run_network(samples.network, batch.x, samples.max_batch))
+        self._find_kinds(samples, batch)
+        return samples
+
+    def _is_read(self, source: Source) -> bool:
+        """Whether a measure that is taken for what the outputs are, as far as that is known, reads it."""
+        fed = set(self._fed_by(source))
+        if self._several and source.name == "saliency":
+            return False
+        return any(
+            fed & set(collection.suiting(self._kinds.get(output))) for output, collection in self.collections.items()
+        )
+
+    def _in_one_pass(self, batch: _Batch, samples: Samples) -> SaliencySource | None:
+        """The maps, if they are wanted for all samples, and it is known what they explain."""
+        for source in self._sources:
+            if not isinstance(source, SaliencySource) or batch.dealt.run(self._limits["saliency"]) < len(batch.x):
+                continue
+            # Without the logits it is not known whether a label names a class.
+            known = samples.logits is not None or (bool(self._kinds) and batch.target is None)
+            explained = self._kinds.get(None) in ("classes", "single") and batch.x.is_floating_point()
+            if known and explained and samples.output is None and self._is_read(source):
+                return source
+        return None
+
+    def _samples(self, batch: _Batch, count: int, logits: Tensor | None) -> Samples:
+        setting = batch.at(count)
+        return Samples(
+            x=batch.x[:count],
+            network=setting.network,
+            calm=setting.calm,
+            action=setting.action,
+            output=None if self.output is None or self.output.stays else self.output,
+            packing=batch.packing,
+            positions=tuple(batch.dealt.positions[:count]),
+            max_batch=self.max_batch or max(len(batch.x), 1),
+            target=None if batch.target is None else batch.target[:count],
+            logits=logits,
+        )
+
+    def _first(self, batch: _Batch, samples: Samples, count: int) -> Samples:
+        assert samples.logits is not None
+        first = self._samples(batch, count, samples.logits[:count])
+        orbit_logits = samples.orbit_logits
+        return replace(first, orbit_logits=None if orbit_logits is None else orbit_logits[:, :count])
+
+    def _feed(self, given: Mapping[Source, dict[str, Tensor]], logits: Tensor, batch: _Batch) -> None:
+        for place, (output, collection) in enumerate(self.collections.items()):
+            for name in collection.suiting(self._kinds[output]):
+                sources = self._feeding[name]
+                if any(source not in given for source in sources):
+                    continue
+                counts = (batch.dealt.counted(self._limits[source.name]) for source in sources)
+                count = min(counts, default=batch.dealt.kept)
+                if not count:
+                    continue
+                dims = {"logits": 0} | {each: dim for source in sources for each, dim in source.gives.items()}
+                values = {"logits": logits}
+                for source in sources:  # what is run for a measure's own sake comes before what is there anyway
+                    values |= {each: value for each, value in given[source].items() if each in source.gives}
+                if self._several:
+                    packing = batch.packing()
+                    assert packing is not None
+                    values = {
+                        each: _unpacked(each, value, dims[each], packing, place) for each, value in values.items()
+                    }
+                first = {each: first_samples(value, dims[each], count) for each, value in values.items()}
+                target = batch.labels.of(values["logits"])
+                collection.update(name, {**first, "target": None if target is None else target[:count]})
+
+    # What the outputs are ---------------------------------------------------------------------------------------------
+
+    def _find_kinds(self, samples: Samples, batch: _Batch) -> None:
+        if self._kinds:
+            return
+        logits, packing = samples.logits, batch.packing()
+        assert logits is not None
+        moves = samples.on_output(logits)
+        tensors: Sequence[Tensor] = [logits]
+        actions: Sequence[Action | None] = [moves]
+        if self._several:
+            assert packing is not None
+            tensors = packing.unpack(logits)
+            actions = moves.moves if isinstance(moves, PackedAction) else [None] * len(tensors)
+        for output, tensor, action in zip(self.collections, tensors, actions, strict=True):
+            self._kinds[output] = kind = kind_of(tensor, action, batch.labels)
+            self.collections[output].suiting(kind)
+            if kind in ("classes", "pixels", "single"):
+                self.check_labels(replace(batch.labels, tensor=batch.labels.of(tensor)))
+
+    def check_labels(self, labels: Labels) -> None:
+        """Raises a `ValueError` where a measure that was asked for needs labels and there are none."""
+        lacking = self._any.needing("target") if labels.tensor is None else ()
+        if self._demanding and lacking:
+            raise ValueError(
+                f"{self._owner}: expected labels for {list(lacking)} but found none: {labels.place}. Say with "
+                "`target=` where they are: one integer a sample."
+            )
+
+    def check_inputs(self, inputs: Sequence[Tensor]) -> None:
+        """Raises a `ValueError` where a measure that was asked for needs floating-point input and there is other."""
+        for source in self._sources:
+            wrong = [each.dtype for each in inputs if source.needs_floating and not each.is_floating_point()]
+            if wrong and self._demanding:
+                raise ValueError(
+                    f"{self._owner}: expected the input to be floating point, to have a gradient or to be perturbed, "
+                    f"for {self._fed_by(source)} but got {wrong[0]}."
+                )
+
+    def left_out(self, x: Tensor, labels: Labels) -> tuple[str, ...]:
+        """The measures of classes that are left out where all that make sense are wanted."""
+        given = {name for source in self._sources for name in source.gives}
+        given |= {"target"} if labels.tensor is not None else set()
+        if not x.is_floating_point():
+            given -= {"saliency", "orbit_saliency"}
+        return self._any.left_out(next(iter(self._kinds.values()), None), given)
+
+    def saliency_in_words(self) -> str:
+        """The saliency map that is used; nothing where none is."""
+        source = next((each for each in self._sources if isinstance(each, SaliencySource)), None)
+        return repr(self.saliency) if source is not None and self._is_read(source) else ""
+
+    def doubts(
+        self,
+        at: Callable[[int], Setting],
+        x: Tensor,
+        logits: Tensor,
+        packing: Packing | None,
+        module: nn.Module | None = None,
+        divisible: bool = True,
+    ) -> list[str]:
+        """What to warn of: outputs that agree better if they move the other way, or stay, than as was said."""
+        if self.output is None or self.output.stays or self.action is None or not len(x):
+            return []
+        count = min(len(x), 8) if divisible else len(x)
+        setting = at(count)
+        assert setting.action is not None
+        with torch.inference_mode(False), torch.no_grad(), preserved_random_state(x.device):
+            first, base = ordinary(x)[:count], ordinary(logits)[:count]
+            move = self.output.on(setting.action, first, base, packing)
+            with preserved_buffers(module_of(module)):
+                said = None if move is None else doubted(setting.network, first, base, setting.action, move)
+        return [] if said is None else [f"{self._owner}: {said}"]
+
+    # Results ----------------------------------------------------------------------------------------------------------
+
+    def to(self, device: torch.device) -> None:
+        """Moves the measures' states."""
+        for collection in self.collections.values():
+            collection.to(device)
+
+    def updated(self) -> Tensor:
+        """Which measures have seen a batch: 1 or 0 for each, to be added up over processes."""
+        return torch.cat([collection.updated() for collection in self.collections.values()])
+
+    def compute(self, wanted: Tensor | None = None) -> dict[str, Estimate]:
+        """The measures with their standard errors; see `MeasureCollection.compute`."""
+        wanted = self.updated() if wanted is None else wanted
+        parts = wanted.split([len(each.names) for each in self.collections.values()])
+        return {
+            _full(output, name): estimate
+            for (output, collection), part in zip(self.collections.items(), parts, strict=True)
+            for name, estimate in collection.compute(part).items()
+        }
+
+
+@dataclass(frozen=True)
+class _Batch:
+    at: Callable[[int], Setting]
+    x: Tensor
+    target: Tensor | None
+    labels: Labels
+    packing: Callable[[], Packing | None]
+    dealt: Dealt
+
+
+#: What sources are for, and the arguments that say for how many samples they are run.
+_CONTENTS = {"saliency": "maps", "perturbations": "perturbations", "jacobian": "Jacobians"}
+_LIMITS = {
+    "saliency": "saliency_samples",
+    "perturbations": "sensitivity_samples",
+    "jacobian": "sensitivity_samples",
+}
+
+
+def limit_name(source: str) -> str:
+    """The argument that says for how many samples a source is run."""
+    return _LIMITS.get(source, f"samples of {source}")
+
+
+def limits_of(saliency_samples: int, sensitivity_samples: int) -> dict[str, int]:
+    """For how many samples, from the first, each source is run."""
+    check_count("saliency_samples", saliency_samples, minimum=0)
+    check_count("sensitivity_samples", sensitivity_samples, minimum=0)
+    given = {"saliency_samples": saliency_samples, "sensitivity_samples": sensitivity_samples}
+    return {source: given[argument] for source, argument in _LIMITS.items()}
+
+
+def kind_of(logits: Tensor, action: Action | None, labels: Labels) -> Kind:
+    """What the outputs are: that of an action which changes them, of labels, or of their shape."""
+    if action is not None and mixes_values(action, logits):
+        return "vectors"
+    if is_single(logits):
+        return "single"
+    if logits.ndim == 2:
+        return "values" if labels.are_values(logits) else "classes"
+    return "pixels" if labels.of(logits) is not None else "field"
+
+
+def _full(output: str | None, name: str) -> str:
+    return name if output is None else f"{output}/{name}"
+
+
+def _unpacked(name: str, value: Tensor, dim: int, packing: Packing, place: int) -> Tensor:
+    """One of several outputs; what is no output stays as it is."""
+    if value.ndim != dim + 2 or value.shape[-1] != sum(packing.sizes):
+        return value
+    unpacked = packing.parts if name == "valid" else packing.unpack
+    return unpacked(value, before=dim + 1)[place]
