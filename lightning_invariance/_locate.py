@@ -204,6 +204,16 @@ class Labels:
             return target[:, 0]
         return target if target.shape == places else None
 
+    def for_logits(self, logits: Tensor) -> Labels:
+        """The same, without labels where those that there are belong to no such logits."""
+        return replace(self, tensor=self.of(logits))
+
+    def in_detail(self) -> str:
+        """Where was looked and what is there."""
+        if isinstance(self.found, Tensor) and " is " not in self.place:
+            return f"{self.place} is {describe_value(self.found)}"
+        return self.place
+
     def first(self, samples: int) -> Labels:
         """Those of the first samples."""
         tensor = None if self.tensor is None else self.tensor[:samples]
@@ -220,7 +230,7 @@ class Labels:
 
     def in_words(self) -> str:
         """Where they are, or that there are none."""
-        return f"at {self.place}" if self.tensor is not None else f"none ({self.place}; `target=` names them)"
+        return f"at {self.place}" if self.tensor is not None else f"none ({self.in_detail()}; `target=` names them)"
 
 
 def _cut(found: Any, samples: int) -> Any:

@@ -345,6 +345,12 @@ class _Attribution(Saliency):
             raise ValueError(f"Expected `saliency` to give {len(x)} maps, one a sample, but got {got}.")
         return logits, maps.detach()
 
+    def __repr__(self) -> str:
+        attribution = self._attribution
+        if isinstance(attribution, type) or not hasattr(attribution, "attribute"):
+            return str(getattr(attribution, "__name__", attribution))
+        return type(attribution).__name__
+
 
 def as_saliency(saliency: SaliencyLike) -> Saliency:
     """A `Saliency` from whatever computes maps.

@@ -237,6 +237,11 @@ class InvarianceMonitor(EpochMonitor):
             evaluator.check_inputs(arguments.inputs)
             if self.action is not None:
                 arguments.acting(self.action).verify(x)
+                staying = base_logits if self._output.stays else None
+                for message in what_stays(self._name, self.input, self.action, arguments, staying):
+                    rank_zero_warn(message)
+            for message in [] if base_logits is None else stray_labels(self._name, labels, base_logits):
+                rank_zero_warn(message)
         place = 0 if call is None else call.place
         if not evaluator.samples:  # in the first batch of each epoch: averages of weights may begin late
             # Where parameters are shared out, all processes would have to look, and to find the same.
@@ -330,20 +335,13 @@ class InvarianceMonitor(EpochMonitor):
         labels: Labels,
         evaluator: Evaluator,
     ) -> None:
-        """After the first batch: what was found?"""
-        said = []
-        if self.action is not None:
-            staying = logits if self._output.stays else None
-            said += what_stays(self._name, self.input, self.action, arguments, staying)
-        said += [] if logits is None else stray_labels(self._name, labels, logits)
-        for message in said:
-            rank_zero_warn(message)
+        """After the first batch, which shows what the outputs are."""
         self._findings.say(
             network=self._network_in_words(module),
             call="" if call is None else call.in_words(),
             input=arguments.in_words(),
             logits="that are computed again" if logits is None else describe_value(logits),
-            labels=labels.in_words(),
+            labels=(labels if logits is None or self._output.names else labels.for_logits(logits)).in_words(),
             group="" if self.action is None else repr(self.action),
             output_action="" if self._output.stays else repr(self.output_action),
             saliency=evaluator.saliency_in_words(),

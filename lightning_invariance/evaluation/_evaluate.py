@@ -206,7 +206,7 @@ def evaluate_invariance(
                 found = {
                     "input": arguments.in_words(),
                     "logits": describe_value(outputs),
-                    "labels": labels.in_words(),
+                    "labels": (labels if output.names else labels.for_logits(outputs)).in_words(),
                     "saliency": evaluator.saliency_in_words(),
                     "without": ", ".join(evaluator.left_out(x, labels)),
                 }

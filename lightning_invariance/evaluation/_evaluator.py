@@ -278,7 +278,7 @@ class Evaluator:
             output=None if self.output is None or self.output.stays else self.output,
             packing=batch.packing,
             positions=tuple(batch.dealt.positions[:count]),
-            max_batch=self.max_batch or max(len(batch.x), 1),
+            max_batch=self.max_batch or max(count, 1),
             target=None if batch.target is None else batch.target[:count],
             logits=logits,
         )
@@ -331,15 +331,15 @@ class Evaluator:
             self._kinds[output] = kind = kind_of(tensor, action, batch.labels)
             self.collections[output].suiting(kind)
             if kind in ("classes", "pixels", "single"):
-                self.check_labels(replace(batch.labels, tensor=batch.labels.of(tensor)))
+                self.check_labels(batch.labels.for_logits(tensor))
 
     def check_labels(self, labels: Labels) -> None:
         """Raises a `ValueError` where a measure that was asked for needs labels and there are none."""
         lacking = self._any.needing("target") if labels.tensor is None else ()
         if self._demanding and lacking:
             raise ValueError(
-                f"{self._owner}: expected labels for {list(lacking)} but found none: {labels.place}. Say with "
-                "`target=` where they are: one integer a sample."
+                f"{self._owner}: expected labels for {list(lacking)} but found none: {labels.in_detail()}. Say with "
+                "`target=` where they are: one integer a sample, or a place of each sample's mask."
             )
 
     def check_inputs(self, inputs: Sequence[Tensor]) -> None:
