@@ -113,12 +113,11 @@ class Arguments:
         """The first argument, a batch, with other tensors in the places of `inputs`."""
         return self._put(self._root, moved)["args"][0]
 
-    def check_max_batch(self, max_batch: int | None, owner: str) -> None:
+    def check_max_batch(self, max_batch: int | None) -> None:
         """Raises a `ValueError` where rows cannot be run in parts, as the call takes tensors besides the input."""
         if max_batch is not None and self.has_other_tensors:
             raise ValueError(
-                f"{owner}: expected `max_batch` to be None for a network that takes several tensors "
-                f"but got {max_batch}."
+                f"Expected `max_batch` to be None for a network that takes several tensors but got {max_batch}."
             )
 
     def _put(self, root: Any, tensors: Sequence[Tensor]) -> Any:

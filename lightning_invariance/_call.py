@@ -22,7 +22,7 @@ from lightning_invariance.actions import Action
 
 
 def arguments_of(
-    network: Callable[..., Any], batch: Any, input: InputSpec, target: Place | None, action: Action, owner: str
+    network: Callable[..., Any], batch: Any, input: InputSpec, target: Place | None, action: Action
 ) -> Arguments:
     """What the network is called with on a batch, and which of it the group acts on.
 
@@ -32,25 +32,24 @@ def arguments_of(
         input: where the network's arguments hold the input.
         target: where the batch holds the labels.
         action: the group.
-        owner: who asks, for messages.
 
     Raises:
         ValueError: if the network does not take what the batch holds, or the input cannot be found.
     """
-    refuse_list_of_samples(batch, owner)
+    refuse_list_of_samples(batch)
     takes = _Parameters(network)
     if isinstance(batch, Mapping):
         given: dict[Any, Any] = {
             key: value for key, value in batch.items() if takes.needs(key) or not _is_label(key, target)
         }
         if takes.accepts(given):
-            return locate_in_call((), given, input, action, owner)
+            return locate_in_call((), given, input, action)
         if takes.accepts_some_of(given):
-            return locate_in_call((), {key: given[key] for key in given if takes.knows(key)}, input, action, owner)
+            return locate_in_call((), {key: given[key] for key in given if takes.knows(key)}, input, action)
         if takes.whole:
-            return locate_in_call((given,), {}, input, action, owner)
+            return locate_in_call((given,), {}, input, action)
         # It has no keywords of these names: the input is its only argument.
-        return Arguments.positional(locate_in_batch(given, input, action, owner).inputs)
+        return Arguments.positional(locate_in_batch(given, input, action).inputs)
     args = tuple(batch) if isinstance(batch, (list, tuple)) else (batch,)
     pair = len(args) == 2 and isinstance(args[0], (list, tuple)) and not isinstance(args[1], (list, tuple))
     if pair and takes.least in (1, len(args[0])):  # ((x, ...), target)
@@ -71,7 +70,7 @@ def arguments_of(
             f"({takes}), and a target, but got {describe_value(batch)}: say where the labels are with `target=` "
             "and the input with `input=`, or pass a function of the parts that are there."
         )
-    return locate_in_call(args, {}, input, action, owner)
+    return locate_in_call(args, {}, input, action)
 
 
 def without_fabric(network: Callable[..., Any]) -> Callable[..., Any]:

@@ -63,7 +63,6 @@ def locate_in_call(
     kwargs: dict[str, Any],
     spec: InputSpec,
     action: Action | None,
-    owner: str,
     names: Sequence[str] = (),
 ) -> Arguments:
     """Finds the tensors that the group acts on among the arguments of a network's call.
@@ -73,7 +72,6 @@ def locate_in_call(
         kwargs: its keyword arguments.
         spec: where they are; None for the only tensor that can be meant: the only one that the group can act on.
         action: the group; None where no group acts, and the only tensor can be meant.
-        owner: who asks, for messages.
         names: what the network calls its positional arguments, which can be named so.
 
     Raises:
@@ -81,12 +79,12 @@ def locate_in_call(
     """
     where = ARGUMENTS
     if spec is not None:
-        return _named(args, kwargs, spec, owner, where, names)
+        return _named(args, kwargs, spec, where, names)
     tensors = list(_candidates({"args": args, "kwargs": kwargs}, action))
-    return Arguments(args, kwargs, (_the_only(tensors, action, args, kwargs, owner, where),))
+    return Arguments(args, kwargs, (_the_only(tensors, action, args, kwargs, where),))
 
 
-def locate_in_batch(batch: Any, spec: InputSpec, action: Action | None, owner: str) -> Arguments:
+def locate_in_batch(batch: Any, spec: InputSpec, action: Action | None) -> Arguments:
     """Finds the tensors that the group acts on in a batch, which becomes the only argument.
 
     By default the last part of a sequence is taken for its target, and so is what is named like labels in a mapping.
@@ -95,7 +93,6 @@ def locate_in_batch(batch: Any, spec: InputSpec, action: Action | None, owner: s
         batch: what the data loader gave.
         spec: where they are; None for the only tensor that can be meant.
         action: the group; None where no group acts.
-        owner: who asks, for messages.
 
     Raises:
         ValueError: if a place holds no tensor; if no or several tensors can be meant; if the batch is a list of
@@ -104,8 +101,8 @@ def locate_in_batch(batch: Any, spec: InputSpec, action: Action | None, owner: s
     where = "the batch"
     args = (batch,)
     if spec is not None:
-        return _named(args, {}, spec, owner, where)
-    refuse_list_of_samples(batch, owner)
+        return _named(args, {}, spec, where)
+    refuse_list_of_samples(batch)
     target: Path | None = None
     tensors = list(_candidates({"args": args, "kwargs": {}}, action))
     if isinstance(batch, (list, tuple)) and len(batch) > 1 and not _are_alike(batch[0], batch[-1]):
@@ -115,27 +112,26 @@ def locate_in_batch(batch: Any, spec: InputSpec, action: Action | None, owner: s
             tensors = before or tensors
         else:
             target = None
-    path = _the_only(tensors, action, args, {}, owner, where)
+    path = _the_only(tensors, action, args, {}, where)
     arguments = Arguments(args, {}, (path,))
     x = arguments.inputs[0]
     labels = None if target is None else get({"args": args}, target)
     if isinstance(labels, Tensor) and labels.ndim and len(labels) != len(x):
         raise ValueError(
-            f"{owner}: expected the input to be a tensor of one row a sample but {place_in_words(path, 'the batch')} "
+            f"Expected the input to be a tensor of one row a sample but {place_in_words(path, 'the batch')} "
             f"has {len(x)} rows and {place_in_words(target or (), 'the batch')} has {len(labels)}: name the input with "
             "`input=`."
         )
     return arguments
 
 
-def locate_targets(batch: Any, spec: Place | None, names: Sequence[str] | None, owner: str) -> Arguments:
+def locate_targets(batch: Any, spec: Place | None, names: Sequence[str] | None) -> Arguments:
     """Finds the tensors of a batch's target, whatever they hold; the batch becomes the only argument.
 
     Args:
         batch: what the data loader gave.
         spec: where the target is; by default the last part of a sequence, or the entry that is named like labels.
         names: the entries of a target that is a mapping; None for one that is a tensor.
-        owner: who asks, for messages.
 
     Raises:
         ValueError: if there is no such tensor.
@@ -149,7 +145,7 @@ def locate_targets(batch: Any, spec: Place | None, names: Sequence[str] | None, 
         path = ("args", 0, len(batch) - 1)
     if path is None:
         raise ValueError(
-            f"{owner}: expected to find the target in the batch, {describe_nested(batch)}, but found none: say with "
+            f"Expected to find the target in the batch, {describe_nested(batch)}, but found none: say with "
             "`target=` where it is."
         )
     target = get({"args": (batch,), "kwargs": {}}, path)
@@ -159,20 +155,20 @@ def locate_targets(batch: Any, spec: Place | None, names: Sequence[str] | None, 
     if not whole or lacking:
         wanted = "a tensor" if names is None else f"a mapping with tensors called {list(names)}"
         raise ValueError(
-            f"{owner}: expected the target at {place_in_words(path, 'the batch')} to be {wanted} but got "
+            f"Expected the target at {place_in_words(path, 'the batch')} to be {wanted} but got "
             f"{describe_nested(target)}: name it with `target=`, or its parts in a dict, `target_action={{...}}`."
         )
     return Arguments((batch,), {}, paths)
 
 
-def refuse_list_of_samples(batch: Any, owner: str) -> None:
+def refuse_list_of_samples(batch: Any) -> None:
     """Raises a `ValueError` where a batch is a list of mappings, one a sample, or has one in it."""
     if not isinstance(batch, (list, tuple)):
         return
     for items in (batch, *batch):
         if isinstance(items, (list, tuple)) and items and all(isinstance(item, Mapping) for item in items):
             raise ValueError(
-                f"{owner}: expected the input to be a tensor of one row a sample but the batch holds a list of "
+                f"Expected the input to be a tensor of one row a sample but the batch holds a list of "
                 f"samples, {describe_nested(batch)}: collate them into one tensor (in `collate_fn`), or, if these are "
                 "batches of several loaders, name the tensor with `input=` (such as '0.image')."
             )
@@ -238,7 +234,7 @@ def _cut(found: Any, samples: int) -> Any:
 
 
 def locate_target(
-    batch: Any, spec: Place | None, samples: int, owner: str, inputs: Sequence[Tensor] = (), last: bool = False
+    batch: Any, spec: Place | None, samples: int, inputs: Sequence[Tensor] = (), last: bool = False
 ) -> Labels:
     """The labels of a batch.
 
@@ -247,7 +243,6 @@ def locate_target(
         spec: where they are; if None, the second part of a pair, or an entry named like a label, that holds one
             integer a sample.
         samples: B.
-        owner: who asks, for messages.
         inputs: tensors that the network was called with: none of them is the labels.
         last: whether the last of more than two parts is the target, too.
 
@@ -262,7 +257,7 @@ def locate_target(
         break
     if not are_labels(value, samples) and not are_masks(value, samples):
         raise ValueError(
-            f"{owner}: expected target={spec!r} to name {samples} integer labels in the batch but got "
+            f"Expected target={spec!r} to name {samples} integer labels in the batch but got "
             f"{describe_value(value)}: the batch is {describe_nested(batch)}."
         )
     return Labels(value, place_in_words(path, "the batch"), value)
@@ -310,7 +305,7 @@ def are_masks(value: Any, samples: int) -> bool:
     )
 
 
-def stray_labels(owner: str, labels: Labels, logits: Tensor) -> list[str]:
+def stray_labels(labels: Labels, logits: Tensor) -> list[str]:
     """What to warn of where labels name no class (this waits for the device)."""
     classes = logits.shape[1] if logits.ndim >= 2 else 0
     target = labels.of(logits)
@@ -325,9 +320,9 @@ def stray_labels(owner: str, labels: Labels, logits: Tensor) -> list[str]:
         named = target[(target >= 0) & (target < classes)].unique()
         if len(named) > 1:
             return []
-        return [f"{owner}: {found}places of others are ignored, and those that are left are of one class alone."]
+        return [f"{found}places of others are ignored, and those that are left are of one class alone."]
     return [
-        f"{owner}: {found}those that name none count as wrong, and maps explain the predicted class instead. Other "
+        f"{found}those that name none count as wrong, and maps explain the predicted class instead. Other "
         "labels are named with `target=`."
     ]
 
@@ -339,14 +334,12 @@ class OutputReader:
         select: from the output to its logits (to a mapping or an object with those that are named); the output itself,
             or its ``logits``, if None.
         names: the outputs that are named, where there are several.
-        owner: who asks, for messages.
 
     """
 
-    def __init__(self, select: LogitsOf | None, owner: str, names: Sequence[str] | None = None) -> None:
+    def __init__(self, select: LogitsOf | None, names: Sequence[str] | None = None) -> None:
         self._select = select
         self._names = names
-        self._owner = owner
         self._packing: Packing | None = None
 
     def read(self, output: Any, samples: int) -> Tensor:
@@ -356,20 +349,20 @@ class OutputReader:
             ValueError: if there are none, or they are not floating point, one row a sample.
         """
         if self._names is None:
-            logits = logits_of(output, self._select, self._owner)
-            check_rows(logits, samples, self._owner)
+            logits = logits_of(output, self._select)
+            check_rows(logits, samples)
             return logits
         given = output if self._select is None else self._select(output)
         found: dict[str, Any] = {name: _entry(given, name) for name in self._names}
         lacking = [name for name, value in found.items() if not isinstance(value, Tensor)]
         if lacking:
             raise ValueError(
-                f"{self._owner}: expected the network to return a mapping or an object with tensors called "
+                f"Expected the network to return a mapping or an object with tensors called "
                 f"{list(self._names)}, as `output_action` names them, but {lacking} are none in "
                 f"{describe_value(given)}."
             )
         for name, value in found.items():
-            check_rows(value, samples, f"{self._owner} (output {name!r})")
+            check_rows(value, samples, f"the output {name!r} of the network")
         self._packing = Packing.of(tuple(found.values()))
         return self._packing.pack(found.values())
 
@@ -382,13 +375,12 @@ def _entry(output: Any, name: str) -> Any:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
-def logits_of(output: Any, select: LogitsOf | None, owner: str) -> Tensor:
+def logits_of(output: Any, select: LogitsOf | None) -> Tensor:
     """The logits in a network's output.
 
     Args:
         output: a tensor, or a mapping or an object with ``logits`` in it; anything that `select` takes.
         select: takes the logits out of the output.
-        owner: who asks, for messages.
 
     Raises:
         ValueError: if there are none.
@@ -396,7 +388,7 @@ def logits_of(output: Any, select: LogitsOf | None, owner: str) -> Tensor:
     if select is not None:
         selected = select(output)
         if not isinstance(selected, Tensor):
-            raise ValueError(f"{owner}: expected `logits` to give a tensor but got {describe_value(selected)}.")
+            raise ValueError(f"Expected `logits` to give a tensor but got {describe_value(selected)}.")
         return selected
     if isinstance(output, Tensor):
         return output
@@ -404,27 +396,27 @@ def logits_of(output: Any, select: LogitsOf | None, owner: str) -> Tensor:
     if isinstance(logits, Tensor):
         return logits
     raise ValueError(
-        f"{owner}: expected the network to return logits (a tensor, or something with `logits` in it) but got "
+        f"Expected the network to return logits (a tensor, or something with `logits` in it) but got "
         f"{describe_value(output)}: take them out with `logits=`, a function of the output, or name the submodule that "
         "gives them with `network=`."
     )
 
 
-def check_rows(logits: Tensor, samples: int, owner: str) -> None:
+def check_rows(logits: Tensor, samples: int, whose: str = "the network") -> None:
     """Raises a `ValueError` unless the logits are floating point, one row a sample."""
     if not logits.is_floating_point():
         raise ValueError(
-            f"{owner}: expected the network to give logits, floating point, but got {describe_value(logits)}: take "
+            f"Expected {whose} to give logits, floating point, but got {describe_value(logits)}: take "
             "them out with `logits=`, a function of the network's output."
         )
     if logits.ndim == 0 or len(logits) != samples:
         raise ValueError(
-            f"{owner}: expected the network to give one row of logits for each of {samples} samples but got "
+            f"Expected {whose} to give one row of logits for each of {samples} samples but got "
             f"{describe_value(logits)}: make them so with `logits=`, a function of the network's output."
         )
 
 
-def resolve_network(module: nn.Module, name: str | None, owner: str) -> nn.Module:
+def resolve_network(module: nn.Module, name: str | None) -> nn.Module:
     """The submodule of that name, or the module itself.
 
     Raises:
@@ -437,8 +429,7 @@ def resolve_network(module: nn.Module, name: str | None, owner: str) -> nn.Modul
     except AttributeError:
         children = ", ".join(repr(child) for child, _ in module.named_children())
         raise ValueError(
-            f"{owner}: expected `network` to name a submodule of {type(module).__name__} (such as {children}) "
-            f"but got {name!r}."
+            f"Expected `network` to name a submodule of {type(module).__name__} (such as {children}) but got {name!r}."
         ) from None
 
 
@@ -447,12 +438,11 @@ _HOW = {ARGUMENTS: "", "the batch": "a target moves by `target_action='same'`; o
 
 
 def what_stays(
-    owner: str, spec: InputSpec, action: Action, arguments: Arguments, logits: Tensor | None, where: str = ARGUMENTS
+    spec: InputSpec, action: Action, arguments: Arguments, logits: Tensor | None, where: str = ARGUMENTS
 ) -> list[str]:
     """What to warn of: tensors, or an output, with the places that the group moves in the input, that are not moved.
 
     Args:
-        owner: who asks.
         spec: where the input is; a list says that nothing else moves.
         action: the group.
         arguments: what was found.
@@ -467,23 +457,23 @@ def what_stays(
         names = ", ".join([place_in_words(path, where) for path in staying[:4]] + ["..."] * (len(staying) > 4))
         moved = place_in_words(arguments.paths[0], where)
         said.append(
-            f"{owner}: {action!r} moves {moved}, but {names} of the same places stays as it is: {_HOW[where]}name all "
+            f"{action!r} moves {moved}, but {names} of the same places stays as it is: {_HOW[where]}name all "
             "that move together in a list, `input=[...]`; a list of one says that nothing else moves."
         )
     if x.ndim == 3 and len(x) in (1, 3, 4) and min(x.shape[1:]) > 4 and set(action.places or ()) == {-2, -1}:
         said.append(
-            f"{owner}: each of the {len(x)} rows of {describe_value(x)} is taken for a sample, but it looks as if it "
+            f"each of the {len(x)} rows of {describe_value(x)} is taken for a sample, but it looks as if it "
             "were one image with its channels: samples come first in a batch, also where there is only one."
         )
     width = x.shape[-1] if x.ndim == 4 else 0
     if width in (1, 3, 4) and min(x.shape[1:3]) > 4 and action.places and set(action.places) <= {-2, -1}:
         said.append(
-            f"{owner}: {action!r} moves images in the last two dimensions, but {describe_value(x)} looks as if it had "
+            f"{action!r} moves images in the last two dimensions, but {describe_value(x)} looks as if it had "
             "its channels last: move them in front of height and width."
         )
     if logits is not None and _has_the_places(action, x, logits):
         said.append(
-            f"{owner}: the network's output, {describe_value(logits)}, has the places that {action!r} moves in the "
+            f"the network's output, {describe_value(logits)}, has the places that {action!r} moves in the "
             f"input, {describe_value(x)}, but is compared as it is: if it moves with the input, as a segmentation or "
             "forces do, say so with output_action='same', or it has an error however equivariant the network is."
         )
@@ -520,7 +510,6 @@ def _named(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     spec: InputSpec,
-    owner: str,
     where: str,
     names: Sequence[str] = (),
 ) -> Arguments:
@@ -533,7 +522,7 @@ def _named(
             found = [path] if isinstance(get(root, path), Tensor) else []
         if not found:
             raise ValueError(
-                f"{owner}: expected input={spec!r} to name a tensor in {where} but {place!r} is none: "
+                f"Expected input={spec!r} to name a tensor in {where} but {place!r} is none: "
                 f"it holds {describe_call(args, kwargs)}."
             )
         paths.append(found[0])
@@ -541,9 +530,7 @@ def _named(
     rows = {len(tensor) if tensor.ndim else 0 for tensor in arguments.inputs}
     if len(rows) > 1 or (rows == {0} and not arguments.inputs[0].ndim):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in arguments.inputs)
-        raise ValueError(
-            f"{owner}: expected input={spec!r} to name tensors of one row a sample but got the shapes {shapes}."
-        )
+        raise ValueError(f"Expected input={spec!r} to name tensors of one row a sample but got the shapes {shapes}.")
     return arguments
 
 
@@ -628,7 +615,6 @@ def _the_only(
     action: Action | None,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    owner: str,
     where: str,
 ) -> Path:
     movable = [each for each in tensors if each.movable]
@@ -643,7 +629,7 @@ def _the_only(
         movable = tensors
     if not movable:
         raise ValueError(
-            f"{owner}: expected to find the input in {where}, which holds {describe_call(args, kwargs)}, but there is "
+            f"Expected to find the input in {where}, which holds {describe_call(args, kwargs)}, but there is "
             "no tensor in lists, tuples and mappings that could be one: name one further in with `input=` (such as "
             "'data.image'), or with `network=` a submodule that is called with tensors."
         )
@@ -652,7 +638,7 @@ def _the_only(
         listed = ", ".join([*places[:4], "..."] if len(places) > 4 else places)
         problem = f"several tensors could be meant ({listed})"
     raise ValueError(
-        f"{owner}: expected to find the input in {where}, which holds {describe_call(args, kwargs)}, but {problem}: "
+        f"Expected to find the input in {where}, which holds {describe_call(args, kwargs)}, but {problem}: "
         "name it with `input=` (a key, a keyword or a position), or all that move together in a list."
     )
 

@@ -30,7 +30,7 @@ class OutputMotion:
         name: the argument's name, for messages.
 
     Raises:
-        ValueError: if `spec` is none of what is expected, or its elements are not those of `action`.
+        ValueError: if `spec` has a wrong type or value, or its elements are not those of `action`.
     """
 
     def __init__(self, spec: OutputActions, action: Action | None, name: str = "output_action") -> None:

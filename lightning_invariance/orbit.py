@@ -161,7 +161,7 @@ def evaluate_orbit(
             f"Expected `saliency` to be None with output_action={output_action!r}: maps explain a class's logit, which "
             "the group would move."
         )
-    reader = OutputReader(None, "evaluate_orbit", motion.names)
+    reader = OutputReader(None, motion.names)
     if motion.names is not None:
         network = _Packed(network, reader)
         base_logits = None if base_logits is None else reader.read(base_logits, len(x))
@@ -366,10 +366,10 @@ def _is_index(element: object) -> bool:
 def _logits(
     network: Network, x: Tensor, action: Action, elements: list[int], base_logits: Tensor | None, max_batch: int | None
 ) -> tuple[Tensor, Tensor]:
-    run = elements if base_logits is not None else [0, *elements]
+    wanted = elements if base_logits is not None else [0, *elements]
     parts = [
         run_network(network, moved, max_batch).unflatten(0, (len(some), len(x)))
-        for some, moved in _moved(x, action, run, max_batch)
+        for some, moved in _moved(x, action, wanted, max_batch)
     ]
     rows = torch.cat(parts) if len(parts) > 1 else parts[0]
     return (base_logits, rows) if base_logits is not None else (rows[0], rows[1:])
@@ -390,14 +390,14 @@ def _logits_and_saliency(
         with torch.no_grad():
             outputs = OrbitOutputs(*_logits(network, x, action, elements, base_logits, max_batch))
         return add_saliency(outputs, network, x, action, elements, saliency, target, max_batch)
-    logits, maps, run = base_logits, None, [0, *elements]
+    logits, maps, wanted = base_logits, None, [0, *elements]
     if target is None and base_logits is not None:
         target = predicted_class(base_logits)
     if target is None:
         # The class predicted on x is only known once x has been run.
         logits, maps = saliency.attribute(network, x, None, max_batch)
-        target, run = predicted_class(logits), elements
-    orbit_logits, posed = _posed(network, x, action, run, saliency, target, max_batch)
+        target, wanted = predicted_class(logits), elements
+    orbit_logits, posed = _posed(network, x, action, wanted, saliency, target, max_batch)
     if maps is None:
         first, orbit_logits = orbit_logits[0], orbit_logits[1:]
         logits, maps, posed = first if base_logits is None else base_logits, posed[0], posed[1:]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from lightning_invariance._checks import (
     check_tensor,
 )
 from lightning_invariance._isolation import ordinary, undisturbed
+from lightning_invariance._messages import warn
 from lightning_invariance.saliency import Network
 
 #: Up to this many outputs the whole Jacobian is computed, row by row; a Lanczos iteration would cost no less.
@@ -115,19 +115,15 @@ def jacobian_spectral_norm(
             norms.append(values)
         result = torch.cat(norms)
     if unconverged:
-        warnings.warn(
+        warn(
             f"The Jacobian's spectral norm did not converge to a relative error of {tolerance:g} in {max_iterations} "
-            f"iterations for {unconverged} of {len(x)} samples: the values are lower bounds.",
-            UserWarning,
-            stacklevel=2,
+            f"iterations for {unconverged} of {len(x)} samples: the values are lower bounds."
         )
     undefined = int(result.isnan().sum())
     if undefined:
-        warnings.warn(
+        warn(
             f"The Jacobian's spectral norm is undefined for {undefined} of {len(x)} samples, whose Jacobian is not "
-            "finite: NaN is returned.",
-            UserWarning,
-            stacklevel=2,
+            "finite: NaN is returned."
         )
     return result
 

@@ -507,12 +507,12 @@ def check_action(action: object) -> None:
         raise ValueError(f"Expected `action` to have an element besides the identity but got {action!r}.")
 
 
-def check_labels(labels: Sequence[str], elements: int) -> tuple[str, ...]:
+def check_labels(labels: Sequence[str], count: int) -> tuple[str, ...]:
     """The labels; raises unless they are so many distinct names, as keys of what is logged have to be."""
     check_iterable("labels", labels, "a name for each element")
     names = tuple(labels)
-    if len(names) != elements or len(set(names)) != elements or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"Expected `labels` to hold {elements} distinct names, one an element, but got {list(names)}.")
+    if len(names) != count or len(set(names)) != count or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"Expected `labels` to hold {count} distinct names, one an element, but got {list(names)}.")
     return names
 
 
@@ -582,20 +582,20 @@ def check_batch(action: Action, x: Tensor, trailing: int) -> None:
         )
 
 
-def group_table(elements: Tensor, compose: Callable[[Tensor, Tensor], Tensor], atol: float) -> Tensor | None:
-    """The multiplication table of `elements` under `compose`, or None where a product is not listed.
+def group_table(listed: Tensor, compose: Callable[[Tensor, Tensor], Tensor], atol: float) -> Tensor | None:
+    """The multiplication table of the listed elements under `compose`, or None where a product is not listed.
 
     Args:
-        elements: shape ``(|G|, ...)``.
-        compose: ``compose(elements, elements[j])[i]`` is element ``i`` after element ``j``.
+        listed: shape ``(|G|, ...)``.
+        compose: ``compose(listed, listed[j])[i]`` is element ``i`` after element ``j``.
         atol: how far two equal elements may lie apart.
     """
-    flat = elements.flatten(1).double()
+    flat = listed.flatten(1).double()
     if bool((torch.cdist(flat, flat, p=torch.inf) <= atol).sum() > len(flat)):
         return None  # an element is listed twice
     columns = []
-    for element in elements:
-        distance = torch.cdist(compose(elements, element).flatten(1).double(), flat, p=torch.inf)
+    for element in listed:
+        distance = torch.cdist(compose(listed, element).flatten(1).double(), flat, p=torch.inf)
         nearest = distance.min(dim=1)
         if bool((nearest.values > atol).any()):
             return None

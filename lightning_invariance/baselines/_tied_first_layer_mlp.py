@@ -34,7 +34,7 @@ class TiedFirstLayerMLP(nn.Module):
 
     Raises:
         ValueError: if the action is not exact, its elements are no group, it cannot act on `in_shape`, or another
-            argument is none of what is expected.
+            argument has a wrong type or value.
 
     Example:
         >>> import torch

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_invariance._arguments import Arguments
@@ -46,9 +45,9 @@ class OrbitAugmentation(InjectingCallback):
     alone. Of a continuous group and of permutations (`SO3`, `SetPermutations`, ...) each sample gets an element of its
     own, drawn anew in every step.
 
-    A target that is of the pose moves with the input if `target_action` says how: the mask of a segmentation, the forces
-    on atoms, keypoints. Whole numbers, such as the classes of a mask, are moved exactly by groups of the lattice and to
-    the nearest place by interpolated ones, and labels to be ignored stay what they are.
+    A target that is of the pose moves with the input if `target_action` says how: the mask of a segmentation, the
+    forces on atoms, keypoints. Whole numbers, such as the classes of a mask, are moved exactly by groups of the lattice
+    and to the nearest place by interpolated ones, and labels to be ignored stay what they are.
 
     Args:
         action: the group.
@@ -65,7 +64,7 @@ class OrbitAugmentation(InjectingCallback):
         seed: of the draws; torch's initial seed (what ``seed_everything`` set) if None.
 
     Raises:
-        ValueError: if an argument is none of what is expected; in the first step, if the group cannot act on the
+        ValueError: if an argument has a wrong type or value; in the first step, if the group cannot act on the
             input or the target, one of these cannot be found or several tensors could be meant, or it is not one row a
             sample.
 
@@ -82,6 +81,8 @@ class OrbitAugmentation(InjectingCallback):
 
         >>> augmentation = OrbitAugmentation(C4(), target_action="same")
     """
+
+    _name = _NAME
 
     def __init__(
         self,
@@ -129,6 +130,7 @@ class OrbitAugmentation(InjectingCallback):
 
 
 class _Augmenter(Injector):
+    name = _NAME
     steps = ("training_step",)
 
     def __init__(self, callback: OrbitAugmentation) -> None:
@@ -136,7 +138,7 @@ class _Augmenter(Injector):
 
     def before_step(self, module: LightningModule, args: tuple[Any, ...]) -> tuple[Any, ...]:
         callback = self._callback
-        batch = locate_in_batch(args[0], callback.input, callback.action, _NAME)
+        batch = locate_in_batch(args[0], callback.input, callback.action)
         targets = self._targets(args[0], batch)
         first, *others = batch.inputs
         if not callback._told:
@@ -161,17 +163,17 @@ class _Augmenter(Injector):
         callback = self._callback
         if callback._motion.stays:
             return None
-        targets = locate_targets(batch, callback.target, callback._motion.names, _NAME)
+        targets = locate_targets(batch, callback.target, callback._motion.names)
         samples = len(inputs.inputs[0])
         for path, tensor in zip(targets.paths, targets.inputs, strict=True):
             if path in inputs.paths:
                 raise ValueError(
-                    f"{_NAME}: expected the target to be another tensor than the input but both are "
+                    f"Expected the target to be another tensor than the input but both are "
                     f"{place_in_words(path, 'the batch')}: name the target with `target=`."
                 )
             if tensor.ndim == 0 or len(tensor) != samples:
                 raise ValueError(
-                    f"{_NAME}: expected the target to have one row for each of {samples} samples but "
+                    f"Expected the target to have one row for each of {samples} samples but "
                     f"{place_in_words(path, 'the batch')} is {describe_value(tensor)}."
                 )
         return targets
@@ -195,13 +197,13 @@ class _Augmenter(Injector):
             input=batch.in_words("the batch"), target="" if targets is None else targets.in_words("the batch")
         )
         known = batch if targets is None else replace(batch, paths=(*batch.paths, *targets.paths))
-        for message in what_stays(_NAME, callback.input, callback.action, known, None, "the batch"):
-            rank_zero_warn(message)
+        for message in what_stays(callback.input, callback.action, known, None, "the batch"):
+            callback._warn_of(message)
         # Of none of the samples only what has no row a sample is left.
         others_rows = {tuple(each.shape) for _, each in batch.first(0).others if each.ndim and len(each)}
         if others_rows:
-            rank_zero_warn(
-                f"{_NAME}: each of the {len(first)} rows of {place_in_words(batch.paths[0], 'the batch')} is taken "
+            callback._warn_of(
+                f"each of the {len(first)} rows of {place_in_words(batch.paths[0], 'the batch')} is taken "
                 "for a sample and moved by an element of its own, but the batch holds tensors of other numbers of "
                 f"rows too, of the shapes {sorted(others_rows)}. Where several rows belong to one sample (atoms of "
                 "a molecule), move them in the data set instead."

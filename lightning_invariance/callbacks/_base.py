@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from torch import Tensor, nn
 
 from lightning_invariance._arguments import Arguments
@@ -22,6 +22,7 @@ from lightning_invariance._locate import (
     locate_in_call,
     resolve_network,
 )
+from lightning_invariance._messages import warn
 from lightning_invariance._random import generator_for
 from lightning_invariance.actions import Action
 from lightning_invariance.callbacks._calls import CallSpec, NetworkCall, check_call_spec
@@ -77,6 +78,8 @@ class InjectingCallback(Callback):
     """A callback that takes part in a module's steps from ``setup`` to ``teardown``, or until an exception."""
 
     _stages: tuple[str, ...] = ("fit",)
+    _name: str
+    """What it is called in messages."""
     prefix: str | None = None
     """What is put before the names that it logs by."""
 
@@ -86,6 +89,10 @@ class InjectingCallback(Callback):
     def logged_names(self) -> Iterable[str]:
         """The names that it logs by, without stage and prefix."""
         return ()
+
+    @rank_zero_only
+    def _warn_of(self, message: str) -> None:
+        warn(f"{self._name}: {message}")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # Not in `on_fit_start`, which comes after the learning-rate finder and the batch-size scaler have run.
@@ -113,11 +120,8 @@ class NetworkCallback(InjectingCallback):
         prefix: put before the names that are logged.
 
     Raises:
-        ValueError: if an argument is none of what is expected.
+        ValueError: if an argument has a wrong type or value.
     """
-
-    _name: str
-    """What it is called in messages."""
 
     def __init__(
         self,
@@ -143,7 +147,7 @@ class NetworkCallback(InjectingCallback):
         self._findings = Findings(self._name)
 
     def _network_of(self, module: LightningModule) -> nn.Module:
-        return resolve_network(module, self.network, self._name)
+        return resolve_network(module, self.network)
 
     def _network_in_words(self, module: LightningModule) -> str:
         return f"the forward of {type(module).__name__}" if self.network is None else f"the submodule {self.network!r}"
@@ -179,12 +183,12 @@ class NetworkCallback(InjectingCallback):
         """
         if call is not None:
             names = positional_names(self._network_of(module))
-            arguments = locate_in_call(call.args, call.kwargs, self.input, action, self._name, names)
+            arguments = locate_in_call(call.args, call.kwargs, self.input, action, names)
             self._check_action(module, arguments, action)
             logits = reader.read(call.output, len(arguments.inputs[0]))
             return arguments.joined(action), None if call.is_written_to() else logits
         assert is_compiled(module)
-        located = locate_in_batch(batch, self.input, action, self._name)
+        located = locate_in_batch(batch, self.input, action)
         return Arguments.positional(located.inputs).joined(action), None
 
     def _check_action(self, module: LightningModule, arguments: Arguments, action: Action | None) -> None:
@@ -195,7 +199,8 @@ class NetworkCallback(InjectingCallback):
             action.check(arguments.inputs[0])
         except ValueError as error:
             raise ValueError(
-                f"{self._name}: {self._network_in_words(module)} was called with {arguments.in_words()}. {error} If "
+                f"Expected the network to be called with what {action!r} can act on, but "
+                f"{self._network_in_words(module)} was called with {arguments.in_words()}. {error} If "
                 "another network or another of its arguments is meant, name it with `network=` or `input=`."
             ) from error
 
@@ -206,7 +211,7 @@ class NetworkCallback(InjectingCallback):
         now = tuple(self._network_of(module).parameters())
         if len(now) != len(call.weights) or any(a is not b for a, b in zip(now, call.weights, strict=True)):
             raise ValueError(
-                f"{self._name}: expected {self._network_in_words(module)} to be called with its own parameters but a "
+                f"Expected {self._network_in_words(module)} to be called with its own parameters but a "
                 "call was made with others (`torch.func.functional_call`, say), which are gone: choose a call of its "
                 "own with `call=`."
             )

@@ -253,9 +253,7 @@ def are_close(again: Tensor, logits: Tensor) -> bool:
     return bool((gap.nan_to_num(0.0) <= tolerance * size.nan_to_num(0.0)).all())
 
 
-def chosen_calls(
-    log: CallLog, among: Sequence[int], call: CallSpec, network: str, owner: str, hint: str = ""
-) -> list[NetworkCall]:
+def chosen_calls(log: CallLog, among: Sequence[int], call: CallSpec, network: str, hint: str = "") -> list[NetworkCall]:
     """The calls that are meant.
 
     Args:
@@ -263,7 +261,6 @@ def chosen_calls(
         among: the indices of those that can be meant, at least one.
         call: which of these.
         network: the network, for messages.
-        owner: the callback, for messages.
         hint: what else could be done, for messages.
 
     Raises:
@@ -279,10 +276,10 @@ def chosen_calls(
     made += "; ..." if len(among) > 8 else ""
     if call is None:
         raise ValueError(
-            f"{owner}: expected one call of {network} in a step but there were {len(among)} ({made}): say with "
+            f"Expected one call of {network} in a step but there were {len(among)} ({made}): say with "
             f"`call=` which is meant, an index, 'last' or 'all' (the mean over all of them){hint}."
         )
-    raise ValueError(f"{owner}: expected call={call} to name one of the calls of {network} but there were {made}.")
+    raise ValueError(f"Expected call={call} to name one of the calls of {network} but there were {made}.")
 
 
 def reached(loss: Tensor, log: CallLog) -> list[int]:

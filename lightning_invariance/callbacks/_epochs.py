@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.utils.data import DistributedSampler
 
 from lightning_invariance._checks import check_count
 from lightning_invariance._locate import InputSpec, LogitsOf
+from lightning_invariance._messages import errors_of
 from lightning_invariance._output_action import OutputActions
 from lightning_invariance.actions import Action
 from lightning_invariance.callbacks._base import NetworkCallback
@@ -69,7 +69,7 @@ class EpochMonitor(NetworkCallback):
         prefix: put before the names that are logged.
 
     Raises:
-        ValueError: if an argument is none of what is expected.
+        ValueError: if an argument has a wrong type or value.
     """
 
     _stages = ("fit", "validate", "test")
@@ -117,9 +117,10 @@ class EpochMonitor(NetworkCallback):
         """Raises where the strategy does not let a hook run the network."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._network_of(pl_module)  # a wrong name fails before any work is done
-        if stage in self._stages and trainer.world_size > 1:
-            _refuse_processes_that_skip_validation(self._name, pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+        with errors_of(self._name):
+            self._network_of(pl_module)  # a wrong name fails before any work is done
+            if stage in self._stages and trainer.world_size > 1:
+                _refuse_processes_that_skip_validation(pl_module, trainer.datamodule)  # type: ignore[attr-defined]
         self._findings.forget()
         super().setup(trainer, pl_module, stage)
 
@@ -138,12 +139,13 @@ class EpochMonitor(NetworkCallback):
         self._recorder.take()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._check_strategy(trainer, pl_module)
+        with errors_of(self._name):
+            self._check_strategy(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.enable_validation or (trainer.val_dataloaders is None and not _gives_validation(trainer)):
-            rank_zero_warn(
-                f"{self._name}: nothing is measured in this training, which runs no validation: give it validation "
+            self._warn_of(
+                "nothing is measured in this training, which runs no validation: give it validation "
                 "batches, and the module a `validation_step`."
             )
 
@@ -185,7 +187,8 @@ class EpochMonitor(NetworkCallback):
         self._close(trainer, pl_module, "test")
 
     def _start(self, trainer: Trainer, pl_module: LightningModule, loaders: int) -> None:
-        self._check_strategy(trainer, pl_module)
+        with errors_of(self._name):
+            self._check_strategy(trainer, pl_module)
         training = trainer.state.fn == "fit" and not trainer.sanity_checking
         due = not training or (trainer.current_epoch + 1) % self.every_n_epochs == 0
         self._begin(trainer, pl_module, loaders if due else 0)
@@ -238,20 +241,21 @@ class EpochMonitor(NetworkCallback):
         }
 
     def _measure_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any, loader: LoaderPlace) -> None:
-        calls = self._calls(pl_module)
-        sums = self._sums(loader.index)
-        if sums is None:
-            return
-        seen, sizes = sums.samples, set()
-        for call in calls:
-            sums.samples = seen  # each call is of the same samples
-            self._measure(trainer, pl_module, batch, call, loader)
-            sizes.add(sums.samples - seen)
-        if len(sizes) > 1:
-            raise ValueError(
-                f"{self._name}: expected the calls of {self._network_in_words(pl_module)} in a step to be of as "
-                f"many samples each but got {sorted(sizes)}: choose one of them with `call=`."
-            )
+        with errors_of(self._name):
+            calls = self._calls(pl_module)
+            sums = self._sums(loader.index)
+            if sums is None:
+                return
+            seen, sizes = sums.samples, set()
+            for call in calls:
+                sums.samples = seen  # each call is of the same samples
+                self._measure(trainer, pl_module, batch, call, loader)
+                sizes.add(sums.samples - seen)
+            if len(sizes) > 1:
+                raise ValueError(
+                    f"Expected the calls of {self._network_in_words(pl_module)} in a step to be of as many samples "
+                    f"each but got {sorted(sizes)}: choose one of them with `call=`."
+                )
 
     def _calls(self, module: LightningModule) -> list[NetworkCall | None]:
         """The calls that are to be measured, of the step that has run; None for one that cannot be seen.
@@ -262,9 +266,9 @@ class EpochMonitor(NetworkCallback):
         if log is None:
             return [None]
         if not log.inputs:
-            raise ValueError(f"{self._name}: expected {self._without_call(module)}")
+            raise ValueError(f"Expected {self._without_call(module)}")
         name = self._network_in_words(module)
-        return [*chosen_calls(log, range(len(log.inputs)), self.call, name, self._name)]
+        return [*chosen_calls(log, range(len(log.inputs)), self.call, name)]
 
     @property
     def _recorder(self) -> _CallRecorder:
@@ -299,6 +303,7 @@ class _CallRecorder(Injector):
 
     def __init__(self, callback: EpochMonitor) -> None:
         self._callback = callback
+        self.name = callback._name
         self._log: CallLog | None = None
         self.armed = False
 
@@ -325,7 +330,7 @@ def _gives_validation(trainer: Trainer) -> bool:
     return bool(trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined())
 
 
-def _refuse_processes_that_skip_validation(name: str, *owners: Any) -> None:
+def _refuse_processes_that_skip_validation(*owners: Any) -> None:
     """A process whose loaders are known to be empty runs no hook at all: the others would gather without it.
 
     Before any loader is made, so that no process is left waiting: which of them are empty, none can tell the others.
@@ -333,7 +338,7 @@ def _refuse_processes_that_skip_validation(name: str, *owners: Any) -> None:
     for owner in owners:
         if getattr(owner, "allow_zero_length_dataloader_with_multiple_devices", False):
             raise ValueError(
-                f"{name}: expected `allow_zero_length_dataloader_with_multiple_devices` to be False in "
+                f"Expected `allow_zero_length_dataloader_with_multiple_devices` to be False in "
                 f"{type(owner).__name__} with several processes but got True: one whose loader is empty skips the "
                 "epoch, and the others would wait for it for ever. Give each process a sample, or a loader without a "
                 "length (of an IterableDataset), which may be empty."

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lightning_invariance._messages import errors_of
 from lightning_invariance.callbacks._calls import CallLog, recorded_calls
 from lightning_invariance.callbacks._intercept import StandIn
 
@@ -23,9 +24,11 @@ class Injector:
     """What a callback does in a module's steps. A subclass overrides what it needs; by default nothing happens.
 
     Attributes:
+        name: the callback's, which is put before its errors.
         steps: the names of the module's methods that it takes part in.
     """
 
+    name: str
     steps: tuple[str, ...] = ()
 
     def watched(self, module: LightningModule) -> nn.Module | None:
@@ -99,7 +102,8 @@ class _Dispatcher:
         self.running = True
         try:
             for injector in injectors:
-                args = injector.before_step(module, args)
+                with errors_of(injector.name):
+                    args = injector.before_step(module, args)
             with ExitStack() as stack:
                 for injector in injectors:
                     network = injector.watched(module)
@@ -107,7 +111,8 @@ class _Dispatcher:
                         self.logs[injector] = stack.enter_context(recorded_calls(network, injector.log()))
                 output = original(*args, **kwargs)
             for injector in injectors:
-                output = injector.after_step(module, args, output, self.logs.get(injector))
+                with errors_of(injector.name):
+                    output = injector.after_step(module, args, output, self.logs.get(injector))
             return output
         finally:
             self.running = False
@@ -132,7 +137,8 @@ class _Dispatcher:
         try:
             for injector in self.injectors:
                 if "training_step" in injector.steps:
-                    loss = injector.before_backward(module, loss, self.logs.get(injector))
+                    with errors_of(injector.name):
+                        loss = injector.before_backward(module, loss, self.logs.get(injector))
         finally:
             for log in self.logs.values():
                 log.paused = False

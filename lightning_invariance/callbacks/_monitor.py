@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_invariance._arguments import Arguments
@@ -38,8 +37,6 @@ from lightning_invariance.evaluation._measures import Measures
 from lightning_invariance.evaluation._network import NetworkOfInput
 from lightning_invariance.metrics._base import Estimate
 from lightning_invariance.saliency import SaliencyLike
-
-_NAME = "InvarianceMonitor"
 
 
 class InvarianceMonitor(EpochMonitor):
@@ -103,7 +100,7 @@ class InvarianceMonitor(EpochMonitor):
         history: a `MonitorRecord` for each epoch and data loader, in order.
 
     Raises:
-        ValueError: if an argument is none of what is expected; before training, if another monitor would log by the
+        ValueError: if an argument has a wrong type or value; before training, if another monitor would log by the
             same names, parameters are sharded in a way that a hook cannot undo, or a process may skip validation
             because its loader is empty; in the first validation step, if the group cannot act on the input, network,
             input, labels or logits cannot be found, several calls or tensors could be meant, or a measure that was
@@ -121,7 +118,7 @@ class InvarianceMonitor(EpochMonitor):
         >>> trainer = Trainer(callbacks=[monitor], logger=False, enable_checkpointing=False)
     """
 
-    _name = _NAME
+    _name = "InvarianceMonitor"
     _demanding = True
     """Whether a measure by name that cannot be computed is an error."""
     action: Action
@@ -186,7 +183,6 @@ class InvarianceMonitor(EpochMonitor):
             saliency=self.saliency,
             limits=limits_of(self.saliency_samples, self.sensitivity_samples),
             max_batch=self.max_batch,
-            owner=self._name,
             demanding=self._demanding,
         )
 
@@ -194,7 +190,7 @@ class InvarianceMonitor(EpochMonitor):
         """Parameters that FSDP gathers in the forward of the whole module alone are not there in a hook."""
         if self._whole_parameters_for and is_sharded(trainer):
             raise ValueError(
-                f"{self._name}: expected a strategy that keeps the network's parameters whole in every process for "
+                f"Expected a strategy that keeps the network's parameters whole in every process for "
                 f"{self._whole_parameters_for}, to send several gradients through one graph, but got "
                 f"{type(trainer.strategy).__name__}: measure a checkpoint with `evaluate_invariance` instead."
             )
@@ -206,7 +202,7 @@ class InvarianceMonitor(EpochMonitor):
         network = self._network_of(pl_module)
         if any(id(parameter) not in gathered for parameter in network.parameters()):
             raise ValueError(
-                f"{self._name}: expected FSDP to wrap the submodules that hold the network's parameters (see "
+                f"Expected FSDP to wrap the submodules that hold the network's parameters (see "
                 f"`auto_wrap_policy` of {type(trainer.strategy).__name__}) but some belong to the module as a whole."
             )
 
@@ -224,13 +220,13 @@ class InvarianceMonitor(EpochMonitor):
     ) -> None:
         evaluator = self._evaluators[loader.index]
         network = self._network_of(pl_module)
-        reader = OutputReader(self.logits, self._name, self._output.names)
+        reader = OutputReader(self.logits, self._output.names)
         arguments, base_logits = self._arguments_and_logits(pl_module, self.action, batch, call, reader)
         self._check_weights(pl_module, call)
-        arguments.check_max_batch(self.max_batch, self._name)
+        arguments.check_max_batch(self.max_batch)
         at = self._settings(trainer, network, arguments, call, reader)
         x = arguments.x
-        labels = locate_target(batch, self.target, len(x), self._name, () if call is None else call.given)
+        labels = locate_target(batch, self.target, len(x), () if call is None else call.given)
         if not self._verified:
             self._verified = True
             evaluator.check_labels(labels)
@@ -238,10 +234,10 @@ class InvarianceMonitor(EpochMonitor):
             if self.action is not None:
                 arguments.acting(self.action).verify(x)
                 staying = base_logits if self._output.stays else None
-                for message in what_stays(self._name, self.input, self.action, arguments, staying):
-                    rank_zero_warn(message)
-            for message in [] if base_logits is None else stray_labels(self._name, labels, base_logits):
-                rank_zero_warn(message)
+                for message in what_stays(self.input, self.action, arguments, staying):
+                    self._warn_of(message)
+            for message in [] if base_logits is None else stray_labels(labels, base_logits):
+                self._warn_of(message)
         place = 0 if call is None else call.place
         if not evaluator.samples:  # in the first batch of each epoch: averages of weights may begin late
             # Where parameters are shared out, all processes would have to look, and to find the same.
@@ -276,7 +272,7 @@ class InvarianceMonitor(EpochMonitor):
             if not is_sharded(trainer):
                 packing = reader.packed()
                 for message in evaluator.doubts(at, x, logits, packing, network, arguments.is_divisible):
-                    rank_zero_warn(message)
+                    self._warn_of(message)
 
     def _settings(
         self,
@@ -319,8 +315,8 @@ class InvarianceMonitor(EpochMonitor):
             repeats = logits is None or are_close(run(ordinary(x)), logits)
         if not repeats and not self._warned:
             self._warned = True
-            rank_zero_warn(
-                f"{self._name}: {self._network_in_words(module)} gives another output for the same input when it is "
+            self._warn_of(
+                f"{self._network_in_words(module)} gives another output for the same input when it is "
                 "run again after its call in the step: its weights were exchanged for the call, say, or it depends on "
                 "a state that is no buffer. What is measured is the network as it is after the step."
             )

@@ -36,7 +36,6 @@ class OrbitOfCall:
         action: the group.
         output: how the output moves when the input does.
         reader: takes the logits out of the network's output.
-        owner: the callback, for messages.
         max_batch: the most samples in one forward; if set, nothing is kept for the backward, which runs it again.
         coupled: whether samples are known to depend on others in their batch.
     """
@@ -47,7 +46,6 @@ class OrbitOfCall:
     action: Action
     output: OutputMotion
     reader: OutputReader
-    owner: str
     max_batch: int | None = None
     coupled: bool = False
 
@@ -93,9 +91,7 @@ class OrbitOfCall:
         """
         x = self.arguments.x
         if not x.is_floating_point():
-            raise ValueError(
-                f"{self.owner}: expected the input to be floating point, to have a gradient, not {x.dtype}."
-            )
+            raise ValueError(f"Expected the input to be floating point, to have a gradient, not {x.dtype}.")
         with preserved_buffers(self.network), preserved_random_state(x.device):
             repeat = self._repeater()
             if base_logits is None:
@@ -103,8 +99,7 @@ class OrbitOfCall:
                     base_logits = repeat(x)
             if base_logits.ndim != 2:
                 raise ValueError(
-                    f"{self.owner}: expected logits of shape (B, classes) for penalty='saliency' "
-                    f"but got {tuple(base_logits.shape)}."
+                    f"Expected logits of shape (B, classes) for penalty='saliency' but got {tuple(base_logits.shape)}."
                 )
             return orbit_of(
                 repeat,

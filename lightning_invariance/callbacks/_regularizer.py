@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_invariance._arguments import Arguments
@@ -20,6 +19,7 @@ from lightning_invariance._locate import (
     OutputReader,
     what_stays,
 )
+from lightning_invariance._messages import errors_of
 from lightning_invariance._output_action import OutputActions, OutputMotion, split_outputs
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
@@ -96,7 +96,7 @@ class InvarianceRegularizer(NetworkCallback):
             apart.
 
     Raises:
-        ValueError: if an argument is none of what is expected, or another regularizer logs by the same names; in the
+        ValueError: if an argument has a wrong type or value, or another regularizer logs by the same names; in the
             first step, if the group cannot act on the input, network, input or logits cannot be found, several calls or
             backward calls could be meant, or the term's gradients are zeroed before a step.
 
@@ -184,9 +184,10 @@ class InvarianceRegularizer(NetworkCallback):
         return ("invariance_penalty", "invariance_weight")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        network = self._network_of(pl_module)  # a wrong name fails before any work is done
-        if stage == "fit":
-            self._refuse_what_cannot_work(trainer, pl_module, network)
+        with errors_of(_NAME):
+            network = self._network_of(pl_module)  # a wrong name fails before any work is done
+            if stage == "fit":
+                self._refuse_what_cannot_work(trainer, pl_module, network)
         self._trainer = trainer
         self._verified = False
         self._coupled = False
@@ -230,24 +231,24 @@ class InvarianceRegularizer(NetworkCallback):
     def _refuse_what_cannot_work(self, trainer: Trainer, module: LightningModule, network: nn.Module) -> None:
         if is_compiled(module) and not module.automatic_optimization:
             raise ValueError(
-                f"{_NAME}: expected a module compiled as a whole to use automatic optimisation: calls of "
+                "Expected a module compiled as a whole to use automatic optimisation: calls of "
                 "`manual_backward` in a compiled step cannot carry the term. Compile the network alone."
             )
         if self.backward_call is not None and module.automatic_optimization:
             raise ValueError(
-                f"{_NAME}: expected `backward_call` to be None with automatic optimisation, which has one backward, "
+                f"Expected `backward_call` to be None with automatic optimisation, which has one backward, "
                 f"but got {self.backward_call}."
             )
         if not self._penalty_value.is_of_saliency:
             return
         if is_compiled(module) or any(map(is_compiled_network, network.modules())):
             raise ValueError(
-                f"{_NAME}: expected a network that is not compiled for penalty='saliency': compiled graphs have no "
+                "Expected a network that is not compiled for penalty='saliency': compiled graphs have no "
                 "second derivatives."
             )
         if is_sharded(trainer):
             raise ValueError(
-                f"{_NAME}: expected no sharded parameters for penalty='saliency' but got "
+                f"Expected no sharded parameters for penalty='saliency' but got "
                 f"{type(trainer.strategy).__name__}, under which second derivatives are wrong or fail. Use DDP."
             )
 
@@ -260,11 +261,11 @@ class InvarianceRegularizer(NetworkCallback):
         weight: Any = self.weight(self._trainer.global_step)
         return _check_weight(weight.item() if isinstance(weight, Tensor) and weight.numel() == 1 else weight)
 
-    def _warn(self, why: str) -> None:
+    def _warn_of_nothing(self, why: str) -> None:
         # Steps that train other networks alone may alternate with those that have a term.
         if not self._warned and not self._verified:
             self._warned = True
-            rank_zero_warn(f"{_NAME}: nothing is regularised in this step: {why}")
+            self._warn_of(f"nothing is regularised in this step: {why}")
 
     def _drawn_elements(self) -> list[int]:
         others = len(self.action) - 1
@@ -293,7 +294,7 @@ class InvarianceRegularizer(NetworkCallback):
         """The penalty of a call, and how many samples it is a mean over."""
         batch = args[0] if args else None
         action = self._present_action
-        reader = OutputReader(self.logits, _NAME, self._output.names)
+        reader = OutputReader(self.logits, self._output.names)
         arguments, base_logits = self._arguments_and_logits(module, action, batch, call, reader)
         self._check_weights(module, call)
         orbit = OrbitOfCall(
@@ -303,7 +304,6 @@ class InvarianceRegularizer(NetworkCallback):
             arguments.acting(action),
             self._present_output,
             reader,
-            _NAME,
             self.max_batch,
             self._coupled,
         )
@@ -324,7 +324,7 @@ class InvarianceRegularizer(NetworkCallback):
         penalties = [self._penalty_value.of(part) for part in parts]
         for each in penalties:
             if not isinstance(each, Tensor) or each.ndim != 0:
-                raise ValueError(f"{_NAME}: expected `penalty` to give a scalar tensor but got {describe_value(each)}.")
+                raise ValueError(f"Expected `penalty` to give a scalar tensor but got {describe_value(each)}.")
         return (penalties[0] if len(penalties) == 1 else torch.stack(penalties).sum()), len(outputs.logits)
 
     def _doubt(self, orbit: OrbitOfCall, logits: Tensor) -> None:
@@ -333,7 +333,7 @@ class InvarianceRegularizer(NetworkCallback):
             return
         said = orbit.doubts(logits)
         if said is not None:
-            rank_zero_warn(f"{_NAME}: {said}")
+            self._warn_of(said)
 
     def _say_what_was_found(
         self, module: LightningModule, arguments: Arguments, call: NetworkCall | None, logits: Tensor | None
@@ -346,8 +346,8 @@ class InvarianceRegularizer(NetworkCallback):
             output_action="" if self._output.stays else repr(self.output_action),
         )
         staying = logits if self._output.stays else None
-        for message in what_stays(_NAME, self.input, self._present_action, arguments, staying):
-            rank_zero_warn(message)
+        for message in what_stays(self.input, self._present_action, arguments, staying):
+            self._warn_of(message)
 
     def _is_coupled(self, module: LightningModule, orbit: OrbitOfCall, logits: Tensor, element: int) -> bool:
         """Whether elements must not be stacked; warns where f(x), run again, is not what the step's call gave."""
@@ -355,8 +355,8 @@ class InvarianceRegularizer(NetworkCallback):
             return False  # all processes would have to find the same
         differs = orbit.differs(logits, element)
         if differs == "alone":
-            rank_zero_warn(
-                f"{_NAME}: {self._network_in_words(module)} gives another output for the same input when it is "
+            self._warn_of(
+                f"{self._network_in_words(module)} gives another output for the same input when it is "
                 "run again after its call in the step: its weights were exchanged for the call, say, or it depends on "
                 "a state that is no buffer. What is regularised has this difference in it."
             )
@@ -369,6 +369,7 @@ class InvarianceRegularizer(NetworkCallback):
 
 
 class _PenaltyAdder(Injector):
+    name = _NAME
     steps = ("training_step",)
 
     def __init__(self, callback: InvarianceRegularizer) -> None:
@@ -417,12 +418,12 @@ class _PenaltyAdder(Injector):
         name = callback._network_in_words(module)
         if self._carrier is not None and callback.call != "all":
             raise ValueError(
-                f"{_NAME}: expected one call of `manual_backward` in a step whose loss depends on a call of {name} but "
+                f"Expected one call of `manual_backward` in a step whose loss depends on a call of {name} but "
                 f"there are several, calls {self._carrier} and {place}: say which carries the term with "
                 "`backward_call=`, or call='all' if each of them does."
             )
         hint = "" if callback.backward_call is not None else ", or another backward with `backward_call=`"
-        calls = chosen_calls(log, meant, callback.call, name, _NAME, hint)
+        calls = chosen_calls(log, meant, callback.call, name, hint)
         self._carrier = place
         self._done.update(meant)
         term = callback._term(module, (), [*calls])
@@ -435,11 +436,13 @@ class _PenaltyAdder(Injector):
         callback = self._callback
         if not module.automatic_optimization:
             if self._carrier is None and log is not None:
-                callback._warn(self._why_nothing(module, log))
+                callback._warn_of_nothing(self._why_nothing(module, log))
             return output
         if output is None:  # the step asks for the batch to be skipped
             if self._first:
-                callback._warn("the first training step returned None, so there was no loss to add the term to.")
+                callback._warn_of_nothing(
+                    "the first training step returned None, so there was no loss to add the term to."
+                )
             self._first = False
             return None
         self._first = False
@@ -447,14 +450,14 @@ class _PenaltyAdder(Injector):
         calls: list[NetworkCall | None] = [None]
         if log is not None:
             if not log.inputs and not log.others:
-                raise ValueError(f"{_NAME}: expected {callback._without_call(module)}")
+                raise ValueError(f"Expected {callback._without_call(module)}")
             if not log.inputs:
-                callback._warn(self._why_nothing(module, log))
+                callback._warn_of_nothing(self._why_nothing(module, log))
                 return output
             # Of a network whose output the loss leaves aside, the term is all that trains it.
             meant = reached(loss, log) or list(log.kept)
             name = callback._network_in_words(module)
-            calls = [*chosen_calls(log, meant, callback.call, name, _NAME)]
+            calls = [*chosen_calls(log, meant, callback.call, name)]
         term = callback._term(module, args, calls)
         if term is None:
             return output
@@ -501,5 +504,5 @@ def _mean(penalties: list[tuple[Tensor, int]]) -> tuple[Tensor, int]:
 
 def _check_weight(weight: Any) -> float:
     if not is_number(weight) or not 0 <= weight < float("inf"):
-        raise ValueError(f"{_NAME}: expected `weight` to be a finite number of at least 0 but got {weight!r}.")
+        raise ValueError(f"Expected `weight` to be a finite number of at least 0 but got {weight!r}.")
     return float(weight)

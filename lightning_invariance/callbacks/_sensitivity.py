@@ -53,7 +53,7 @@ class SensitivityMonitor(InvarianceMonitor):
         history: a `MonitorRecord` for each epoch and data loader, in order.
 
     Raises:
-        ValueError: if an argument is none of what is expected; before training, if a strategy shares the parameters
+        ValueError: if an argument has a wrong type or value; before training, if a strategy shares the parameters
             out among processes (FSDP, model parallel), or a process may skip validation because its loader is empty; in
             the first validation step, if the input is not floating point, the group cannot act on it, or network, input
             or logits cannot be found.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_invariance._checks import check_callable, check_count, check_number, is_number
+from lightning_invariance._messages import warn
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,9 @@ def search_weight(
     if met:
         return WeightSearch(min(trial.weight for trial in met), True, tuple(trials))
     best = max(trials, key=lambda trial: trial.score if trial.score == trial.score else -float("inf"))
-    warnings.warn(
+    warn(
         f"search_weight: none of {len(trials)} trainings met the target of {target}; the best score was "
-        f"{best.score:.4g}, with a weight of {best.weight:.4g}.",
-        stacklevel=2,
+        f"{best.score:.4g}, with a weight of {best.weight:.4g}."
     )
     return WeightSearch(best.weight, False, tuple(trials))
 

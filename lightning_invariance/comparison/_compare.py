@@ -110,7 +110,7 @@ def compare(
         The `Comparison`, to be had as a DataFrame, as Markdown and as a figure.
 
     Raises:
-        ValueError: before any run, if an argument is none of what is expected; in the first run, if there are several
+        ValueError: before any run, if an argument has a wrong type or value; in the first run, if there are several
             test data loaders, or the group cannot act on the input.
 
     Example:

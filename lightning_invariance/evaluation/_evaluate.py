@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -33,6 +32,7 @@ from lightning_invariance._locate import (
     stray_labels,
     what_stays,
 )
+from lightning_invariance._messages import errors_of, warn
 from lightning_invariance._output_action import OutputActions
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
@@ -151,7 +151,6 @@ def evaluate_invariance(
         saliency=saliency,
         limits=limits_of(saliency_samples, sensitivity_samples),
         max_batch=max_batch,
-        owner=_NAME,
     )
     module = module_of(network)
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
@@ -162,54 +161,55 @@ def evaluate_invariance(
     # The random streams here too: a DataLoader draws from torch's when it is run through.
     with evaluation_mode(module), preserved_random_state(device or torch.device("cpu")):
         for batch in tqdm(batches, desc="Invariance", unit="batch", disable=not progress):
-            batch = map_tensors(partial(_placed, device=device), batch)
-            arguments = arguments_of(network, batch, input, target, action, _NAME).joined(action)
-            arguments.check_max_batch(max_batch, _NAME)
-            x = arguments.x
-            tensors = [*arguments.inputs, *(tensor for _, tensor in arguments.others)]
-            labels = locate_target(batch, target, len(x), _NAME, tensors, last=True)
-            first_batch = not evaluator.samples
-            if first_batch:
-                evaluator.check_inputs(arguments.inputs)
-                arguments.acting(action).verify(x)
+            with errors_of(_NAME):
+                batch = map_tensors(partial(_placed, device=device), batch)
+                arguments = arguments_of(network, batch, input, target, action).joined(action)
+                arguments.check_max_batch(max_batch)
+                x = arguments.x
+                tensors = [*arguments.inputs, *(tensor for _, tensor in arguments.others)]
+                labels = locate_target(batch, target, len(x), tensors, last=True)
+                first_batch = not evaluator.samples
+                if first_batch:
+                    evaluator.check_inputs(arguments.inputs)
+                    arguments.acting(action).verify(x)
 
-            # Random numbers, where the network draws some, are the same for all elements.
-            start = RandomState(x.device)
+                # Random numbers, where the network draws some, are the same for all elements.
+                start = RandomState(x.device)
 
-            reader = OutputReader(logits, _NAME, output.names)
+                reader = OutputReader(logits, output.names)
 
-            def at(
-                samples: int,
-                arguments: Arguments = arguments,
-                start: RandomState = start,
-                reader: OutputReader = reader,
-            ) -> Setting:
-                first = arguments.first(samples)
-                run = NetworkOfInput(function, first, reader, start=start)
-                return Setting(run, run, first.acting(action))
+                def at(
+                    samples: int,
+                    arguments: Arguments = arguments,
+                    start: RandomState = start,
+                    reader: OutputReader = reader,
+                ) -> Setting:
+                    first = arguments.first(samples)
+                    run = NetworkOfInput(function, first, reader, start=start)
+                    return Setting(run, run, first.acting(action))
 
-            positions = range(evaluator.samples, evaluator.samples + len(x))
-            outputs = evaluator.update(
-                at,
-                x,
-                packing=reader.packed,
-                labels=labels,
-                dealt=Dealt(positions, len(x), divisible=arguments.is_divisible),
-                module=module,
-            )
-            if first_batch:
-                said = what_stays(_NAME, input, action, arguments, outputs if output.stays else None)
-                said += stray_labels(_NAME, labels, outputs)
-                said += evaluator.doubts(at, x, outputs, reader.packed(), module)
-                for message in said:
-                    warnings.warn(message, stacklevel=2)
-                found = {
-                    "input": arguments.in_words(),
-                    "logits": describe_value(outputs),
-                    "labels": (labels if output.names else labels.for_logits(outputs)).in_words(),
-                    "saliency": evaluator.saliency_in_words(),
-                    "without": ", ".join(evaluator.left_out(x, labels)),
-                }
+                positions = range(evaluator.samples, evaluator.samples + len(x))
+                outputs = evaluator.update(
+                    at,
+                    x,
+                    packing=reader.packed,
+                    labels=labels,
+                    dealt=Dealt(positions, len(x), divisible=arguments.is_divisible),
+                    module=module,
+                )
+                if first_batch:
+                    said = what_stays(input, action, arguments, outputs if output.stays else None)
+                    said += stray_labels(labels, outputs)
+                    said += evaluator.doubts(at, x, outputs, reader.packed(), module)
+                    for message in said:
+                        warn(f"{_NAME}: {message}")
+                    found = {
+                        "input": arguments.in_words(),
+                        "logits": describe_value(outputs),
+                        "labels": (labels if output.names else labels.for_logits(outputs)).in_words(),
+                        "saliency": evaluator.saliency_in_words(),
+                        "without": ", ".join(evaluator.left_out(x, labels)),
+                    }
     if not evaluator.samples:
         raise ValueError("Expected `batches` to hold at least one sample but got none.")
     return InvarianceResults(evaluator.compute(), action, found)

@@ -72,12 +72,12 @@ class Dealt:
             return self.kept
         return sum(position < limit for position in self.positions[: self.kept])
 
-    def run(self, limit: int | None) -> int:
-        """How many samples to run for that: the same number on all processes, what the first of them needs."""
+    def needed(self, limit: int | None) -> int:
+        """How many samples the network has to be run on for that: the same number on all processes, what the first of them needs."""
         if limit is None:
             return len(self.positions)
-        run = sum(position - position % self.processes < limit for position in self.positions)
-        return len(self.positions) if run and not self.divisible else run
+        count = sum(position - position % self.processes < limit for position in self.positions)
+        return len(self.positions) if count and not self.divisible else count
 
 
 class Evaluator:
@@ -91,11 +91,10 @@ class Evaluator:
         limits: how many samples, from the first, each source is run on, by its name; its own number by default.
         max_batch: the most samples in one forward; as many as the batch has if None: the forwards then need no more
             memory than the user's own, and stay in the caches that theirs fits into.
-        owner: who measures, for messages.
         demanding: whether a measure that was asked for, by name or as a metric, and cannot be computed is an error.
 
     Raises:
-        ValueError: if an argument is none of what is expected.
+        ValueError: if an argument has a wrong type or value.
     """
 
     def __init__(
@@ -107,7 +106,6 @@ class Evaluator:
         saliency: SaliencyLike | None = None,
         limits: Mapping[str, int] | None = None,
         max_batch: int | None = None,
-        owner: str,
         demanding: bool = True,
     ) -> None:
         if max_batch is not None:
@@ -119,7 +117,6 @@ class Evaluator:
         self.saliency = default_saliency() if saliency is None else as_saliency(saliency)
         self.max_batch = max_batch
         self.samples = 0
-        self._owner = owner
         self._any = next(iter(self.collections.values()))
         self._demanding = demanding and not self._any.restricted
         self._several = names is not None
@@ -220,7 +217,7 @@ class Evaluator:
         if base_logits is not None:
             self._find_kinds(samples, batch)
         for source in self._sources:
-            count = batch.dealt.run(self._limits[source.name])
+            count = batch.dealt.needed(self._limits[source.name])
             if not count or source in given or not self._is_read(source):
                 continue
             if source.name == "orbit":
@@ -259,7 +256,7 @@ class Evaluator:
     def _in_one_pass(self, batch: _Batch, samples: Samples) -> SaliencySource | None:
         """The maps, if they are wanted for all samples, and it is known what they explain."""
         for source in self._sources:
-            if not isinstance(source, SaliencySource) or batch.dealt.run(self._limits["saliency"]) < len(batch.x):
+            if not isinstance(source, SaliencySource) or batch.dealt.needed(self._limits["saliency"]) < len(batch.x):
                 continue
             # Without the logits it is not known whether a label names a class.
             known = samples.logits is not None or (bool(self._kinds) and batch.target is None)
@@ -338,7 +335,7 @@ class Evaluator:
         lacking = self._any.needing("target") if labels.tensor is None else ()
         if self._demanding and lacking:
             raise ValueError(
-                f"{self._owner}: expected labels for {list(lacking)} but found none: {labels.in_detail()}. Say with "
+                f"Expected labels for {list(lacking)} but found none: {labels.in_detail()}. Say with "
                 "`target=` where they are: one integer a sample, or a place of each sample's mask."
             )
 
@@ -348,7 +345,7 @@ class Evaluator:
             wrong = [each.dtype for each in inputs if source.needs_floating and not each.is_floating_point()]
             if wrong and self._demanding:
                 raise ValueError(
-                    f"{self._owner}: expected the input to be floating point, to have a gradient or to be perturbed, "
+                    f"Expected the input to be floating point, to have a gradient or to be perturbed, "
                     f"for {self._fed_by(source)} but got {wrong[0]}."
                 )
 
@@ -385,7 +382,7 @@ class Evaluator:
             move = self.output.on(setting.action, first, base, packing)
             with preserved_buffers(module_of(module)):
                 said = None if move is None else doubted(setting.network, first, base, setting.action, move)
-        return [] if said is None else [f"{self._owner}: {said}"]
+        return [] if said is None else [said]
 
     # Results ----------------------------------------------------------------------------------------------------------
 

@@ -327,10 +327,10 @@ class _OfPacked(Saliency):
 _STREAM = "SensitivityMonitor"
 
 
-def _directions(x: Tensor, elements: int, positions: Iterable[int]) -> Tensor:
-    """Standard normal numbers, ``(elements, B, ...)``, that depend on the samples' positions in the data set alone."""
+def _directions(x: Tensor, count: int, positions: Iterable[int]) -> Tensor:
+    """Standard normal numbers, ``(count, B, ...)``, that depend on the samples' positions in the data set alone."""
     precision = torch.promote_types(x.dtype, torch.float32)
-    shape = (elements, *x.shape[1:])
+    shape = (count, *x.shape[1:])
     drawn = [torch.randn(shape, dtype=precision, generator=generator_for(_STREAM, each)) for each in positions]
     return torch.stack(drawn, dim=1).to(x.device)
 

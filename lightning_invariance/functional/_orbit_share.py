@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_invariance._checks import check_choice
+from lightning_invariance._messages import warn
 from lightning_invariance.functional._orbit_values import (
     REDUCTIONS,
     Reduction,
@@ -86,11 +86,9 @@ def check_scores(logits: Tensor) -> None:
 
 def warn_degenerate() -> None:
     """Warns that the share is undefined."""
-    warnings.warn(
+    warn(
         "The orbit share is undefined: the variance between orbits is 0 up to rounding (a constant output, "
-        "fewer than two samples, or orbits whose means are alike), so NaN is returned.",
-        UserWarning,
-        stacklevel=4,
+        "fewer than two samples, or orbits whose means are alike), so NaN is returned."
     )
 
 

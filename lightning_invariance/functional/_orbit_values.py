@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_invariance._checks import check_choice, check_finite, check_same_device
+from lightning_invariance._messages import warn
 
 Reduction = Literal["mean", "element", "none"]
 Activation = Literal["softmax", "sigmoid"]
@@ -55,13 +55,9 @@ def reduce_values(values: OrbitValues, reduction: Reduction, measure: str) -> Te
 def warn_undefined(measure: str, undefined: int, samples: int) -> None:
     """Warns that samples have no value, or that there was no sample at all."""
     if samples == 0:
-        warnings.warn(f"{measure} of no samples is undefined: NaN is returned.", UserWarning, stacklevel=4)
+        warn(f"{measure} of no samples is undefined: NaN is returned.")
     elif undefined:
-        warnings.warn(
-            f"{measure} is undefined for {undefined} of {samples} samples (a norm is 0): means leave them out.",
-            UserWarning,
-            stacklevel=4,
-        )
+        warn(f"{measure} is undefined for {undefined} of {samples} samples (a norm is 0): means leave them out.")
 
 
 def check_orbit(base: Tensor, orbit: Tensor, name: str = "logits") -> None:

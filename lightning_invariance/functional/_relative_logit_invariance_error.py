@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_invariance._checks import check_choice
+from lightning_invariance._messages import warn
 from lightning_invariance.functional._orbit_values import (
     REDUCTIONS,
     Reduction,
@@ -50,11 +50,9 @@ def sound_variance(variance: Tensor, rounding: Tensor) -> Tensor:
 
 def warn_no_variance() -> None:
     """Warns that the relative error is undefined."""
-    warnings.warn(
+    warn(
         "The relative logit invariance error is undefined: the variance between samples is 0 up to rounding (a "
-        "constant output, or fewer than two samples), so NaN is returned.",
-        UserWarning,
-        stacklevel=4,
+        "constant output, or fewer than two samples), so NaN is returned."
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_invariance._checks import check_choice, check_finite
+from lightning_invariance._messages import warn
 from lightning_invariance.functional._orbit_values import (
     REDUCTIONS,
     Reduction,
@@ -62,11 +62,9 @@ def ratio(by_group: Tensor, by_noise: Tensor, square: Tensor) -> Tensor:
 
 def warn_insensitive() -> None:
     """Warns that the selectivity is undefined."""
-    warnings.warn(
+    warn(
         "The selectivity is undefined: perturbations as large as the group's do not move the logits but by rounding "
-        "(a constant output, or elements that leave every input as it is), so NaN is returned.",
-        UserWarning,
-        stacklevel=4,
+        "(a constant output, or elements that leave every input as it is), so NaN is returned."
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -15,6 +14,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
 
 from lightning_invariance._checks import check_choice, check_same_device
+from lightning_invariance._messages import warn
 from lightning_invariance.functional._orbit_values import REDUCTIONS, OrbitValues, Reduction
 
 NanStrategy = Literal["error", "warn", "ignore"]
@@ -66,7 +66,7 @@ class InvarianceMetric(Metric):
         self.nan_strategy: NanStrategy = nan_strategy
         snake = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
         self._state_prefix = "_".join(part for part in (snake, variant, reduction) if part)
-        self._elements: int | None = None
+        self._motions: int | None = None
         self._in_forward = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -81,19 +81,19 @@ class InvarianceMetric(Metric):
         """Forgets everything seen."""
         super().reset()
         if not self._in_forward:
-            self._elements = None
+            self._motions = None
 
-    def _check_batch(self, values: Tensor, elements: int, state: str) -> None:
+    def _check_batch(self, values: Tensor, motions: int, state: str) -> None:
         """Raises where a batch cannot be added: it is elsewhere, or of another group (one column would broadcast)."""
         check_same_device("logits", values, getattr(self, state).device, f"{type(self).__name__}'s states")
         if self.reduction != "element":
             return
-        if self._elements not in (None, elements):
+        if self._motions not in (None, motions):
             raise ValueError(
-                f"Expected a batch of {self._elements} elements besides the identity, as those before, with "
-                f"reduction='element' but got {elements}: reset the metric before another group."
+                f"Expected a batch of {self._motions} elements besides the identity, as those before, with "
+                f"reduction='element' but got {motions}: reset the metric before another group."
             )
-        self._elements = elements
+        self._motions = motions
 
     def compute(self) -> Tensor:
         """The measure over everything seen since the last reset.
@@ -149,19 +149,11 @@ class InvarianceMetric(Metric):
         if bad and self.nan_strategy == "error":
             raise RuntimeError(f"{self._measure}: {bad} of {total} samples held NaN or infinite values.")
         if bad and self.nan_strategy == "warn":
-            warnings.warn(
-                f"{self._measure}: {bad} of {total} samples held NaN or infinite values and are left out.",
-                UserWarning,
-                stacklevel=2,
-            )
+            warn(f"{self._measure}: {bad} of {total} samples held NaN or infinite values and are left out.")
         if lacking:
-            warnings.warn(
-                f"{self._measure} is undefined for {lacking} of {total} samples (a norm is 0): they are left out.",
-                UserWarning,
-                stacklevel=2,
-            )
+            warn(f"{self._measure} is undefined for {lacking} of {total} samples (a norm is 0): they are left out.")
         if total == bad + lacking:
-            warnings.warn(f"{self._measure} of no samples is undefined: NaN.", UserWarning, stacklevel=2)
+            warn(f"{self._measure} of no samples is undefined: NaN.")
 
 
 def concatenated(kept: Tensor | list[Tensor], device: torch.device) -> Tensor:
