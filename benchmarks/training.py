@@ -37,7 +37,7 @@ def one_element(setting: Setting) -> Pair:
     """The same with one element drawn for the batch."""
     size = setting.size(64, 4)
     return Pair(
-        f"the same, elements=1, {size} samples",
+        f"the same, elements_per_step=1, {size} samples",
         f"plain step on {2 * size} samples",
         step(setting, Classifier(convolutional()), size, [InvarianceRegularizer(C4(), WEIGHT, elements_per_step=1)]),
         step(setting, Classifier(convolutional()), 2 * size),

@@ -366,6 +366,13 @@ class OutputReader:
         self._packing = Packing.of(tuple(found.values()))
         return self._packing.pack(found.values())
 
+    def in_words(self, logits: Tensor) -> str:
+        """What the logits are; of several, each."""
+        if self._packing is None or self._names is None:
+            return describe_value(logits)
+        parts = zip(self._names, self._packing.unpack(logits), strict=True)
+        return ", ".join(f"{name} {describe_value(part)}" for name, part in parts)
+
     def packed(self) -> Packing | None:
         """How several outputs were packed, once some were read."""
         return self._packing

@@ -12,7 +12,6 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_invariance._arguments import Arguments
-from lightning_invariance._containers import describe_value
 from lightning_invariance._isolation import full_precision, ordinary, preserved_buffers, preserved_random_state
 from lightning_invariance._locate import (
     InputSpec,
@@ -268,7 +267,7 @@ class InvarianceMonitor(EpochMonitor):
         )
         if not self._said:
             self._said = True
-            self._say(pl_module, arguments, call, base_logits, labels, evaluator)
+            self._say(pl_module, arguments, call, base_logits, reader, labels, evaluator)
             if not is_sharded(trainer):
                 packing = reader.packed()
                 for message in evaluator.doubts(at, x, logits, packing, network, arguments.is_divisible):
@@ -328,6 +327,7 @@ class InvarianceMonitor(EpochMonitor):
         arguments: Arguments,
         call: NetworkCall | None,
         logits: Tensor | None,
+        reader: OutputReader,
         labels: Labels,
         evaluator: Evaluator,
     ) -> None:
@@ -336,7 +336,7 @@ class InvarianceMonitor(EpochMonitor):
             network=self._network_in_words(module),
             call="" if call is None else call.in_words(),
             input=arguments.in_words(),
-            logits="that are computed again" if logits is None else describe_value(logits),
+            logits="that are computed again" if logits is None else reader.in_words(logits),
             labels=(labels if logits is None or self._output.names else labels.for_logits(logits)).in_words(),
             group="" if self.action is None else repr(self.action),
             output_action="" if self._output.stays else repr(self.output_action),

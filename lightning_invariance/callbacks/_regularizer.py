@@ -310,7 +310,7 @@ class InvarianceRegularizer(NetworkCallback):
         if not self._verified:
             orbit.action.verify(arguments.x)
             self._verified = True
-            self._say_what_was_found(module, arguments, call, base_logits)
+            self._say_what_was_found(module, arguments, call, base_logits, reader)
             if base_logits is not None:
                 self._coupled = self._is_coupled(module, orbit, base_logits, elements[0])
                 orbit = replace(orbit, coupled=self._coupled)
@@ -336,13 +336,18 @@ class InvarianceRegularizer(NetworkCallback):
             self._warn_of(said)
 
     def _say_what_was_found(
-        self, module: LightningModule, arguments: Arguments, call: NetworkCall | None, logits: Tensor | None
+        self,
+        module: LightningModule,
+        arguments: Arguments,
+        call: NetworkCall | None,
+        logits: Tensor | None,
+        reader: OutputReader,
     ) -> None:
         self._findings.say(
             network=self._network_in_words(module),
             call="" if call is None else call.in_words(),
             input=arguments.in_words(),
-            logits="that are computed again" if logits is None else describe_value(logits),
+            logits="that are computed again" if logits is None else reader.in_words(logits),
             output_action="" if self._output.stays else repr(self.output_action),
         )
         staying = logits if self._output.stays else None

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._call import arguments_of, without_fabric
 from lightning_invariance._checks import check_callable, check_iterable, check_not_meta
-from lightning_invariance._containers import describe_value, map_tensors
+from lightning_invariance._containers import map_tensors
 from lightning_invariance._isolation import (
     RandomState,
     evaluation_mode,
@@ -205,7 +205,7 @@ def evaluate_invariance(
                         warn(f"{_NAME}: {message}")
                     found = {
                         "input": arguments.in_words(),
-                        "logits": describe_value(outputs),
+                        "logits": reader.in_words(outputs),
                         "labels": (labels if output.names else labels.for_logits(outputs)).in_words(),
                         "saliency": evaluator.saliency_in_words(),
                         "without": ", ".join(evaluator.left_out(x, labels)),

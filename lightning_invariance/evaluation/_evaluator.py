@@ -73,7 +73,7 @@ class Dealt:
         return sum(position < limit for position in self.positions[: self.kept])
 
     def needed(self, limit: int | None) -> int:
-        """How many samples the network has to be run on for that: the same number on all processes, what the first of them needs."""
+        """How many samples to run the network on for that: as many on all processes, what the first of them needs."""
         if limit is None:
             return len(self.positions)
         count = sum(position - position % self.processes < limit for position in self.positions)
@@ -162,11 +162,6 @@ class Evaluator:
         return tuple(_full(output, name) for output, each in self.collections.items() for name in each.names)
 
     @property
-    def explains(self) -> bool:
-        """Whether saliency maps are computed."""
-        return any(isinstance(source, SaliencySource) for source in self._sources)
-
-    @property
     def needs_whole_parameters(self) -> list[str]:
         """The measures that need each process to hold all parameters."""
         return [name for source in self._sources if source.needs_whole_parameters for name in self._fed_by(source)]
@@ -207,9 +202,9 @@ class Evaluator:
         with torch.inference_mode(False), torch.no_grad(), preserved_random_state(x.device):
             x = ordinary(x)
             base_logits = None if base_logits is None else ordinary(base_logits)
-            target = None if labels.tensor is None else ordinary(labels.tensor)
+            labels = replace(labels, tensor=None if labels.tensor is None else ordinary(labels.tensor))
             with preserved_buffers(module_of(module)):
-                return self._measure(_Batch(at, x, target, labels, packing, dealt), base_logits)
+                return self._measure(_Batch(at, x, labels, packing, dealt), base_logits)
 
     def _measure(self, batch: _Batch, base_logits: Tensor | None) -> Tensor:
         samples = self._samples(batch, len(batch.x), base_logits)
@@ -259,7 +254,7 @@ class Evaluator:
             if not isinstance(source, SaliencySource) or batch.dealt.needed(self._limits["saliency"]) < len(batch.x):
                 continue
             # Without the logits it is not known whether a label names a class.
-            known = samples.logits is not None or (bool(self._kinds) and batch.target is None)
+            known = samples.logits is not None or (bool(self._kinds) and batch.labels.tensor is None)
             explained = self._kinds.get(None) in ("classes", "single") and batch.x.is_floating_point()
             if known and explained and samples.output is None and self._is_read(source):
                 return source
@@ -276,7 +271,7 @@ class Evaluator:
             packing=batch.packing,
             positions=tuple(batch.dealt.positions[:count]),
             max_batch=self.max_batch or max(count, 1),
-            target=None if batch.target is None else batch.target[:count],
+            target=None if batch.labels.tensor is None else batch.labels.tensor[:count],
             logits=logits,
         )
 
@@ -298,6 +293,7 @@ class Evaluator:
                     continue
                 dims = {"logits": 0} | {each: dim for source in sources for each, dim in source.gives.items()}
                 values = {"logits": logits}
+                target = batch.labels.of(self._output_of(logits, place, batch))
                 for source in sources:  # what is run for a measure's own sake comes before what is there anyway
                     values |= {each: value for each, value in given[source].items() if each in source.gives}
                 if self._several:
@@ -307,8 +303,11 @@ class Evaluator:
                         each: _unpacked(each, value, dims[each], packing, place) for each, value in values.items()
                     }
                 first = {each: first_samples(value, dims[each], count) for each, value in values.items()}
-                target = batch.labels.of(values["logits"])
                 collection.update(name, {**first, "target": None if target is None else target[:count]})
+
+    def _output_of(self, logits: Tensor, place: int, batch: _Batch) -> Tensor:
+        packing = batch.packing() if self._several else None
+        return logits if packing is None else packing.unpack(logits)[place]
 
     # What the outputs are ---------------------------------------------------------------------------------------------
 
@@ -410,7 +409,6 @@ class Evaluator:
 class _Batch:
     at: Callable[[int], Setting]
     x: Tensor
-    target: Tensor | None
     labels: Labels
     packing: Callable[[], Packing | None]
     dealt: Dealt
