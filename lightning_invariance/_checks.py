@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_invariance._containers import describe_value
+
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
     """Raises a `ValueError` unless `value` is one of `choices`."""
@@ -60,7 +62,7 @@ def check_iterable(name: str, value: object, content: str) -> None:
 def check_tensor(name: str, value: object, purpose: str = "") -> None:
     """Raises a `ValueError` unless `value` is a tensor that holds values."""
     if not isinstance(value, Tensor):
-        raise ValueError(f"Expected `{name}` to be a tensor{purpose} but got {type(value).__name__}.")
+        raise ValueError(f"Expected `{name}` to be a tensor{purpose} but got {describe_value(value)}.")
     check_not_meta(name, value)
 
 
@@ -100,7 +102,7 @@ def check_target(target: object, samples: int, what: str = "integers") -> None:
         or target.is_floating_point()
         or target.is_complex()
     ):
-        got = f"shape {tuple(target.shape)} of {target.dtype}" if isinstance(target, Tensor) else type(target).__name__
+        got = describe_value(target)
         raise ValueError(f"Expected `target` to hold {samples} {what}, one a sample, but got {got}.")
 
 

@@ -18,6 +18,7 @@ from lightning_invariance._checks import (
     check_target,
     check_tensor,
 )
+from lightning_invariance._containers import describe_value
 from lightning_invariance._locate import OutputReader
 from lightning_invariance._output_action import (
     OutputAction,
@@ -461,7 +462,7 @@ def run_network(network: Network, x: Tensor, max_batch: int | None) -> Tensor:
     rows = [network(chunk) for chunk in chunks]
     for chunk, row in zip(chunks, rows, strict=True):
         if not isinstance(row, Tensor) or row.ndim == 0 or len(row) != len(chunk):
-            got = f"shape {tuple(row.shape)}" if isinstance(row, Tensor) else type(row).__name__
+            got = describe_value(row)
             raise ValueError(
                 f"Expected `network` to give a tensor of {len(chunk)} rows, one a sample, but got {got}: "
                 "pass the part of your network that gives the logits."

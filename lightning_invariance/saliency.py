@@ -23,6 +23,7 @@ from lightning_invariance._checks import (
     check_target,
     check_tensor,
 )
+from lightning_invariance._containers import describe_value
 from lightning_invariance._isolation import full_precision, ordinary
 
 Network = Callable[[Tensor], Tensor]
@@ -341,8 +342,9 @@ class _Attribution(Saliency):
                 else:
                     maps = self._attribution(explained, leaf, target)
         if not isinstance(maps, Tensor) or maps.ndim == 0 or len(maps) != len(x):
-            got = tuple(maps.shape) if isinstance(maps, Tensor) else type(maps).__name__
-            raise ValueError(f"Expected `saliency` to give {len(x)} maps, one a sample, but got {got}.")
+            raise ValueError(
+                f"Expected `saliency` to give {len(x)} maps, one a sample, but got {describe_value(maps)}."
+            )
         return logits, maps.detach()
 
     def __repr__(self) -> str:
@@ -371,7 +373,7 @@ def as_saliency(saliency: SaliencyLike) -> Saliency:
     if not callable(saliency) and not hasattr(saliency, "attribute"):
         raise ValueError(
             "Expected `saliency` to be a Saliency, a captum attribution or a function (network, x, target) "
-            f"but got {type(saliency).__name__}."
+            f"but got {describe_value(saliency)}."
         )
     return _Attribution(saliency)
 
@@ -385,9 +387,7 @@ def prepared_by(saliency: Saliency, x: Tensor) -> Tensor:
     """What the maps are taken at; `x` itself where nothing is done to it."""
     prepared = saliency.prepare(x)
     if not isinstance(prepared, Tensor) or prepared.shape != x.shape or prepared.dtype != x.dtype:
-        got = (
-            f"{tuple(prepared.shape)} of {prepared.dtype}" if isinstance(prepared, Tensor) else type(prepared).__name__
-        )
+        got = describe_value(prepared)
         raise ValueError(
             f"Expected `prepare` of {saliency!r} to give a tensor {tuple(x.shape)} of {x.dtype}, as `x`, but got {got}."
         )
@@ -468,7 +468,7 @@ def _check_arguments(network: Network, x: Tensor, target: Tensor | None, max_bat
 def checked_logits(logits: Tensor, x: Tensor) -> Tensor:
     """The network's output, if it can be explained."""
     if not isinstance(logits, Tensor) or logits.ndim not in (1, 2) or len(logits) != len(x):
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        got = describe_value(logits)
         raise ValueError(
             f"Expected `network` to give logits of shape ({len(x)}, classes) or ({len(x)},) for saliency but got {got}."
         )

@@ -18,6 +18,7 @@ from lightning_invariance._checks import (
     check_number,
     check_tensor,
 )
+from lightning_invariance._containers import describe_value
 from lightning_invariance._isolation import ordinary, undisturbed
 from lightning_invariance._messages import warn
 from lightning_invariance.saliency import Network
@@ -163,7 +164,7 @@ def layer_spectral_norms(module: nn.Module, *, size: int = 32) -> dict[str, Tens
         {'0': tensor(2.)}
     """
     if not isinstance(module, nn.Module):
-        raise ValueError(f"Expected `module` to be a torch.nn.Module but got {type(module).__name__}.")
+        raise ValueError(f"Expected `module` to be a torch.nn.Module but got {describe_value(module)}.")
     check_count("size", size)
     norms = {}
     for name, layer in module.named_modules():
@@ -191,7 +192,7 @@ class _Jacobian:
         self._leaf = x.detach().clone().requires_grad_()
         outputs = network(self._leaf.clone())  # of a copy: a leaf is not to be written in place, as ReLUs may
         if not isinstance(outputs, Tensor) or outputs.ndim == 0 or len(outputs) != len(x):
-            got = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+            got = describe_value(outputs)
             raise ValueError(f"Expected `network` to give logits of shape ({len(x)}, classes) but got {got}.")
         self._logits = outputs.reshape(len(x), -1)
         if self._logits.shape[1] == 0 or not self._logits.is_floating_point():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_invariance._checks import check_count, check_iterable, check_not_meta, check_seed
+from lightning_invariance._containers import describe_value
 
 if TYPE_CHECKING:
     from lightning_invariance.actions._product import ProductAction
@@ -574,7 +575,7 @@ def check_generator(generator: object) -> None:
 def check_batch(action: Action, x: Tensor, trailing: int) -> None:
     """Raises unless `x` is a tensor with a batch dimension and at least `trailing` more."""
     if not isinstance(x, Tensor):
-        raise ValueError(f"Expected `x` to be a tensor for {action!r} but got {type(x).__name__}.")
+        raise ValueError(f"Expected `x` to be a tensor for {action!r} but got {describe_value(x)}.")
     if x.ndim < trailing + 1:
         raise ValueError(
             f"Expected `x` to have a batch dimension and at least {trailing} more for {action!r} "

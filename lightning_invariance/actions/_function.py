@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_invariance._checks import check_iterable
+from lightning_invariance._containers import describe_value
 from lightning_invariance.actions._base import Action, check_batch
 
 Transform = Callable[[Tensor], Tensor]
@@ -123,7 +124,7 @@ class FunctionAction(Action):
     def _call(self, function: Transform, x: Tensor, element: int) -> Tensor:
         out = function(x)
         if not isinstance(out, Tensor) or out.shape != x.shape:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            got = describe_value(out)
             raise ValueError(
                 f"Expected {self.labels[element]!r} of {self!r} to keep the shape {tuple(x.shape)} but got {got}."
             )

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from lightning_invariance._containers import describe_value
 from lightning_invariance.actions._base import Action, check_batch
 from lightning_invariance.actions._packing import Packing
 
@@ -180,8 +181,7 @@ class JointAction(Action):
 
 def _check_input(place: int, tensor: object, first: Tensor) -> None:
     if not isinstance(tensor, Tensor) or tensor.ndim == 0:
-        got = "a scalar" if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise ValueError(f"Expected input {place} to be a tensor of one row a sample but got {got}.")
+        raise ValueError(f"Expected input {place} to be a tensor of one row a sample but got {describe_value(tensor)}.")
     if len(tensor) != len(first):
         raise ValueError(f"Expected input {place} to have {len(first)} rows, as input 0, but got {len(tensor)}.")
     if tensor.is_complex():

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
 from lightning_invariance._checks import check_choice, check_count
+from lightning_invariance._containers import describe_value
 from lightning_invariance._isolation import full_precision
 from lightning_invariance._requirements import require
 
@@ -117,7 +118,7 @@ class SteerableClassifier(nn.Module):
         """Logits, shape ``(B, num_classes)``, of images ``(B, in_channels, image_size, image_size)``."""
         expected = (self.in_channels, self.image_size, self.image_size)
         if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1:] != expected or not x.is_floating_point():
-            got = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+            got = describe_value(x)
             raise ValueError(
                 f"Expected `x` to be floating point of shape (B, {', '.join(map(str, expected))}) but got {got}."
             )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_invariance._checks import check_choice, check_classes_named, check_same_device, check_target
+from lightning_invariance._containers import describe_value
 from lightning_invariance.functional._orbit_values import (
     REDUCTIONS,
     OrbitValues,
@@ -66,9 +67,9 @@ def check_labels_of(target: Tensor, logits: Tensor) -> None:
     expected = (len(logits), *logits.shape[2:])
     whole = isinstance(target, Tensor) and not target.is_floating_point() and not target.is_complex()
     if not whole or target.shape != expected:
-        got = f"shape {tuple(target.shape)} of {target.dtype}" if isinstance(target, Tensor) else type(target).__name__
         raise ValueError(
-            f"Expected `target` to hold class indices of the shape {expected}, one a place, but got {got}."
+            f"Expected `target` to hold class indices of the shape {expected}, one a place, but got "
+            f"{describe_value(target)}."
         )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_invariance._checks import check_choice, check_finite, check_same_device
+from lightning_invariance._containers import describe_value
 from lightning_invariance._messages import warn
 
 Reduction = Literal["mean", "element", "none"]
@@ -64,8 +65,7 @@ def check_orbit(base: Tensor, orbit: Tensor, name: str = "logits") -> None:
     """Raises unless `base` is ``(B, ...)`` and `orbit` is ``(|G| - 1, B, ...)``, both floating point."""
     for argument, value in ((name, base), (f"orbit_{name}", orbit)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"Expected `{argument}` to be a floating-point tensor but got {got}.")
+            raise ValueError(f"Expected `{argument}` to be a floating-point tensor but got {describe_value(value)}.")
     if base.ndim < (1 if name == "logits" else 2):
         raise ValueError(f"Expected `{name}` to have the shape (B, ...) but got {tuple(base.shape)}.")
     if orbit.ndim != base.ndim + 1 or orbit.shape[1:] != base.shape or len(orbit) == 0:
@@ -109,8 +109,7 @@ def check_valid(valid: Tensor | None, orbit: Tensor) -> None:
     if valid is None:
         return
     if not isinstance(valid, Tensor) or valid.dtype != torch.bool:
-        got = valid.dtype if isinstance(valid, Tensor) else type(valid).__name__
-        raise ValueError(f"Expected `valid` to be a bool tensor or None but got {got}.")
+        raise ValueError(f"Expected `valid` to be a bool tensor or None but got {describe_value(valid)}.")
     fits = valid.ndim == orbit.ndim and all(a in (1, b) for a, b in zip(valid.shape, orbit.shape, strict=True))
     if not fits or valid.device != orbit.device:
         raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_invariance._checks import check_choice, check_finite
+from lightning_invariance._containers import describe_value
 from lightning_invariance._messages import warn
 from lightning_invariance.functional._orbit_values import (
     REDUCTIONS,
@@ -71,7 +72,7 @@ def warn_insensitive() -> None:
 def check_perturbed(orbit_logits: Tensor, perturbed_logits: Tensor) -> None:
     """Raises unless there is a perturbation for each pair of a sample and an element."""
     if not isinstance(perturbed_logits, Tensor) or not perturbed_logits.is_floating_point():
-        got = perturbed_logits.dtype if isinstance(perturbed_logits, Tensor) else type(perturbed_logits).__name__
+        got = describe_value(perturbed_logits)
         raise ValueError(f"Expected `perturbed_logits` to be a floating-point tensor but got {got}.")
     if perturbed_logits.shape != orbit_logits.shape or perturbed_logits.device != orbit_logits.device:
         raise ValueError(
