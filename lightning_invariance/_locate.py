@@ -457,6 +457,7 @@ def what_stays(
         where: what was searched.
     """
     x = arguments.inputs[0]
+    places = action.places_in(x)
     said = []
     listed = isinstance(spec, (list, tuple))
     staying = [] if listed else [path for path, other in arguments.others if _has_the_places(action, x, other)]
@@ -467,13 +468,13 @@ def what_stays(
             f"{action!r} moves {moved}, but {names} of the same places stays as it is: {_HOW[where]}name all "
             "that move together in a list, `input=[...]`; a list of one says that nothing else moves."
         )
-    if x.ndim == 3 and len(x) in (1, 3, 4) and min(x.shape[1:]) > 4 and set(action.places or ()) == {-2, -1}:
+    if x.ndim == 3 and len(x) in (1, 3, 4) and min(x.shape[1:]) > 4 and set(places or ()) == {-2, -1}:
         said.append(
             f"each of the {len(x)} rows of {describe_value(x)} is taken for a sample, but it looks as if it "
             "were one image with its channels: samples come first in a batch, also where there is only one."
         )
     width = x.shape[-1] if x.ndim == 4 else 0
-    if width in (1, 3, 4) and min(x.shape[1:3]) > 4 and action.places and set(action.places) <= {-2, -1}:
+    if width in (1, 3, 4) and min(x.shape[1:3]) > 4 and places and set(places) <= {-2, -1}:
         said.append(
             f"{action!r} moves images in the last two dimensions, but {describe_value(x)} looks as if it had "
             "its channels last: move them in front of height and width."
@@ -489,21 +490,21 @@ def what_stays(
 
 def _has_the_places(action: Action, x: Tensor, other: Tensor) -> bool:
     """Whether `other` has places, or vectors, that the group moves in `x`."""
-    if action.places == () and other.shape == x.shape and x.ndim > 2:
+    places = action.places_in(x)
+    if places == () and other.shape == x.shape and x.ndim > 2:
         return other.is_floating_point()  # vectors at each of the points
     if other.ndim < 2 or other.ndim < x.ndim - 1 or len(other) != len(x):
         return False
-    places = action.places
-    if places is None:  # a user's functions: images, most likely
+    if places is None:  # a user's functions that do more than move values: images, most likely
         places = (-2, -1) if x.ndim >= 3 else (-1,)
     if not places or -min(places) > x.ndim - 1:
         return False
     try:
-        moved = action.alongside(x, other).places
+        moved = action.alongside(x, other).places_in(other)
     except ValueError:
         return False
     moved = places if moved is None else moved
-    if -min(moved) > other.ndim - 1:
+    if not moved or -min(moved) > other.ndim - 1:
         return False
     if len(places) == 1 and other.ndim < x.ndim and moved == places:
         return False  # a size in common by chance, as many classes as time steps
