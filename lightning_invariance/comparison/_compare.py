@@ -136,6 +136,11 @@ def compare(
             "LightningDataModule.from_datasets makes one of data sets."
         )
     check_action(action)
+    if isinstance(measures, Mapping):
+        raise ValueError(
+            f"Expected `measures` to be a list of names of measures, which have headings, but got {measures!r}: "
+            "`register_measure` gives a metric of your own a name."
+        )
     check_count("rounds", rounds, minimum=0)
     check_count("steps", steps)
     _check_modules(models, rounds)

@@ -444,7 +444,7 @@ def kind_of(logits: Tensor, action: Action | None, labels: Labels) -> Kind:
         return "single"
     if logits.ndim == 2:
         return "values" if labels.are_values(logits) else "classes"
-    return "pixels" if labels.of(logits) is not None else "field"
+    return "pixels" if logits.ndim > 3 and logits.shape[1] >= 2 and labels.of(logits) is not None else "field"
 
 
 def _full(output: str | None, name: str) -> str:
