@@ -25,16 +25,14 @@ from lightning_invariance.actions import (
     PermutationAction,
     Rotations,
     ScalingRange,
-    Scalings,
     SetPermutations,
-    TimeReversal,
-    VerticalFlip,
 )
 
 
 class Case(NamedTuple):
     make: Callable[[], Action]
     shape: tuple[int, ...]
+    exact: bool = True
 
 
 def signed_permutations(size: int) -> Tensor:
@@ -83,30 +81,24 @@ PERMUTATIONS: dict[str, Case] = {
     "C4": Case(C4, IMAGES),
     "D4": Case(D4, IMAGES),
     "HorizontalFlip": Case(HorizontalFlip, (3, 2, 4, 5)),
-    "VerticalFlip": Case(VerticalFlip, (3, 2, 4, 5)),
-    "TimeReversal": Case(TimeReversal, (3, 2, 7)),
-    "CyclicTranslations": Case(lambda: CyclicTranslations(3), (3, 2, 4, 6)),
     "CyclicTranslations-dim-2": Case(lambda: CyclicTranslations(4, dim=-2), (3, 2, 8, 5)),
     "SetPermutations": Case(lambda: SetPermutations(4), (3, 7, 2)),
-    "SetPermutations-dim-1": Case(lambda: SetPermutations(4, dim=-1), (3, 7)),
     "SetPermutations-dim-3": Case(lambda: SetPermutations(4, dim=-3), (3, 2, 7, 2, 2)),
     "PermutationAction": Case(halves_swapped, (3, 2, 8)),
     "PermutationAction-no-group": Case(three_cycle_alone, (3, 5, 2, 2)),
 }
 AFFINE: dict[str, Case] = {
-    "Rotations": Case(lambda: Rotations(8), (3, 2, 6, 5)),
-    "Rotations-border": Case(lambda: Rotations(3, padding="border"), IMAGES),
-    "Rotations-bicubic": Case(lambda: Rotations(5, interpolation="bicubic", padding="reflection"), IMAGES),
-    "SO2": Case(lambda: SO2(4), IMAGES),
-    "Scalings": Case(lambda: Scalings([0.5, 1.5]), IMAGES),
-    "ScalingRange": Case(lambda: ScalingRange(0.5, 1.5, 3), IMAGES),
-    "AffineAction": Case(sheared, (3, 2, 5, 6)),
+    "Rotations": Case(lambda: Rotations(8), (3, 2, 6, 5), exact=False),
+    "Rotations-bicubic": Case(lambda: Rotations(5, interpolation="bicubic", padding="reflection"), IMAGES, exact=False),
+    "SO2": Case(lambda: SO2(4, padding="border"), IMAGES, exact=False),
+    "ScalingRange": Case(lambda: ScalingRange(0.5, 1.5, 3), IMAGES, exact=False),
+    "AffineAction": Case(sheared, (3, 2, 5, 6), exact=False),
 }
 LINEAR: dict[str, Case] = {
-    "LinearAction": Case(lambda: LinearAction(signed_permutations(2)), (3, 4, 2)),
-    "LinearAction-dim-3": Case(mixed_colours, (3, 3, 4, 5)),
-    "SO3": Case(lambda: SO3(4), (3, 5, 3)),
-    "O3": Case(lambda: O3(4, dim=-2), (3, 3, 5)),
+    "LinearAction": Case(lambda: LinearAction(signed_permutations(2)), (3, 4, 2), exact=False),
+    "LinearAction-dim-3": Case(mixed_colours, (3, 3, 4, 5), exact=False),
+    "SO3": Case(lambda: SO3(4), (3, 5, 3), exact=False),
+    "O3": Case(lambda: O3(4, dim=-2), (3, 3, 5), exact=False),
 }
 # None of their batches has padding: they act as they would without.
 PADDED: dict[str, Case] = {
@@ -116,10 +108,9 @@ PADDED: dict[str, Case] = {
 FUNCTIONS: dict[str, Case] = {"FunctionAction": Case(negated_or_doubled, (3, 4))}
 PRODUCTS: dict[str, Case] = {
     "C4*CyclicTranslations": Case(lambda: C4() * CyclicTranslations(3), IMAGES),
-    "HorizontalFlip*VerticalFlip": Case(lambda: HorizontalFlip() * VerticalFlip(), (3, 2, 4, 5)),
-    "D4*LinearAction": Case(lambda: D4() * mixed_colours(), (3, 3, 4, 4)),
-    "Rotations*HorizontalFlip": Case(lambda: Rotations(3) * HorizontalFlip(), IMAGES),
-    "SO3*SetPermutations": Case(lambda: SO3(2) * SetPermutations(2), (3, 5, 3)),
+    "D4*LinearAction": Case(lambda: D4() * mixed_colours(), (3, 3, 4, 4), exact=False),
+    "Rotations*HorizontalFlip": Case(lambda: Rotations(3) * HorizontalFlip(), IMAGES, exact=False),
+    "SO3*SetPermutations": Case(lambda: SO3(2) * SetPermutations(2), (3, 5, 3), exact=False),
 }
 EVERY: dict[str, Case] = {**PERMUTATIONS, **AFFINE, **LINEAR, **PADDED, **FUNCTIONS, **PRODUCTS}
 
