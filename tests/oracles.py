@@ -302,8 +302,7 @@ def outcomes(z: np.ndarray, activation: str) -> np.ndarray:
     if activation == "softmax":
         exponentials = np.exp(z - z.max(axis=-1, keepdims=True))
         return (exponentials / exponentials.sum(axis=-1, keepdims=True))[..., None, :]
-    yes = 1 / (1 + np.exp(-z))
-    return np.stack([yes, 1 - yes], axis=-1)
+    return np.stack([1 / (1 + np.exp(-z)), 1 / (1 + np.exp(z))], axis=-1)
 
 
 def distribution_values(data: Arrays, activation: str = "softmax") -> Values:
