@@ -146,7 +146,7 @@ for target, pattern in NO_CLASSES:
     for worst in (False, True):
         refuse(name, pattern, accuracy, BASE, ORBIT, target, worst_case=worst)
     # A metric counts it as wrong, without waiting for the device.
-    give("OrbitAccuracy", lambda value: 0.0 <= float(value) < 1.0, accuracy_with, target)
+    give("OrbitAccuracy", lambda value: value == 1 / 4, accuracy_with, target)
 worst = {"worst_case": True, "reduction": "element"}
 reason = "`reduction` to be 'mean' or 'none' with worst_case=True"
 refuse(name, reason, accuracy, BASE, ORBIT, LABELS, **worst)
