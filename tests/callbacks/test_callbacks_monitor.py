@@ -340,14 +340,15 @@ def test_without_labels_the_accuracies_are_left_out_and_it_is_told_once(caplog: 
     assert_logged(trainer, measures_by_hand(module.model, data.dataset.x, None, gradient_map))
 
 
-def test_a_label_that_names_no_class_has_the_predicted_class_explained() -> None:
+@pytest.mark.parametrize("label", [-100, 7])
+def test_a_label_that_names_no_class_has_the_predicted_class_explained(label: int) -> None:
     class Ignoring(Classifier):
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
-            return F.cross_entropy(self(batch[0]), batch[1], ignore_index=-100)
+            return F.cross_entropy(self(batch[0]), batch[1], ignore_index=label)
 
-    module, data = made(Ignoring), loader(7, pack=lambda x, y: (x, torch.tensor(-100)))
+    module, data = made(Ignoring), loader(7, pack=lambda x, y: (x, torch.tensor(label)))
     monitor = InvarianceMonitor(C4(), saliency=Gradient(), saliency_samples=6)
-    with pytest.warns(UserWarning, match=r"labels at the batch\[1\] go from -100 to -100, .* 0 to 2"):
+    with pytest.warns(UserWarning, match=rf"labels at the batch\[1\] go from {label} to {label}, .* 0 to 2"):
         trainer = validated(monitor, module, data)
     expected = measures_by_hand(module.model, data.dataset.x, None, gradient_map, saliency_samples=6)
     assert_logged(trainer, {**expected, "orbit_accuracy": 0.0, "worst_case_orbit_accuracy": 0.0})
