@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo paper paper-quick bench test check install clean
+.PHONY: demo paper paper-quick bench test test-fast check install clean
 
 # Trains three networks on scikit-learn's digits and shows how invariant they are.
 demo: $(STAMP)
@@ -23,9 +23,18 @@ paper-quick: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks --out bench_results
 
+# One process of pytest a core, each with one thread. Tests of a file that share what is computed once stay together
+# (tests/conftest.py says which) and come first; the others go to whoever is free.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
+
 # Everything that must hold: format, lint, types, doctests, tests.
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# The heart of it, in under a minute: actions, formulas, running over orbits, and training steps by hand.
+FAST := tests/actions tests/functional tests/test_*.py $(patsubst %,tests/callbacks/test_callbacks_%.py,regularizer monitor)
+test-fast: $(STAMP)
+	$(PYTEST) --maxfail=1 $(FAST)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
