@@ -67,7 +67,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the processes have saved."""
     folder = tmp_path_factory.mktemp("processes")
     with contextlib.suppress(multiprocessing.ProcessExitedException):  # then files are missing
-        multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+        # One process imports for both.
+        multiprocessing.set_forkserver_preload(["torch", "torchmetrics", "lightning.pytorch"])
+        multiprocessing.start_processes(work, args=(str(folder),), nprocs=2, start_method="forkserver")
     return folder
 
 
