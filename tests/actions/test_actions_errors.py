@@ -86,15 +86,10 @@ def test_batches_it_cannot_act_on(action: Action, x: Any, says: str) -> None:
 
 
 INDICES: list[tuple[Any, str]] = [
-    (4, "Expected `index` to be between 0 and 3 for C4() but got 4"),
-    (-1, "between 0 and 3 for C4() but got -1"),
     (torch.tensor(4), "between 0 and 3 for C4() but got 4"),
-    (torch.tensor([0, 4, 1]), "between 0 and 3 for C4() but got 4"),
     (torch.tensor([0, 1, -2]), "between 0 and 3 for C4() but got -2"),
     (torch.tensor([0]), "one element for each of the 3 samples but got shape (1,)"),
     (zeros(3, 1, dtype=int64), "for each of the 3 samples but got shape (3, 1)"),
-    (zeros(0, dtype=int64), "for each of the 3 samples but got shape (0,)"),
-    (zeros(3), "to hold integers but got torch.float32"),
     (zeros(3, dtype=torch.bool), "to hold integers but got torch.bool"),
     (zeros(3, dtype=complex64), "to hold integers but got torch.complex64"),
     (torch.tensor(1.0), "to hold integers but got torch.float32"),
@@ -102,11 +97,15 @@ INDICES: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("index", "says"), INDICES, ids=[f"{index!r}" for index, _ in INDICES])
-def test_indices_that_name_no_elements(index: Any, says: str) -> None:
+def test_indices_that_name_no_elements() -> None:
     for apply in (C4().act, C4().invert):
-        with pytest.raises(ValueError, match=re.escape(says)):
-            apply(zeros(3, 4, 4), index)
+        for index, says in INDICES:
+            with pytest.raises(ValueError, match=re.escape(says)):
+                apply(zeros(3, 4, 4), index)
+    with pytest.raises(ValueError, match=r"between 0 and 3 for .* but got 4"):
+        C4().orbit(zeros(1, 4, 4), elements=[0, 4])
+    with pytest.raises(ValueError, match="Expected `n` to be an integer of at least 0"):
+        C4().sample(-1)
 
 
 @pytest.mark.parametrize("action", [D4(), Rotations(8), SO3(7, dim=-2), C4() * HorizontalFlip()], ids=repr)
@@ -116,88 +115,32 @@ def test_every_kind_of_action_names_its_range(action: Action) -> None:
             action.act(zeros(2, 3, 3), index)
 
 
-def test_draws_and_orbits_of_what_there_is_not() -> None:
-    for elements, says in (([], "at least one element but got none"), ([0, 4], "but got 4"), ([-1], "but got -1")):
-        with pytest.raises(ValueError, match=says):
-            C4().orbit(zeros(1, 4, 4), elements=elements)
-    for n in (-1, 1.0, "3", True, None):
-        with pytest.raises(ValueError, match="Expected `n` to be an integer of at least 0"):
-            C4().sample(n)  # type: ignore[arg-type]
-
-
-def test_only_actions_multiply() -> None:
-    for other in (3, None, "C4()", torch.ones(1)):
-        with pytest.raises(TypeError):
-            C4() * other  # type: ignore[operator]
-
-
 one = eye(2, 3)[None]
-flat = torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[1.0, 0, 0], [1, 0, 0]]])
-lost = flat * torch.tensor([1.0, nan])[:, None, None]
-pair = [(torch.neg, torch.neg)]
-INTEGER = "to be an integer of at least 1 but got"
-TABLE, EVERY_ROW = (
-    "`table` to be an integer tensor of shape (|G|, n1, ..., nk)",
-    "`table` to be a permutation of 0 to 2",
-)
-MAPS, SQUARES = "`matrices` to be a tensor of shape (|G|, 2, 3)", "`matrices` to be a tensor of shape (|G|, n, n)"
-PAIRS, FACTORS = "`pairs` to hold pairs of functions (act, invert)", "`factors` to be positive numbers"
-NEGATIVE, PADDING = (
+NEGATIVE, DRAWN = (
     "`dim` to be negative (counted from the end) but got",
-    "`padding` to be a number, not NaN, or None",
+    "`samples` to be an integer of at least 1 but got 0",
 )
 WAYS, OUTSIDE = "['bilinear', 'bicubic', 'nearest'] but got", "['zeros', 'border', 'reflection'] but got"
+# What else cannot make one is in `tests/robustness`.
 ARGUMENTS: list[tuple[Callable[[], Any], str]] = [
-    *((lambda table=table: Table(table), TABLE) for table in ([[0, 1]], torch.arange(3), eye(2))),
-    (lambda: Table(zeros(0, 3, dtype=int64)), "Expected"),
-    (lambda: Table(torch.tensor([[0, 1, 2], [0, 0, 2]])), EVERY_ROW),
-    (lambda: Table(torch.tensor([[0, 1, 2], [1, 2, 3]])), EVERY_ROW),
     (lambda: Table(torch.tensor([[1, 0], [0, 1]])), "row 0 of `table` to be the identity"),
-    (lambda: CyclicTranslations(0), f"`order` {INTEGER} 0"),
-    (lambda: CyclicTranslations(2.0), f"`order` {INTEGER} 2.0"),
+    (lambda: CyclicTranslations(2.0), "`order` to be an integer of at least 1 but got 2.0"),
     (lambda: CyclicTranslations(3, dim=1), f"{NEGATIVE} 1"),
     (lambda: CyclicTranslations(3, dim=-1.0), f"{NEGATIVE} -1.0"),
-    (lambda: SetPermutations(0), f"`samples` {INTEGER} 0"),
     (lambda: SetPermutations(2, dim=0), f"{NEGATIVE} 0"),
-    (lambda: SetPermutations(2, padding=nan), f"{PADDING} but got nan"),
-    (lambda: SetPermutations(2, padding=True), f"{PADDING} but got True"),
-    (lambda: ScalingRange(0.0, 2.0, 4), "`smallest` to be a finite number above 1e-06 but got 0.0"),
-    (lambda: ScalingRange(0.5, 0.5, 4), "`largest` to be a finite number above 0.5 but got 0.5"),
-    (lambda: ScalingRange(0.5, inf, 4), "`largest` to be a finite number above 0.5 but got inf"),
-    (lambda: ScalingRange(0.5, 2.0, 0), f"`samples` {INTEGER} 0"),
-    *((lambda maps=maps: AffineAction(maps), MAPS) for maps in (eye(3)[None], one[0], [[[1, 0, 0], [0, 1, 0]]])),
-    (lambda: AffineAction(zeros(0, 2, 3)), "Expected"),
+    (lambda: LinearAction(eye(2)[None], dim="-1"), f"{NEGATIVE} '-1'"),
+    (lambda: SO3(2, dim=2), f"{NEGATIVE} 2"),
+    (lambda: O3(0), DRAWN),
+    (lambda: SO2(0), DRAWN),
     (lambda: AffineAction(one * 2), "`matrices[0]` to be the identity"),
-    (lambda: AffineAction(flat), "every matrix in `matrices` to be invertible"),
-    (lambda: AffineAction(lost), "to be invertible"),
     (lambda: AffineAction(one, interpolation="cubic"), f"{WAYS} 'cubic'"),
     (lambda: AffineAction(one, padding="zero"), f"{OUTSIDE} 'zero'"),
-    (lambda: Rotations(0), f"`order` {INTEGER} 0"),
-    (lambda: Rotations(True), f"`order` {INTEGER} True"),
     (lambda: Rotations(4, padding="circular"), f"{OUTSIDE} 'circular'"),
-    (lambda: SO2(0), f"`samples` {INTEGER} 0"),
     (lambda: SO2(2, interpolation="linear"), f"{WAYS} 'linear'"),
-    *((lambda some=some: Scalings(some), FACTORS) for some in ([], [2.0, 0.0], [-1.0], [inf], [nan])),
-    *((lambda some=some: LinearAction(some), SQUARES) for some in (zeros(2, 2, 3), eye(2), [[[1.0]]])),
-    (lambda: LinearAction(zeros(0, 2, 2)), "Expected"),
-    (lambda: LinearAction(eye(2)[None], dim=0), f"{NEGATIVE} 0"),
-    (lambda: LinearAction(eye(2)[None], dim="-1"), f"{NEGATIVE} '-1'"),
-    (lambda: LinearAction(-eye(2)[None]), "`matrices[0]` to be the identity"),
-    (lambda: LinearAction(torch.stack([eye(2), torch.ones(2, 2)])), "every matrix in `matrices` to be invertible"),
-    (lambda: SO3(0), f"`samples` {INTEGER} 0"),
-    (lambda: SO3(2, dim=2), f"{NEGATIVE} 2"),
-    (lambda: O3(-1), f"`samples` {INTEGER} -1"),
-    (lambda: Functions([]), f"{PAIRS}, at least one"),
-    *(
-        (lambda pairs=pairs: Functions(pairs), PAIRS)
-        for pairs in ([(torch.neg,)], [(torch.neg, 1)], [(None, torch.neg)], [torch.neg])
-    ),
-    (lambda: Functions(pair, labels=[]), "`labels` to hold 1 names, one a pair, but got 0"),
-    (lambda: Functions(pair, labels=["a", "b"]), "hold 1 names, one a pair, but got 2"),
 ]
 
 
-@pytest.mark.parametrize(("make", "says"), ARGUMENTS, ids=[f"{i}-{says}" for i, (_, says) in enumerate(ARGUMENTS)])
-def test_arguments_that_make_no_action(make: Callable[[], Action], says: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(says)):
-        make()
+def test_arguments_that_make_no_action() -> None:
+    for make, says in ARGUMENTS:
+        with pytest.raises(ValueError, match=re.escape(says)):
+            make()

@@ -61,17 +61,10 @@ def test_depth_turns_with_the_image(index: int | Tensor) -> None:
     assert same(joint.unpack(joint.act(packed, index)), (together[:, :2], together[:, 2]))
     assert torch.equal(joint.invert(joint.act(packed, index), index), packed)
     joint.verify(packed)
-
-
-def test_the_orbit_of_packed_rows() -> None:
-    inputs = images()
-    joint = JointAction(C4(), inputs)
-    orbit = joint.orbit(joint.pack(inputs))
-    assert orbit.shape == (4, 3, 48)
-    # As a network runs them: all elements stacked.
-    image, depth = joint.unpack(orbit.flatten(0, 1))
-    assert torch.equal(image, C4().orbit(inputs[0]).flatten(0, 1))
-    assert torch.equal(depth, C4().orbit(inputs[1]).flatten(0, 1))
+    # As a network runs an orbit: all elements stacked.
+    of_image, of_depth = joint.unpack(joint.orbit(packed).flatten(0, 1))
+    assert torch.equal(of_image, C4().orbit(image).flatten(0, 1))
+    assert torch.equal(of_depth, C4().orbit(depth).flatten(0, 1))
 
 
 @pytest.mark.parametrize(
