@@ -85,10 +85,3 @@ def fit(
     module = made(make)
     trainer_for(callbacks, **options).fit(module, loader() if data is None else data, val)
     return module
-
-
-def __getattr__(name: str) -> Any:
-    """What has moved to `oracles`."""
-    import oracles
-
-    return getattr(oracles, name)
