@@ -217,16 +217,6 @@ def test_logits_are_taken_out_of_any_output() -> None:
         measured(Ensemble(), [(x, y)], logits="logits")
 
 
-def test_what_was_asked_for_and_is_not_there_is_an_error_at_the_first_batch() -> None:
-    x, y = images()
-    with pytest.raises(ValueError, match=r"expected labels for \['orbit_accuracy'\] but found none: .*`target=`"):
-        measured(perceptron(), [x], measures=["orbit_accuracy"])
-    with pytest.raises(ValueError, match=r"found none: the batch\[1\] is a tensor \(12,\) of float32"):
-        measured(perceptron(), [(x, y.float())], measures=["orbit_accuracy"])
-    with pytest.raises(ValueError, match="`saliency_samples` to be at least 1"):
-        measured(perceptron(), [x], measures=["saliency_invariance_similarity"], saliency_samples=0)
-
-
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_a_network_that_fabric_has_set_up_is_measured_in_its_precision(precision: Any) -> None:
     x, y = images()

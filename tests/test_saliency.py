@@ -340,51 +340,6 @@ def test_precision_is_kept(saliency: Saliency, network: nn.Module, x: Tensor, dt
     assert maps.isfinite().all()
 
 
-# Errors ----------------------------------------------------------------------------------------------------------
-
-
-@every
-def test_inputs_without_a_gradient_and_outputs_that_are_no_logits_are_refused(saliency: Saliency, x: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"`x` to be floating point, to have a gradient, but got torch\.int64"):
-        saliency(lambda x: x.flatten(1), torch.ones(2, 4, 4, dtype=torch.int64))
-    for output, got in (
-        (lambda x: x, r"shape \(4, 2, 6, 6\)"),
-        (lambda x: x.flatten(1)[1:], r"shape \(3, 72\)"),
-        (lambda x: x.mean(), r"shape \(\)"),
-        (lambda x: [x.flatten(1)], "list"),
-    ):
-        with pytest.raises(ValueError, match=rf"logits of shape \(4, classes\) or \(4,\) for saliency but got {got}"):
-            saliency(output, x)
-
-
-@pytest.mark.parametrize("kind", [IntegratedGradients, PaperSaliency])
-@pytest.mark.parametrize("steps", [0, 2.5, True])
-def test_steps_are_counted(kind: Any, steps: Any) -> None:
-    with pytest.raises(ValueError, match="`steps` to be an integer of at least 1"):
-        kind(steps=steps)
-
-
-def test_the_papers_filter_needs_images() -> None:
-    message = r"`x` to be images \(B, ..., H, W\) for PaperSaliency.* but got shape \(4, 6\)"
-    with pytest.raises(ValueError, match=message):
-        PaperSaliency()(nn.Linear(6, 3), torch.zeros(4, 6))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        (None, "`saliency` to be a Saliency, a captum attribution or a function .* but got NoneType"),
-        ("gradient", "but got str"),
-        (dict, "`saliency` to have a method `attribute` but got the class dict"),
-        (lambda network, x, target: None, "`saliency` to give 4 maps, one a sample, but got"),
-        (lambda network, x, target: torch.zeros(3, 2), "`saliency` to give 4 maps, one a sample, but got"),
-    ],
-)
-def test_what_computes_no_maps_is_refused(network: nn.Module, x: Tensor, wrong: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        as_saliency(wrong)(network, x)
-
-
 def test_saliencies_stay_and_say_what_they_are() -> None:
     gradient = Gradient()
     assert as_saliency(gradient) is gradient

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import Images, fit, loader, seed_all, trainer_for
-from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint
+from helpers import fit, loader, seed_all, trainer_for
+from lightning.pytorch import Callback
 from oracles import WEIGHT, Classifier, assert_identical, assert_trained_alike, logit_term, rotated
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from lightning_invariance import C4, D4, HorizontalFlip, InvarianceRegularizer, OrbitAugmentation
 
@@ -98,12 +95,6 @@ def test_the_data_and_the_order_of_samples_stay_what_they_were() -> None:
     assert_identical(*states)
 
 
-@pytest.mark.parametrize("options", [{"action": "C4"}, {"action": C4(), "input": 1.5}, {"action": C4(), "input": True}])
-def test_wrong_arguments_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"Expected `{list(options)[-1]}`"):
-        OrbitAugmentation(**options)
-
-
 # With others -----------------------------------------------------------------------------------------------------
 
 
@@ -129,43 +120,3 @@ def test_two_augmentations_act_one_after_the_other() -> None:
     places = (D4().orbit(images) == moved).flatten(2).all(2)  # (elements, samples)
     assert places.any(0).all()
     assert places.any(1).all()
-
-
-# Resuming --------------------------------------------------------------------------------------------------------
-
-
-class Stateful(DataLoader[Any]):
-    """A loader that goes on where its checkpoint was taken."""
-
-    done = 0
-
-    def __iter__(self) -> Any:
-        start = self.done
-        for place, batch in enumerate(super().__iter__()):
-            if place >= start:
-                self.done = (place + 1) % len(self)
-                yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"done": self.done}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.done = state["done"]
-
-
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-@pytest.mark.parametrize("step", [4, 6], ids=["between epochs", "inside an epoch"])
-def test_a_resumed_run_ends_like_an_uninterrupted_one(step: int, tmp_path: Path) -> None:
-    def train(checkpoint: Path | None = None) -> LightningModule:
-        seed_all(7)
-        if checkpoint is not None:
-            torch.rand(5)  # the resumed process has another past
-        module = Classifier()
-        keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=step, save_top_k=-1)
-        ours = [OrbitAugmentation(D4()), InvarianceRegularizer(C4(), 0.5, elements=1)]
-        trainer = trainer_for([*ours, keep], max_epochs=3, enable_checkpointing=True)
-        trainer.fit(module, Stateful(Images(16), batch_size=4), ckpt_path=checkpoint)
-        assert trainer.global_step == 12
-        return module
-
-    assert_identical(train().state_dict(), train(tmp_path / f"step={step}.ckpt").state_dict())

@@ -11,7 +11,7 @@ import torch
 from helpers import fit, loader, made, trainer_for
 from lightning.pytorch import Callback, LightningModule
 from oracles import Classifier, Noisy, assert_identical, noisy
-from steps import SHADOWED, everything_after
+from steps import SHADOWED, Manual, everything_after
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,7 +41,6 @@ HARMLESS: dict[str, tuple[Callable[[], list[Callback]], dict[str, Any]]] = {
         ],
         RECORDED,
     ),
-    "weight 0 and monitor": (lambda: [InvarianceRegularizer(C4(), 0.0), InvarianceMonitor(C4())], {}),
     "scheduled weight 0": (lambda: [InvarianceRegularizer(C4(), lambda step: 0.0, elements=1)], BF16),
     "a penalty without a gradient": (lambda: [InvarianceRegularizer(C4(), 1.0, nothing)], {}),
     "sensitivity, bf16-mixed": (lambda: [SensitivityMonitor(C4(), layers=True)], BF16),
@@ -82,16 +81,12 @@ def test_monitors_outside_of_training_change_nothing() -> None:
 # Nothing stays behind --------------------------------------------------------------------------------------------
 
 
-class Failing(Classifier):
+class Failing(Manual, Classifier):
     """Fails where it is told to."""
 
-    def __init__(
-        self, where: str | None = None, error: type[BaseException] = RuntimeError, manual: bool = False
-    ) -> None:
+    def __init__(self, where: str | None = None, error: type[BaseException] = RuntimeError) -> None:
         super().__init__(lambda: noisy(0.0))
-        self.where = where
-        self.error = error
-        self.automatic_optimization = not manual
+        self.where, self.error = where, error
 
     def fail(self, where: str) -> None:
         if where == self.where:
@@ -101,25 +96,9 @@ class Failing(Classifier):
         self.fail("forward")
         return self.model(x)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        if batch_idx == 1:
-            self.fail("before the forward")
-        loss = F.cross_entropy(self(batch[0]), batch[1])
-        if batch_idx == 1:
-            self.fail("after the forward")
-        if self.automatic_optimization:
-            return loss
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        optimizer.step()
-        return None
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        loss = F.cross_entropy(self(batch[0]), batch[1])
-        if not self.trainer.sanity_checking:
-            self.fail("validation")
-        return loss
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        self.fail("backward")
+        super().manual_backward(loss, *args, **kwargs)
 
 
 def everyone() -> list[Callback]:
@@ -153,9 +132,8 @@ def assert_untouched(module: LightningModule, control: LightningModule) -> None:
     assert "forward" not in module.model.__dict__
 
 
-@pytest.mark.parametrize("manual", [False, True], ids=["automatic", "manual"])
-def test_nothing_stays_behind_after_fit_validate_and_test(manual: bool) -> None:
-    module, control = Failing(manual=manual), Failing(manual=manual)
+def test_nothing_stays_behind_after_fit_validate_and_test() -> None:
+    module, control = Failing(), Failing()
     for each, callbacks in ((module, everyone()), (control, [])):
         for method in ("fit", "validate", "test"):
             options, val = ({}, [loader(8, seed=2)]) if method == "fit" else ({"verbose": False}, [])
@@ -164,24 +142,13 @@ def test_nothing_stays_behind_after_fit_validate_and_test(manual: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*Detected KeyboardInterrupt")
-@pytest.mark.parametrize(
-    ("where", "error", "manual"),
-    [
-        ("before the forward", RuntimeError, False),
-        ("after the forward", KeyboardInterrupt, True),
-        ("forward", RuntimeError, True),
-        ("validation", KeyboardInterrupt, False),
-    ],
-)
-def test_nothing_stays_behind_after_an_exception_in_a_step(
-    where: str, error: type[BaseException], manual: bool
-) -> None:
-    raised: Any = (error, SystemExit) if error is KeyboardInterrupt else error
-    module, control = made(lambda: Failing(where, error, manual)), Failing(where, error, manual)
+@pytest.mark.parametrize(("where", "error"), [("backward", KeyboardInterrupt), ("forward", RuntimeError)])
+def test_nothing_stays_behind_after_an_exception_in_a_manual_step(where: str, error: type[BaseException]) -> None:
+    module, control = made(lambda: Failing(where, error)), Failing(where, error)
     start = {name: value.clone() for name, value in module.state_dict().items()}
     callbacks = everyone()
-    run_into_failure(module, callbacks, raised)
-    run_into_failure(control, [], raised)
+    for each, ours in ((module, callbacks), (control, [])):
+        run_into_failure(each, ours, (error, SystemExit))
     assert_untouched(module, control)
 
     # The same callbacks in another trainer train as new ones do.
@@ -189,32 +156,20 @@ def test_nothing_stays_behind_after_an_exception_in_a_step(
     module.train()
     module.load_state_dict(start)
     trainer_for(callbacks, max_epochs=1).fit(module, loader(), loader(8, seed=2))
-    fresh = fit(lambda: Failing(manual=manual), everyone(), val=loader(8, seed=2), max_epochs=1)
+    fresh = fit(Failing, everyone(), val=loader(8, seed=2), max_epochs=1)
     assert_identical(module.state_dict(), fresh.state_dict())
 
 
-@pytest.mark.parametrize(("manual", "network"), [(False, None), (True, "model")], ids=["automatic", "manual"])
-def test_nothing_stays_behind_after_an_exception_in_the_penalty(manual: bool, network: str | None) -> None:
+def test_nothing_stays_behind_after_an_exception_in_the_penalty_of_a_manual_step() -> None:
     def failing(logits: Tensor, orbit_logits: Tensor) -> Tensor:
         raise RuntimeError("told to")
 
-    module, control = Failing(manual=manual), Failing("after the forward", manual=manual)
-    fails = InvarianceRegularizer(C4(), 1.0, failing, network=network, prefix="fails")
+    module, control = Failing(), Failing("backward")
+    fails = InvarianceRegularizer(C4(), 1.0, failing, network="model", prefix="fails")
     run_into_failure(module, [fails, *everyone()])
     run_into_failure(control, [])
     assert_untouched(module, control)
     assert int(module.model[1].num_batches_tracked) == 1
-
-
-def test_nothing_stays_behind_after_an_exception_in_the_saliency() -> None:
-    def failing(network: Any, x: Tensor, target: Tensor) -> Tensor:
-        raise RuntimeError("told to")
-
-    module, control = Failing(), Failing("validation")
-    for each, callbacks in ((module, [InvarianceMonitor(C4(), saliency=failing)]), (control, [])):
-        with pytest.raises(RuntimeError, match="told to"):
-            trainer_for(callbacks).validate(each, loader(), verbose=False)
-    assert_untouched(module, control)
 
 
 def test_nothing_stays_behind_after_an_exception_in_the_setup_of_another_callback() -> None:
@@ -244,9 +199,3 @@ def test_what_was_put_on_the_instance_is_put_back() -> None:
     assert module.__dict__["training_step"] is step
     assert module.__dict__["forward"] is forward
     assert calls == 2 * [0, 1, 2]
-
-
-def test_one_callback_can_serve_one_module_after_another() -> None:
-    callbacks = everyone()
-    first, second = (fit(Classifier, callbacks, val=loader(8), max_epochs=1) for _ in range(2))
-    assert_identical(first.state_dict(), second.state_dict())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CLASSES, SIDE, fit, loader, made, trainer_for
+from helpers import CLASSES, SIDE, fit, loader, made
 from lightning.pytorch.loggers import CSVLogger
 from lightning_utilities.core import rank_zero
 from oracles import (
@@ -566,52 +566,16 @@ def test_an_output_without_logits_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("plain", "options", "message"),
     [
-        ({"action": "C4"}, "`action`"),
-        ({"measures": ["nope"]}, "`measures` to be among .* but got .*'nope'"),
-        ({"measures": []}, "`measures` to name at least one measure"),
-        ({"measures": "orbit_share"}, "`measures` to name at least one measure in a list"),
-        ({"measures": {"a": 1}}, "`measures` to hold torchmetrics metrics"),
-        (
-            {"measures": [SIMILARITY], "saliency_samples": 0},
-            rf"`saliency_samples` to be at least 1 for \['{SIMILARITY}",
-        ),
-        ({"saliency": 3}, "`saliency`"),
-        ({"saliency_samples": -1}, "`saliency_samples`"),
-        ({"every_n_epochs": 0}, "`every_n_epochs`"),
-        ({"input": 1.5}, "`input`"),
-        ({"target": True}, "`target`"),
-        ({"max_batch": 0}, "`max_batch`"),
+        (Classifier, {"target": "nope"}, "target='nope' to name 4 integer labels in the batch but got NoneType"),
+        (Classifier, {"target": 0}, r"target=0 to name 4 integer labels in the batch but got a tensor \(4, 1, 4, 4\)"),
+        (Direct, {}, r"call the forward of Direct.*network=.*'model'"),
     ],
 )
-def test_wrong_arguments_are_refused(options: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_found_is_named(plain: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        InvarianceMonitor(**{"action": C4(), **options})
-
-
-@pytest.mark.parametrize(
-    ("method", "options", "message"),
-    [
-        ("fit", {"network": "nope"}, r"`network` to name a submodule of Classifier .*'model'.* but got 'nope'"),
-        ("validate", {"input": "nope"}, "input='nope' to name a tensor in the network's arguments"),
-        ("test", {"input": 2}, "input=2 to name a tensor in the network's arguments"),
-        ("fit", {"target": "nope"}, "target='nope' to name 4 integer labels in the batch but got NoneType"),
-        ("test", {"target": 0}, r"target=0 to name 4 integer labels in the batch but got a tensor \(4, 1, 4, 4\)"),
-    ],
-)
-def test_what_cannot_be_found_is_named(method: str, options: dict[str, Any], message: str) -> None:
-    trainer = trainer_for([InvarianceMonitor(C4(), **options)])
-    data = (loader(4), loader(4)) if method == "fit" else (loader(4),)
-    with pytest.raises(ValueError, match=message):
-        getattr(trainer, method)(Classifier(), *data)
-
-
-def test_a_step_that_does_not_call_the_network_and_a_group_that_cannot_act() -> None:
-    with pytest.raises(ValueError, match=r"call the forward of Direct.*network=.*'model'"):
-        validated(InvarianceMonitor(C4()), Direct(), loader(4))
-    with pytest.raises(ValueError, match="square"):
-        validated(InvarianceMonitor(C4()), Classifier(), loader(4, pack=lambda x, y: (x.reshape(1, 2, 8), y)))
+        validated(InvarianceMonitor(C4(), **options), plain(), loader(4))
 
 
 def tokens() -> nn.Module:
@@ -634,19 +598,11 @@ def tokens() -> nn.Module:
             lambda x: x.flatten().argsort().clamp_max(8),
             r"`x` to be floating point, to have a gradient, but got torch\.int64",
         ),
-        *(
-            (
-                measure,
-                lambda: nn.Linear(SIDE * SIDE, 1),
-                torch.flatten,
-                "this is a measure of classes, and the network gives one output a sample",
-            )
-            for measure in (
-                "distribution_invariance_error",
-                "jensen_shannon_invariance_error",
-                "prediction_consistency",
-                "orbit_accuracy",
-            )
+        (
+            "prediction_consistency",
+            lambda: nn.Linear(SIDE * SIDE, 1),
+            torch.flatten,
+            "this is a measure of classes, and the network gives one output a sample",
         ),
     ],
 )
