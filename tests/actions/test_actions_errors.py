@@ -9,72 +9,61 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_invariance.actions import (
-    C4,
-    D4,
-    O3,
-    SO2,
-    SO3,
-    Action,
-    AffineAction,
-    CyclicTranslations,
-    FunctionAction,
-    HorizontalFlip,
-    LinearAction,
-    PermutationAction,
-    Rotations,
-    ScalingRange,
-    Scalings,
-    SetPermutations,
-    TimeReversal,
-    VerticalFlip,
-)
+import lightning_invariance as li
 
 # The test's own calls go around the types on purpose.
 eye, zeros, nan, inf = torch.eye, torch.zeros, float("nan"), float("inf")
 uint8, int32, int64, complex64 = torch.uint8, torch.int32, torch.int64, torch.complex64
-Table, Functions = PermutationAction, FunctionAction
+Table, Functions = li.PermutationAction, li.FunctionAction
 swap = Table(torch.tensor([[0, 1, 2, 3], [2, 3, 0, 1]]))
 plane = Table(torch.arange(6).reshape(1, 2, 3))
-colours = LinearAction(torch.stack([eye(3), eye(3).flip(0)]), dim=-3)
+colours = li.LinearAction(torch.stack([eye(3), eye(3).flip(0)]), dim=-3)
 negated = Functions([(torch.neg, torch.neg)])
 SETS = "SetPermutations(samples=2, seed=0"
 
-INPUTS: list[tuple[Action, Any, str]] = [
-    (C4(), zeros(2, 3, 28, 30), "C4() but got 28×30: crop them to 28×28 or pad them to 30×30"),
-    (C4() * HorizontalFlip(), zeros(2, 9, 4), "crop them to 4×4 or pad them to 9×9"),
-    (D4(), zeros(4, 4), "a batch dimension and at least 2 more for D4() but got shape (4, 4)"),
-    (HorizontalFlip(), zeros(4), "at least 1 more for HorizontalFlip() but got shape (4,)"),
-    (VerticalFlip(), zeros(4, 4), "at least 2 more for VerticalFlip() but got shape (4, 4)"),
-    (TimeReversal(), torch.tensor(1.0), "at least 1 more for TimeReversal() but got shape ()"),
-    (CyclicTranslations(3, dim=-2), zeros(2, 6), "at least 2 more for CyclicTranslations(order=3, dim=-2)"),
-    (C4() * CyclicTranslations(3), zeros(2, 28, 28), "but got 28: 27 or 30 would work"),
-    (CyclicTranslations(3, dim=-2), zeros(2, 28, 9), "in dimension -2 to be a multiple of 3"),
-    (CyclicTranslations(30), zeros(2, 28), "but got 28: 30 would work"),
-    (CyclicTranslations(3), zeros(2, 0), "but got 0: 3 would work"),
-    (SetPermutations(2), zeros(4, 9, dtype=int64), f"for {SETS}) but got shape (4, 9): for tokens (B, L) pass dim=-1."),
-    (SetPermutations(2, dim=-3), zeros(4, 9, 3), f"3 more for {SETS}, dim=-3) but got shape (4, 9, 3): pass a `dim` "),
-    (SetPermutations(2, padding=0), zeros(4), f"at least 2 more for {SETS}, padding=0)"),
-    (ScalingRange(0.5, 2.0, 2), zeros(1, 4, 4, dtype=uint8), "floating point for ScalingRange(smallest=0.5"),
+INPUTS: list[tuple[li.Action, Any, str]] = [
+    (li.C4(), zeros(2, 3, 28, 30), "C4() but got 28×30: crop them to 28×28 or pad them to 30×30"),
+    (li.C4() * li.HorizontalFlip(), zeros(2, 9, 4), "crop them to 4×4 or pad them to 9×9"),
+    (li.D4(), zeros(4, 4), "a batch dimension and at least 2 more for D4() but got shape (4, 4)"),
+    (li.HorizontalFlip(), zeros(4), "at least 1 more for HorizontalFlip() but got shape (4,)"),
+    (li.VerticalFlip(), zeros(4, 4), "at least 2 more for VerticalFlip() but got shape (4, 4)"),
+    (li.TimeReversal(), torch.tensor(1.0), "at least 1 more for TimeReversal() but got shape ()"),
+    (li.CyclicTranslations(3, dim=-2), zeros(2, 6), "at least 2 more for CyclicTranslations(order=3, dim=-2)"),
+    (li.C4() * li.CyclicTranslations(3), zeros(2, 28, 28), "but got 28: 27 or 30 would work"),
+    (li.CyclicTranslations(3, dim=-2), zeros(2, 28, 9), "in dimension -2 to be a multiple of 3"),
+    (li.CyclicTranslations(30), zeros(2, 28), "but got 28: 30 would work"),
+    (li.CyclicTranslations(3), zeros(2, 0), "but got 0: 3 would work"),
+    (
+        li.SetPermutations(2),
+        zeros(4, 9, dtype=int64),
+        f"for {SETS}) but got shape (4, 9): for tokens (B, L) pass dim=",
+    ),
+    (
+        li.SetPermutations(2, dim=-3),
+        zeros(4, 9, 3),
+        f"more for {SETS}, dim=-3) but got shape (4, 9, 3): pass a `dim` ",
+    ),
+    (li.SetPermutations(2, padding=0), zeros(4), f"at least 2 more for {SETS}, padding=0)"),
+    (li.ScalingRange(0.5, 2.0, 2), zeros(1, 4, 4, dtype=uint8), "floating point for ScalingRange(smallest=0.5"),
     (swap, zeros(2, 5), "to end in 4 for PermutationAction(2 elements on 4) but got 5"),
     (plane, zeros(1, 3, 2), "to end in 2×3 for "),
-    (Rotations(8), zeros(4, 4), "at least 2 more for Rotations("),
-    (SO2(2), zeros(1, 4, 4, dtype=int64), "which interpolates, but got torch.int64"),
-    (Scalings([2.0]), zeros(1, 4, 4, dtype=complex64), "which interpolates, but got torch.complex64"),
+    (li.Rotations(8), zeros(4, 4), "at least 2 more for Rotations("),
+    (li.SO2(2), zeros(1, 4, 4, dtype=int64), "which interpolates, but got torch.int64"),
+    (li.Scalings([2.0]), zeros(1, 4, 4, dtype=complex64), "which interpolates, but got torch.complex64"),
     (colours, zeros(2, 4, 8, 8), "in dimension -3 to be 3 for LinearAction(2 elements of 3×3, dim=-3) but got 4"),
     (colours, zeros(3, 8, 8), "at least 3 more for LinearAction("),
     (colours, zeros(2, 3, 8, 8, dtype=int32), "floating point for LinearAction(2 elements"),
-    (SO3(2), zeros(2, 5, 2), "to be 3 for SO3(samples=2, seed=0, dim=-1) but got 2"),
+    (li.SO3(2), zeros(2, 5, 2), "to be 3 for SO3(samples=2, seed=0, dim=-1) but got 2"),
     (negated, torch.tensor(1.0), "a batch dimension and at least 0 more for FunctionAction('element1')"),
-    (C4(), [[1.0]], "to be a tensor for C4() but got list"),
-    (Rotations(8), 1.0, "but got float"),
+    (li.C4(), [[1.0]], "to be a tensor for C4() but got list"),
+    (li.Rotations(8), 1.0, "but got float"),
     (colours, None, "but got NoneType"),
     (negated, "image", "to be a tensor for FunctionAction('element1') but got str"),
 ]
 
 
 @pytest.mark.parametrize(("action", "x", "says"), INPUTS, ids=[says for _, _, says in INPUTS])
-def test_batches_it_cannot_act_on(action: Action, x: Any, says: str) -> None:
+def test_batches_it_cannot_act_on(action: li.Action, x: Any, says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
         action.check(x)
     with pytest.raises(ValueError, match=re.escape(says)):
@@ -98,18 +87,20 @@ INDICES: list[tuple[Any, str]] = [
 
 
 def test_indices_that_name_no_elements() -> None:
-    for apply in (C4().act, C4().invert):
+    for apply in (li.C4().act, li.C4().invert):
         for index, says in INDICES:
             with pytest.raises(ValueError, match=re.escape(says)):
                 apply(zeros(3, 4, 4), index)
     with pytest.raises(ValueError, match=r"between 0 and 3 for .* but got 4"):
-        C4().orbit(zeros(1, 4, 4), elements=[0, 4])
+        li.C4().orbit(zeros(1, 4, 4), elements=[0, 4])
     with pytest.raises(ValueError, match="Expected `n` to be an integer of at least 0"):
-        C4().sample(-1)
+        li.C4().sample(-1)
 
 
-@pytest.mark.parametrize("action", [D4(), Rotations(8), SO3(7, dim=-2), C4() * HorizontalFlip()], ids=repr)
-def test_every_kind_of_action_names_its_range(action: Action) -> None:
+@pytest.mark.parametrize(
+    "action", [li.D4(), li.Rotations(8), li.SO3(7, dim=-2), li.C4() * li.HorizontalFlip()], ids=repr
+)
+def test_every_kind_of_action_names_its_range(action: li.Action) -> None:
     for index in (8, torch.tensor([0, 8])):
         with pytest.raises(ValueError, match=r"between 0 and 7 for .* but got 8"):
             action.act(zeros(2, 3, 3), index)
@@ -124,19 +115,19 @@ WAYS, OUTSIDE = "['bilinear', 'bicubic', 'nearest'] but got", "['zeros', 'border
 # What else cannot make one is in `tests/robustness`.
 ARGUMENTS: list[tuple[Callable[[], Any], str]] = [
     (lambda: Table(torch.tensor([[1, 0], [0, 1]])), "row 0 of `table` to be the identity"),
-    (lambda: CyclicTranslations(2.0), "`order` to be an integer of at least 1 but got 2.0"),
-    (lambda: CyclicTranslations(3, dim=1), f"{NEGATIVE} 1"),
-    (lambda: CyclicTranslations(3, dim=-1.0), f"{NEGATIVE} -1.0"),
-    (lambda: SetPermutations(2, dim=0), f"{NEGATIVE} 0"),
-    (lambda: LinearAction(eye(2)[None], dim="-1"), f"{NEGATIVE} '-1'"),
-    (lambda: SO3(2, dim=2), f"{NEGATIVE} 2"),
-    (lambda: O3(0), DRAWN),
-    (lambda: SO2(0), DRAWN),
-    (lambda: AffineAction(one * 2), "`matrices[0]` to be the identity"),
-    (lambda: AffineAction(one, interpolation="cubic"), f"{WAYS} 'cubic'"),
-    (lambda: AffineAction(one, padding="zero"), f"{OUTSIDE} 'zero'"),
-    (lambda: Rotations(4, padding="circular"), f"{OUTSIDE} 'circular'"),
-    (lambda: SO2(2, interpolation="linear"), f"{WAYS} 'linear'"),
+    (lambda: li.CyclicTranslations(2.0), "`order` to be an integer of at least 1 but got 2.0"),
+    (lambda: li.CyclicTranslations(3, dim=1), f"{NEGATIVE} 1"),
+    (lambda: li.CyclicTranslations(3, dim=-1.0), f"{NEGATIVE} -1.0"),
+    (lambda: li.SetPermutations(2, dim=0), f"{NEGATIVE} 0"),
+    (lambda: li.LinearAction(eye(2)[None], dim="-1"), f"{NEGATIVE} '-1'"),
+    (lambda: li.SO3(2, dim=2), f"{NEGATIVE} 2"),
+    (lambda: li.O3(0), DRAWN),
+    (lambda: li.SO2(0), DRAWN),
+    (lambda: li.AffineAction(one * 2), "`matrices[0]` to be the identity"),
+    (lambda: li.AffineAction(one, interpolation="cubic"), f"{WAYS} 'cubic'"),
+    (lambda: li.AffineAction(one, padding="zero"), f"{OUTSIDE} 'zero'"),
+    (lambda: li.Rotations(4, padding="circular"), f"{OUTSIDE} 'circular'"),
+    (lambda: li.SO2(2, interpolation="linear"), f"{WAYS} 'linear'"),
 ]
 
 

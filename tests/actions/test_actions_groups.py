@@ -9,35 +9,17 @@ import torch
 from actions_catalogue import Case, each, mixed_colours, signed_permutations, three_cycle_alone
 from torch import Tensor
 
-from lightning_invariance.actions import (
-    C4,
-    D4,
-    SO2,
-    SO3,
-    Action,
-    AffineAction,
-    CyclicTranslations,
-    FunctionAction,
-    HorizontalFlip,
-    LinearAction,
-    PermutationAction,
-    Rotations,
-    ScalingRange,
-    Scalings,
-    SetPermutations,
-    TimeReversal,
-    VerticalFlip,
-)
+import lightning_invariance as li
 
 GROUPS: dict[str, Case] = {
-    "C4": Case(C4, (1, 12, 12)),
-    "D4": Case(D4, (1, 12, 12)),
-    "TimeReversal": Case(TimeReversal, (1, 7)),
-    **{f"CyclicTranslations({n})": Case(lambda n=n: CyclicTranslations(n), (1, 3 * n)) for n in (1, 5)},
-    **{f"Rotations({n})": Case(lambda n=n: Rotations(n), (1, 24, 24)) for n in (1, 4, 7)},
-    "flips": Case(lambda: HorizontalFlip() * VerticalFlip(), (1, 4, 5)),
-    "signed permutations of 3": Case(lambda: LinearAction(signed_permutations(3)), (1, 5, 3)),
-    "shifts both ways": Case(lambda: CyclicTranslations(3) * CyclicTranslations(2, dim=-2), (1, 4, 6)),
+    "C4": Case(li.C4, (1, 12, 12)),
+    "D4": Case(li.D4, (1, 12, 12)),
+    "TimeReversal": Case(li.TimeReversal, (1, 7)),
+    **{f"CyclicTranslations({n})": Case(lambda n=n: li.CyclicTranslations(n), (1, 3 * n)) for n in (1, 5)},
+    **{f"Rotations({n})": Case(lambda n=n: li.Rotations(n), (1, 24, 24)) for n in (1, 4, 7)},
+    "flips": Case(lambda: li.HorizontalFlip() * li.VerticalFlip(), (1, 4, 5)),
+    "signed permutations of 3": Case(lambda: li.LinearAction(signed_permutations(3)), (1, 5, 3)),
+    "shifts both ways": Case(lambda: li.CyclicTranslations(3) * li.CyclicTranslations(2, dim=-2), (1, 4, 6)),
 }
 
 
@@ -110,31 +92,31 @@ def rotation_by(degrees: float) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_group_of_matrices_is_found_in_either_precision(dtype: torch.dtype) -> None:
     turns = torch.stack([torch.eye(2, dtype=torch.float64), rotation_by(120), rotation_by(240)]).to(dtype)
-    for action in (LinearAction(turns), AffineAction(torch.cat([turns, turns.new_zeros(3, 2, 1)], dim=2))):
+    for action in (li.LinearAction(turns), li.AffineAction(torch.cat([turns, turns.new_zeros(3, 2, 1)], dim=2))):
         assert action.cayley_table is not None
         assert action.cayley_table.tolist() == [[0, 1, 2], [1, 2, 0], [2, 0, 1]]
 
 
-UNKNOWN: list[Action] = [
-    SetPermutations(1, dim=-1, padding=0),
-    ScalingRange(0.5, 2.0, 3),
-    SO2(3),
-    SO3(3),
-    Scalings([0.5, 2.0]),
-    C4() * CyclicTranslations(3),
-    C4() * SetPermutations(2),
-    SO3(2) * HorizontalFlip(),
-    HorizontalFlip() * TimeReversal(),
+UNKNOWN: list[li.Action] = [
+    li.SetPermutations(1, dim=-1, padding=0),
+    li.ScalingRange(0.5, 2.0, 3),
+    li.SO2(3),
+    li.SO3(3),
+    li.Scalings([0.5, 2.0]),
+    li.C4() * li.CyclicTranslations(3),
+    li.C4() * li.SetPermutations(2),
+    li.SO3(2) * li.HorizontalFlip(),
+    li.HorizontalFlip() * li.TimeReversal(),
     three_cycle_alone(),
     mixed_colours(),
-    FunctionAction([(torch.neg, torch.neg)]) * C4(),
+    li.FunctionAction([(torch.neg, torch.neg)]) * li.C4(),
     # Where an element is listed twice.
-    Scalings([1.0]),
-    PermutationAction(torch.tensor([[0, 1], [0, 1]])),
-    LinearAction(torch.eye(2).expand(3, 2, 2)),
+    li.Scalings([1.0]),
+    li.PermutationAction(torch.tensor([[0, 1], [0, 1]])),
+    li.LinearAction(torch.eye(2).expand(3, 2, 2)),
 ]
 
 
 @pytest.mark.parametrize("action", UNKNOWN, ids=repr)
-def test_no_table_where_the_elements_are_no_known_group(action: Action) -> None:
+def test_no_table_where_the_elements_are_no_known_group(action: li.Action) -> None:
     assert action.cayley_table is None

@@ -11,16 +11,7 @@ import torch
 from actions_catalogue import halves_swapped, three_cycle_alone
 from torch import Tensor
 
-from lightning_invariance.actions import (
-    C4,
-    D4,
-    CyclicTranslations,
-    HorizontalFlip,
-    PermutationAction,
-    SetPermutations,
-    TimeReversal,
-    VerticalFlip,
-)
+import lightning_invariance as li
 
 Array = npt.NDArray[np.generic]
 Reference = Callable[[Array, int], Array]
@@ -55,17 +46,17 @@ def cycled(x: Array, g: int) -> Array:
 
 
 NAMED = [
-    pytest.param(C4(), rotated, (3, 2, 6, 6), id="C4-even"),
-    pytest.param(C4(), rotated, (2, 1, 3, 4, 4), id="C4-volume"),
-    pytest.param(D4(), flipped_then_rotated, (3, 2, 6, 6), id="D4-even"),
-    pytest.param(D4(), flipped_then_rotated, (3, 5, 5), id="D4-odd"),
-    pytest.param(HorizontalFlip(), reversed_along(-1), (3, 2, 4, 5), id="HorizontalFlip"),
-    pytest.param(VerticalFlip(), reversed_along(-2), (2, 1, 3, 4, 5), id="VerticalFlip-volume"),
-    pytest.param(TimeReversal(), reversed_along(-1), (3, 7), id="TimeReversal"),
-    pytest.param(CyclicTranslations(3), shifted(3, -1), (3, 2, 4, 6), id="shifts"),
-    pytest.param(CyclicTranslations(1), shifted(1, -1), (3, 5), id="shifts-trivial"),
-    pytest.param(CyclicTranslations(4, dim=-2), shifted(4, -2), (3, 2, 8, 5), id="shifts-rows"),
-    pytest.param(CyclicTranslations(2, dim=-3), shifted(2, -3), (2, 1, 4, 3, 5), id="shifts-depth"),
+    pytest.param(li.C4(), rotated, (3, 2, 6, 6), id="C4-even"),
+    pytest.param(li.C4(), rotated, (2, 1, 3, 4, 4), id="C4-volume"),
+    pytest.param(li.D4(), flipped_then_rotated, (3, 2, 6, 6), id="D4-even"),
+    pytest.param(li.D4(), flipped_then_rotated, (3, 5, 5), id="D4-odd"),
+    pytest.param(li.HorizontalFlip(), reversed_along(-1), (3, 2, 4, 5), id="HorizontalFlip"),
+    pytest.param(li.VerticalFlip(), reversed_along(-2), (2, 1, 3, 4, 5), id="VerticalFlip-volume"),
+    pytest.param(li.TimeReversal(), reversed_along(-1), (3, 7), id="TimeReversal"),
+    pytest.param(li.CyclicTranslations(3), shifted(3, -1), (3, 2, 4, 6), id="shifts"),
+    pytest.param(li.CyclicTranslations(1), shifted(1, -1), (3, 5), id="shifts-trivial"),
+    pytest.param(li.CyclicTranslations(4, dim=-2), shifted(4, -2), (3, 2, 8, 5), id="shifts-rows"),
+    pytest.param(li.CyclicTranslations(2, dim=-3), shifted(2, -3), (2, 1, 4, 3, 5), id="shifts-depth"),
     pytest.param(halves_swapped(), halves, (3, 2, 8), id="own-table"),
     pytest.param(three_cycle_alone(), cycled, (3, 5, 2, 2), id="own-table-plane"),
 ]
@@ -80,7 +71,7 @@ def distinct(shape: Sequence[int]) -> Tensor:
 
 @named
 def test_act_invert_and_orbit_are_numpys(
-    action: PermutationAction, reference: Reference, shape: tuple[int, ...]
+    action: li.PermutationAction, reference: Reference, shape: tuple[int, ...]
 ) -> None:
     x = distinct(shape)
     expected = torch.stack([torch.from_numpy(reference(x.numpy(), g).copy()) for g in range(len(action))])
@@ -102,16 +93,16 @@ def test_act_invert_and_orbit_are_numpys(
 
 def test_a_turn_reads_these_coordinates_and_a_third_of_36_is_12_to_the_right() -> None:
     x = distinct((1, 4, 4))
-    moved = C4().act(x, 1)
+    moved = li.C4().act(x, 1)
     for row, column in np.ndindex(4, 4):
         assert moved[0, row, column] == x[0, column, 3 - row]
     wide = distinct((2, 1, 3, 36))
-    assert torch.equal(CyclicTranslations(3).act(wide, 1), torch.cat([wide[..., 24:], wide[..., :24]], dim=-1))
+    assert torch.equal(li.CyclicTranslations(3).act(wide, 1), torch.cat([wide[..., 24:], wide[..., :24]], dim=-1))
 
 
 @pytest.mark.parametrize("size", [1, 2, 9])
 def test_set_permutations_reorder_the_set_alike_everywhere(size: int) -> None:
-    action = SetPermutations(samples=5, seed=3)
+    action = li.SetPermutations(samples=5, seed=3)
     places = torch.arange(size).reshape(1, size, 1)
     x = distinct((4, 2, size, 3))
     for element in range(len(action)):
@@ -122,7 +113,7 @@ def test_set_permutations_reorder_the_set_alike_everywhere(size: int) -> None:
 
 
 def test_one_action_takes_batches_of_many_sizes() -> None:
-    action = D4()
+    action = li.D4()
     for size in (2, 5, 2, 8):
         x = distinct((9, size, size))
         index = torch.arange(9) % 8
@@ -133,6 +124,6 @@ def test_one_action_takes_batches_of_many_sizes() -> None:
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_a_table_may_hold_any_integers_and_is_copied(dtype: torch.dtype) -> None:
     table = torch.tensor([[0, 1, 2], [1, 2, 0]], dtype=dtype)
-    action = PermutationAction(table)
+    action = li.PermutationAction(table)
     table.zero_()
     assert action.act(torch.tensor([[5, 6, 7]]), 1).tolist() == [[6, 7, 5]]

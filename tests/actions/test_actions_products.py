@@ -8,16 +8,7 @@ import torch
 from actions_catalogue import mixed_colours, negated_or_doubled
 from torch import Tensor
 
-from lightning_invariance.actions import (
-    C4,
-    SO3,
-    CyclicTranslations,
-    FunctionAction,
-    HorizontalFlip,
-    Rotations,
-    SetPermutations,
-    VerticalFlip,
-)
+import lightning_invariance as li
 
 
 def up(x: Tensor) -> Tensor:
@@ -32,7 +23,7 @@ def down(x: Tensor) -> Tensor:
 
 
 def test_the_pairs_come_after_the_identity() -> None:
-    action = FunctionAction([(up, down), (torch.neg, torch.neg)])
+    action = li.FunctionAction([(up, down), (torch.neg, torch.neg)])
     x = torch.tensor([[1.0], [2.0], [3.0], [4.0]])
     assert action.orbit(x)[..., 0].tolist() == [[1, 2, 3, 4], [2, 3, 4, 5], [-1, -2, -3, -4]]
     assert action.invert(x, 1).flatten().tolist() == [0, 1, 2, 3]
@@ -52,13 +43,13 @@ def test_functions_get_the_samples_of_their_element_only() -> None:
         seen.append(sorted(x.flatten().tolist()))
         return x
 
-    action = FunctionAction([(watch, watch)])
+    action = li.FunctionAction([(watch, watch)])
     action.act(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([1, 0, 1]))
     assert seen == [[1.0, 3.0]]
 
 
 def test_functions_must_keep_the_shape() -> None:
-    action = FunctionAction([(lambda x: x[..., :1], lambda x: x[..., :1])], labels=["cropped"])
+    action = li.FunctionAction([(lambda x: x[..., :1], lambda x: x[..., :1])], labels=["cropped"])
     says = r"Expected 'cropped' of .* to keep the shape \(\d, 3\) but got \(\d, 1\)"
     for apply in (action.act, action.invert):
         for index in (1, torch.tensor([0, 1])):
@@ -66,7 +57,7 @@ def test_functions_must_keep_the_shape() -> None:
                 apply(torch.ones(2, 3), index)
     with pytest.raises(ValueError, match=says):
         action.orbit(torch.ones(2, 3))
-    listed = FunctionAction([(lambda x: [x], lambda x: x)])  # type: ignore[list-item,return-value]
+    listed = li.FunctionAction([(lambda x: [x], lambda x: x)])  # type: ignore[list-item,return-value]
     with pytest.raises(ValueError, match=r"to keep the shape .* but got list"):
         listed.act(torch.ones(2, 3), 1)
 
@@ -75,8 +66,8 @@ def test_functions_must_keep_the_shape() -> None:
 
 
 def test_the_second_acts_first() -> None:
-    double = FunctionAction([(lambda x: 2 * x, lambda x: x / 2)], labels=["double"])
-    plus = FunctionAction([(up, down)], labels=["plus"])
+    double = li.FunctionAction([(lambda x: 2 * x, lambda x: x / 2)], labels=["double"])
+    plus = li.FunctionAction([(up, down)], labels=["plus"])
     product = double * plus
     x = torch.tensor([[3.0], [5.0]])
     assert len(product) == 4
@@ -89,7 +80,7 @@ def test_the_second_acts_first() -> None:
 
 
 def test_turned_shifts_are_numpys() -> None:
-    product = C4() * CyclicTranslations(3)
+    product = li.C4() * li.CyclicTranslations(3)
     x, index = torch.arange(12 * 36).reshape(12, 6, 6), torch.arange(12).flip(0)
     orbit = [np.rot90(np.roll(x.numpy(), 2 * (g % 3), -1), g // 3, (-2, -1)) for g in range(12)]
     np.testing.assert_array_equal(product.orbit(x).numpy(), np.stack(orbit))
@@ -102,18 +93,18 @@ def test_turned_shifts_are_numpys() -> None:
 
 
 def test_products_of_products() -> None:
-    flips = HorizontalFlip() * VerticalFlip()
-    left, right = C4() * flips, C4() * HorizontalFlip() * VerticalFlip()
+    flips = li.HorizontalFlip() * li.VerticalFlip()
+    left, right = li.C4() * flips, li.C4() * li.HorizontalFlip() * li.VerticalFlip()
     x = torch.arange(32).reshape(2, 4, 4)
     assert len(left) == len(right) == 16
     assert torch.equal(left.orbit(x), right.orbit(x))
 
 
 def test_what_is_known_of_both_factors() -> None:
-    assert (C4() * CyclicTranslations(3)).exact
-    assert (negated_or_doubled() * SetPermutations(2)).exact
-    for product in (C4() * Rotations(3), mixed_colours() * C4(), negated_or_doubled(exact=False) * C4()):
+    assert (li.C4() * li.CyclicTranslations(3)).exact
+    assert (negated_or_doubled() * li.SetPermutations(2)).exact
+    for product in (li.C4() * li.Rotations(3), mixed_colours() * li.C4(), negated_or_doubled(exact=False) * li.C4()):
         assert not product.exact
-    assert (C4() * CyclicTranslations(3)).dims == (-2, -1)
-    assert (SO3(2, dim=-3) * HorizontalFlip()).dims == (-3, -1)
-    assert (C4() * negated_or_doubled()).dims is None
+    assert (li.C4() * li.CyclicTranslations(3)).dims == (-2, -1)
+    assert (li.SO3(2, dim=-3) * li.HorizontalFlip()).dims == (-3, -1)
+    assert (li.C4() * negated_or_doubled()).dims is None

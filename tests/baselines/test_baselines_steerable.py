@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_invariance
-from lightning_invariance import C4, D4, Gradient, InvarianceMonitor, InvarianceRegularizer
+from lightning_invariance import C4, D4, Gradient, InvarianceMonitor
 
 pytest.importorskip("escnn.nn", exc_type=ImportError)
 
@@ -78,23 +78,6 @@ def test_turned_images_have_the_same_logits_at_every_size(group, training):
                 assert error < tolerance * logits.std(), (size, element)
             if group != "D4" and size == 28:
                 assert (network(x.flip(-1)) - logits).abs().max() > 0.01 * logits.std()
-
-
-@pytest.mark.parametrize("group", ["D4", "SO2"])
-def test_it_learns(group):
-    """Two textures that no turn takes to one another."""
-    torch.manual_seed(0)
-    x = torch.randn(64, 1, 12, 12)
-    y = torch.arange(64) % 2
-    x[y == 1] = F.avg_pool2d(x[y == 1], 3, stride=1, padding=1)
-    network = SteerableClassifier(group, 1, 2, 12, width=2, depth=2)
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
-    for _ in range(30):
-        optimizer.zero_grad()
-        F.cross_entropy(network(x), y).backward()
-        assert all(parameter.grad is not None for parameter in network.parameters())
-        optimizer.step()
-    assert (network.eval()(x).argmax(1) == y).float().mean() > 0.95
 
 
 # It is escnn's network -------------------------------------------------------------------------------------------
@@ -318,30 +301,28 @@ def trainer(tmp_path: Path, *callbacks: object, **options: object) -> Trainer:
     return Trainer(accelerator="cpu", default_root_dir=tmp_path, callbacks=[*callbacks], **{**quiet, **options})
 
 
-@pytest.mark.parametrize("group", ["D4", "SO2"])
-def test_a_run_that_is_resumed_is_the_run_that_went_through(group, tmp_path):
-    whole, first, second = Module(group), Module(group), Module(group)
+def test_a_run_that_is_resumed_is_the_run_that_went_through(tmp_path):
+    whole, first, second = Module("D4"), Module("D4"), Module("D4")
     trainer(tmp_path).fit(whole, loader(), loader())
     start = trainer(tmp_path, max_epochs=1)
     start.fit(first, loader(), loader())
     start.save_checkpoint(tmp_path / "half.ckpt")
     trainer(tmp_path).fit(second, loader(), loader(), ckpt_path=tmp_path / "half.ckpt")
 
-    def same(left: nn.Module, right: nn.Module) -> bool:
-        pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
-        return all(torch.equal(*pair) for pair in pairs)
+    pairs = [
+        [torch.equal(value, other.state_dict()[name]) for name, value in whole.state_dict().items()]
+        for other in (second, first)
+    ]
+    assert all(pairs[0])
+    assert not all(pairs[1])
 
-    assert same(second, whole)
-    assert not same(first, whole)
 
-
-@pytest.mark.parametrize("group", ["D4", "SO2"])
-def test_averaged_weights_are_those_validated(group, tmp_path):
-    trained = Module(group)
+def test_averaged_weights_are_those_validated(tmp_path):
+    trained = Module("SO2")
     averaging = EMAWeightAveraging(decay=0.5)
     trainer(tmp_path, averaging, num_sanity_val_steps=0).fit(trained, loader(), loader())
     logits, state = trained.seen[-1]
-    fresh = Module(group).model
+    fresh = Module("SO2").model
     fresh.load_state_dict(state)
     x = images(24)[16:]
     torch.testing.assert_close(logits, fresh.eval()(x))
@@ -378,12 +359,6 @@ def test_the_monitor_finds_it_invariant(group, method, tmp_path):
     assert measured["normalized_logit_invariance_error"] < 1e-9
     assert measured["saliency_invariance_similarity"] == pytest.approx(1.0, abs=1e-5)
     assert measured["prediction_consistency"] == 1.0
-
-
-def test_the_regularizer_has_nothing_to_do(tmp_path):
-    fitted = trainer(tmp_path, InvarianceRegularizer(C4(), 1.0), max_epochs=1)
-    fitted.fit(Module(), loader())
-    assert float(fitted.callback_metrics["train/invariance_penalty"]) < 1e-8
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed support")

@@ -18,16 +18,7 @@ from oracles import Classifier, assert_identical, flat, gradient_map, measures_b
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_invariance import (
-    C4,
-    ComparedModel,
-    Comparison,
-    Estimate,
-    Gradient,
-    InvarianceRegularizer,
-    OrbitAugmentation,
-    compare,
-)
+import lightning_invariance as li
 from lightning_invariance.baselines import OrbitPooled
 from lightning_invariance.comparison import _times
 
@@ -52,12 +43,12 @@ class Data(LightningDataModule):
 
 
 def pooled() -> nn.Module:
-    return OrbitPooled(mlp(), C4())
+    return OrbitPooled(mlp(), li.C4())
 
 
-def compared(models: Any, datamodule: Any = None, action: Any = None, **options: Any) -> Comparison:
-    options = {"rounds": 0, "progress": False, "accelerator": "cpu", "saliency": Gradient(), **options}
-    return compare(models, datamodule or Data(), action or C4(), **options)
+def compared(models: Any, datamodule: Any = None, action: Any = None, **options: Any) -> li.Comparison:
+    options = {"rounds": 0, "progress": False, "accelerator": "cpu", "saliency": li.Gradient(), **options}
+    return li.compare(models, datamodule or Data(), action or li.C4(), **options)
 
 
 def seeded(network: Any = mlp, seed: int = 0) -> Classifier:
@@ -168,7 +159,7 @@ class Clock:
         return self.now
 
 
-def timed(clock: Clock, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Comparison:
+def timed(clock: Clock, monkeypatch: pytest.MonkeyPatch, **options: Any) -> li.Comparison:
     monkeypatch.setattr(_times, "perf_counter", clock)
     return compared({"a": Clocked(clock, "a"), "b": Clocked(clock, "b")}, Data(train=8, test=40), **options)
 
@@ -221,7 +212,9 @@ def test_where_there_is_one_batch_its_step_counts(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_callbacks_may_be_all_of_a_trainer(tmp_path: Path) -> None:
-    trainer = Trainer(accelerator="cpu", callbacks=[OrbitAugmentation(C4())], default_root_dir=tmp_path, logger=False)
+    trainer = Trainer(
+        accelerator="cpu", callbacks=[li.OrbitAugmentation(li.C4())], default_root_dir=tmp_path, logger=False
+    )
     assert len(trainer.callbacks) > 2  # a progress bar, a summary, a checkpoint
     found = compared({"net": seeded()}, callbacks={"net": trainer.callbacks}, rounds=1, steps=1).models["net"]
     assert all(seconds > 0 for seconds in (*found.training_step_seconds, *found.inference_seconds))
@@ -242,7 +235,7 @@ class Stops(Callback):
 def test_models_callbacks_random_streams_and_data_module_are_as_before(fails: bool) -> None:
     module, datamodule = seeded(), Data()
     module.eval()
-    regularizer = InvarianceRegularizer(C4(), 1.0)
+    regularizer = li.InvarianceRegularizer(li.C4(), 1.0)
     owner = trainer_for()
     datamodule.trainer = owner
 
@@ -302,16 +295,18 @@ def test_several_test_loaders_or_devices_are_refused_before_any_batch() -> None:
 # What is shown ---------------------------------------------------------------------------------------------------
 
 
-def estimate(value: float, error: float = 0.5) -> Estimate:
-    return Estimate(torch.tensor(value), torch.tensor(error))
+def estimate(value: float, error: float = 0.5) -> li.Estimate:
+    return li.Estimate(torch.tensor(value), torch.tensor(error))
 
 
-KNOWN = Comparison(
+KNOWN = li.Comparison(
     {
-        "DA": ComparedModel(
+        "DA": li.ComparedModel(
             {"accuracy": estimate(0.9), "logit_invariance_error": estimate(8.0)}, 1234, (0.1,), (0.02,)
         ),
-        "WT": ComparedModel({"accuracy": estimate(0.95), "logit_invariance_error": estimate(0.0)}, 99, (0.4,), (0.01,)),
+        "WT": li.ComparedModel(
+            {"accuracy": estimate(0.95), "logit_invariance_error": estimate(0.0)}, 99, (0.4,), (0.01,)
+        ),
     }
 )
 
@@ -335,7 +330,7 @@ def test_the_data_frame_has_every_number() -> None:
 
 
 def test_without_times_the_table_has_none_and_the_frame_nan() -> None:
-    untimed = Comparison({"DA": ComparedModel({"accuracy": estimate(0.9)}, 12, (), ())})
+    untimed = li.Comparison({"DA": li.ComparedModel({"accuracy": estimate(0.9)}, 12, (), ())})
     assert untimed.to_markdown().splitlines()[0] == "|  | accuracy | parameters |"
     assert math.isnan(untimed.to_dataframe().loc["DA", "training_step_ratio"])
     assert [axes.get_title() for axes in untimed.plot().axes] == ["accuracy", "parameters"]
