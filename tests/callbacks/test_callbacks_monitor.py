@@ -118,17 +118,6 @@ def test_each_validation_epoch_of_a_training_is_measured_with_the_weights_of_its
     assert_logged(module.trainer, expected[-1])
 
 
-def test_history_holds_standard_errors_over_samples() -> None:
-    module, data = made(Classifier), loader(9)
-    monitor = InvarianceMonitor(C4(), measures=[LI])
-    validated(monitor, module, data)
-    with torch.no_grad():
-        fx, *fgx = [module.model(torch.rot90(data.dataset.x, k, (2, 3))) for k in range(4)]
-    per_sample = (0.5 * (torch.stack(fgx) - fx).square().sum(2)).mean(0)
-    (record,) = monitor.history
-    torch.testing.assert_close(record.measures[LI].standard_error, per_sample.std() / 3, rtol=1e-4, atol=0.0)
-
-
 def test_the_network_runs_in_the_precision_of_its_own_step() -> None:
     module = made(lambda: Classifier(MaxOverPixels))
     trainer = validated(InvarianceMonitor(C4(), measures=[LI]), module, loader(), precision="bf16-mixed")
