@@ -107,7 +107,7 @@ def adam(self: Classifier) -> Any:
             },
         ),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 @pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
 def test_loop(options: dict[str, Any], optimizer: Any) -> None:
