@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from actions_catalogue import mixed_colours, negated_or_doubled
 from torch import Tensor
@@ -46,20 +45,6 @@ def test_functions_get_the_samples_of_their_element_only() -> None:
     action = li.FunctionAction([(watch, watch)])
     action.act(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([1, 0, 1]))
     assert seen == [[1.0, 3.0]]
-
-
-def test_functions_must_keep_the_shape() -> None:
-    action = li.FunctionAction([(lambda x: x[..., :1], lambda x: x[..., :1])], labels=["cropped"])
-    says = r"Expected 'cropped' of .* to keep the shape \(\d, 3\) but got \(\d, 1\)"
-    for apply in (action.act, action.invert):
-        for index in (1, torch.tensor([0, 1])):
-            with pytest.raises(ValueError, match=says):
-                apply(torch.ones(2, 3), index)
-    with pytest.raises(ValueError, match=says):
-        action.orbit(torch.ones(2, 3))
-    listed = li.FunctionAction([(lambda x: [x], lambda x: x)])  # type: ignore[list-item,return-value]
-    with pytest.raises(ValueError, match=r"to keep the shape .* but got list"):
-        listed.act(torch.ones(2, 3), 1)
 
 
 # Products --------------------------------------------------------------------------------------------------------

@@ -195,18 +195,6 @@ def test_other_inputs_move_with_the_set(padding: int | None) -> None:
         assert torch.equal(held.alongside(points, charges).act(charges, index).float(), together[..., 3])
 
 
-@pytest.mark.parametrize("shape", [(5,), (5, 6), (4, 7), (5, 6, 3), (5, 3, 7)])
-def test_an_input_without_the_set_is_refused(shape: tuple[int, ...]) -> None:
-    points = padded_points()
-    for action in (SetPermutations(5), SetPermutations(5, padding=0)):
-        with pytest.raises(ValueError, match=r"`other` to have 5 samples, and 7 places .*\(5, 7, 3\).* but got"):
-            action.alongside(points, torch.zeros(shape))
-        with pytest.raises(ValueError, match=r"`x` to have a batch dimension"):
-            action.alongside(torch.zeros(5), torch.zeros(shape))
-    with pytest.raises(ValueError, match=r"Expected `x` to have .* but got shape"):
-        action.attached(points).act(torch.zeros(shape), 1)
-
-
 def test_other_actions_move_everything_alike() -> None:
     image, depth = torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4)
     action = HorizontalFlip()
