@@ -169,15 +169,6 @@ class Twice(Classifier):
         return F.cross_entropy(self(batch[0]), batch[1]) + self(batch[0].flip(-1)).sum()
 
 
-def test_a_network_that_the_step_calls_several_times_asks_which_call_is_meant() -> None:
-    message = (
-        r"expected one call of the forward of Twice .* there were 2 \(call 0 with a tensor \(4, 1, 4, 4\); .*`call="
-    )
-    for call, said in ((None, message), (2, "expected call=2 to name one of the calls")):
-        with pytest.raises(ValueError, match=said):
-            validated(InvarianceMonitor(C4(), saliency_samples=0, call=call), Twice(), loader(8))
-
-
 @pytest.mark.parametrize("call", [0, "last", "all"])
 def test_the_call_that_is_named_is_measured(call: Any) -> None:
     module, data = made(Twice), loader(8)
@@ -190,6 +181,9 @@ def test_the_call_that_is_named_is_measured(call: Any) -> None:
         x = x.flip(-1)
     explained = 12 if call == "all" else 6
     assert_logged(trainer, measures_by_hand(module.model, x, y, gradient_map, saliency_samples=explained))
+    asks = r"expected one call of the forward of Twice .* there were 2 \(call 0 with a tensor \(4, 1, 4, 4\); .*`call="
+    with pytest.raises(ValueError, match=asks):
+        validated(InvarianceMonitor(C4(), saliency_samples=0), module, data)
 
 
 # Several data loaders, loggers, monitors -------------------------------------------------------------------------
