@@ -46,7 +46,7 @@ class Manual:
     def training_step(self: Any, batch: Any, batch_idx: int) -> None:
         optimizer = self.optimizers()
         optimizer.zero_grad()
-        self.manual_backward(super().training_step(batch, batch_idx))  # type: ignore[misc]
+        self.manual_backward(super().training_step(batch, batch_idx))
         optimizer.step()
 
 
