@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo paper paper-quick bench test check install clean
+.PHONY: demo paper paper-quick bench test test-fast check install clean
 
 # Trains three networks on scikit-learn's digits and shows how invariant they are.
 demo: $(STAMP)
@@ -23,9 +23,18 @@ paper-quick: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks --out bench_results
 
+# One process of pytest a core, each with one thread. Tests of a file that share what is computed once stay together
+# (tests/conftest.py says which) and come first; the others go to whoever is free.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
+
 # Everything that must hold: format, lint, types, doctests, tests.
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# The heart of it, in under a minute: actions, formulas, running over orbits, and training steps by hand.
+FAST := $(wildcard tests/test_*.py) $(addprefix tests/,actions callbacks functional metrics report)
+test-fast: $(STAMP)
+	$(PYTEST) --maxfail=1 $(FAST)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -35,12 +44,13 @@ check: $(STAMP)
 install: $(STAMP)
 
 # escnn and lie_learn go in without their declared dependencies: some of those need a Fortran compiler, and none is
-# needed for groups of the plane. Nor do the benchmarks need those of tmeasures.
+# needed for groups of the plane. Nor do the benchmarks need those of
+# tmeasures, nor the tests more of e3nn's than torch brings along.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' numpy scipy joblib requests
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps escnn lie_learn tmeasures
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps escnn lie_learn tmeasures e3nn opt_einsum_fx opt_einsum
 	touch $@
 
 clean:

@@ -9,15 +9,18 @@ import pytest
 import torch
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Examples that need escnn are skipped where it is not installed."""
-    if find_spec("escnn") is not None:
-        return
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Examples that need escnn are skipped where it is not installed; what shares a costly fixture stays together."""
     for item in items:
-        if isinstance(item, pytest.DoctestItem) and any(
-            name in example.source for example in item.dtest.examples for name in ("escnn", "SteerableClassifier")
-        ):
-            item.add_marker(pytest.mark.skip(reason="escnn is not installed"))
+        if isinstance(item, pytest.DoctestItem) and find_spec("escnn") is None:
+            if any(name in each.source for each in item.dtest.examples for name in ("escnn", "SteerableClassifier")):
+                item.add_marker(pytest.mark.skip(reason="escnn is not installed"))
+        elif config.pluginmanager.hasplugin("xdist"):
+            fixtures = getattr(item, "_fixtureinfo", None)
+            scopes = {each[-1].scope for each in fixtures.name2fixturedefs.values()} if fixtures else set()
+            if "module" in scopes:
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(autouse=True)

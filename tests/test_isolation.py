@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -49,17 +50,23 @@ def x() -> Tensor:
 
 
 def test_batch_normalisation_in_train_mode_keeps_its_statistics(network: nn.Sequential, x: Tensor) -> None:
-    before = snapshot(network)
+    before, keys = snapshot(network), list(network.state_dict())
     assert set(before) == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
     with preserved_buffers(network):
+        assert list(network.state_dict()) == keys
         network(x)
         assert network[1].num_batches_tracked.item() == 1
         assert not torch.equal(network[1].running_mean, before["1.running_mean"][2])
-        network(x)
-        assert network[1].num_batches_tracked.item() == 2
+        inner = snapshot(network)
+        with preserved_buffers(network):  # blocks may be nested
+            network(2 * x)
+            assert network[1].num_batches_tracked.item() == 2
+        assert_untouched(network, inner)
     assert_untouched(network, before)
     network(x)
     assert network[1].num_batches_tracked.item() == 1
+    with preserved_buffers(network.double()):
+        assert network[1].running_mean.dtype == torch.float64
 
 
 def test_gradients_flow_out_of_the_block(network: nn.Sequential, x: Tensor) -> None:
@@ -82,10 +89,9 @@ def test_a_forward_before_the_block_keeps_its_graph(network: nn.Sequential, x: T
     torch.testing.assert_close(torch.autograd.grad(loss, list(network.parameters())), expected)
 
 
-@pytest.mark.parametrize("wrap", [parametrizations.spectral_norm])
-def test_power_iterations_are_kept(wrap: Callable[..., nn.Module], x: Tensor) -> None:
+def test_power_iterations_are_kept(x: Tensor) -> None:
     torch.manual_seed(0)
-    module = wrap(nn.Linear(3, 4)).train()
+    module = parametrizations.spectral_norm(nn.Linear(3, 4)).train()
     before = snapshot(module)
     assert before
     with preserved_buffers(module):
@@ -110,39 +116,15 @@ class Counter(nn.Module):
 def test_shared_buffers_stay_shared() -> None:
     count = torch.zeros(1)
     module = nn.Sequential(Counter(count), Counter(count), nn.Sequential(Counter(count)))
+    counters = [submodule for submodule in module.modules() if isinstance(submodule, Counter)]
     with preserved_buffers(module):
         module(torch.ones(1))
-        assert [submodule.count.item() for submodule in module.modules() if isinstance(submodule, Counter)] == [3] * 3
+        assert [each.count.item() for each in counters] == [3] * 3
     assert count.item() == 0
-    for submodule in module.modules():
-        if isinstance(submodule, Counter):
-            assert submodule.count is count
-            assert submodule.local.item() == 0
-            assert submodule.none is None
-
-
-def test_buffers_are_put_back_after_an_exception(network: nn.Sequential, x: Tensor) -> None:
-    before = snapshot(network)
-
-    def fail() -> None:
-        with preserved_buffers(network):
-            network(x)
-            raise RuntimeError("on the way")
-
-    with pytest.raises(RuntimeError, match="on the way"):
-        fail()
-    assert_untouched(network, before)
-
-
-def test_blocks_may_be_nested(network: nn.Sequential, x: Tensor) -> None:
-    before = snapshot(network)
-    with preserved_buffers(network):
-        network(x)
-        inner = snapshot(network)
-        with preserved_buffers(network):
-            network(2 * x)
-        assert_untouched(network, inner)
-    assert_untouched(network, before)
+    for each in counters:
+        assert each.count is count
+        assert each.local.item() == 0
+        assert each.none is None
 
 
 def test_buffers_made_in_inference_mode_let_gradients_pass() -> None:
@@ -157,14 +139,7 @@ def test_buffers_made_in_inference_mode_let_gradients_pass() -> None:
     assert module.filter.is_inference()
 
 
-def test_buffers_keep_device_dtype_and_state_dict(network: nn.Sequential) -> None:
-    keys, module = list(network.state_dict()), network.double()
-    with preserved_buffers(module):
-        assert list(module.state_dict()) == keys
-        assert module[1].running_mean.dtype == torch.float64
-
-
-# Random streams --------------------------------------------------------------------------------------------------
+# Random streams and modes ----------------------------------------------------------------------------------------
 
 
 def test_the_random_stream_is_put_back() -> None:
@@ -174,69 +149,28 @@ def test_the_random_stream_is_put_back() -> None:
     with preserved_random_state(CPU):
         assert torch.equal(torch.randn(5), expected)
         torch.manual_seed(99)
-    assert torch.equal(torch.randn(5), expected)
-
-
-def test_the_random_stream_is_put_back_after_an_exception() -> None:
-    before = torch.get_rng_state()
-
-    def fail() -> None:
-        with preserved_random_state(CPU):
-            torch.randn(3)
-            raise RuntimeError("on the way")
-
-    with pytest.raises(RuntimeError, match="on the way"):
-        fail()
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_states_compare_and_restore() -> None:
     state = RandomState(CPU)
-    assert state == RandomState(CPU)
-    drawn = torch.randn(3)
+    assert torch.equal(torch.randn(5), expected)
+    # States compare, and restore.
     assert state != RandomState(CPU)
     state.restore()
     assert state == RandomState(CPU)
-    assert torch.equal(torch.randn(3), drawn)
+    assert torch.equal(torch.randn(5), expected)
     assert state != "state"
-
-
-# Modes -----------------------------------------------------------------------------------------------------------
 
 
 def modes_of(module: nn.Module) -> list[bool]:
     return [submodule.training for submodule in module.modules()]
 
 
-def nested() -> nn.Sequential:
-    return nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), nn.BatchNorm1d(2), nn.Sequential(nn.Dropout()))
-
-
-@pytest.mark.parametrize("pattern", range(2**7))
-def test_every_mixture_of_modes_is_given_back(pattern: int) -> None:
-    module = nested()
-    submodules = list(module.modules())
-    assert len(submodules) == 7
-    for index, submodule in enumerate(submodules):
-        submodule.training = bool(pattern >> index & 1)
-    before = modes_of(module)
-    with evaluation_mode(module):
-        assert not any(modes_of(module))
-    assert modes_of(module) == before
-
-
-def test_modes_are_given_back_after_an_exception() -> None:
-    module = nested()
-    module[1].eval()
-    before = modes_of(module)
-
-    def fail() -> None:
+def test_every_mixture_of_modes_is_given_back() -> None:
+    module = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), nn.BatchNorm1d(2), nn.Sequential(nn.Dropout()))
+    for modes in product((False, True), repeat=len(modes_of(module))):
+        for submodule, mode in zip(module.modules(), modes, strict=True):
+            submodule.training = mode
         with evaluation_mode(module):
-            raise RuntimeError("on the way")
-
-    with pytest.raises(RuntimeError, match="on the way"):
-        fail()
-    assert modes_of(module) == before
+            assert not any(modes_of(module))
+        assert modes_of(module) == list(modes)
 
 
 class Caching(nn.Module):
@@ -261,6 +195,32 @@ def test_modules_are_told_through_train(training: bool, calls: list[bool]) -> No
     assert module.calls == calls
 
 
+@pytest.mark.parametrize(
+    "block",
+    [preserved_buffers, lambda network: preserved_random_state(CPU), evaluation_mode],
+    ids=["buffers", "stream", "modes"],
+)
+def test_all_is_put_back_after_an_exception(network: nn.Sequential, x: Tensor, block: Callable[..., Any]) -> None:
+    network[1].eval()
+    state, modes, buffers = RandomState(CPU), modes_of(network), snapshot(network)
+
+    def fail() -> None:
+        with block(network):
+            if block is preserved_buffers:
+                network.train()
+                network(x)
+                network[1].eval()
+            elif block is not evaluation_mode:
+                torch.randn(3)
+            raise RuntimeError("on the way")
+
+    with pytest.raises(RuntimeError, match="on the way"):
+        fail()
+    assert state == RandomState(CPU)
+    assert modes_of(network) == modes
+    assert_untouched(network, buffers)
+
+
 # Coupled samples -------------------------------------------------------------------------------------------------
 
 
@@ -271,6 +231,7 @@ def test_modules_are_told_through_train(training: bool, calls: list[bool]) -> No
         (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)), True),
         (lambda: nn.BatchNorm3d(2, track_running_stats=False), True),
         (lambda: nn.SyncBatchNorm(2), True),
+        (lambda: nn.Sequential(nn.BatchNorm1d(2)).eval().append(nn.BatchNorm1d(2)), True),
         (lambda: nn.BatchNorm1d(2).eval(), False),
         (lambda: nn.Sequential(nn.BatchNorm1d(2).eval(), nn.Dropout()), False),
         (lambda: nn.Sequential(nn.LayerNorm(2), nn.GroupNorm(1, 2), nn.InstanceNorm1d(2)), False),
@@ -278,14 +239,5 @@ def test_modules_are_told_through_train(training: bool, calls: list[bool]) -> No
     ],
 )
 def test_batch_normalisation_in_train_mode_couples_samples(make: Any, coupled: bool) -> None:
+    """Also a child of a parent in eval mode."""
     assert is_batch_coupled(make()) is coupled
-
-
-def test_a_frozen_parent_does_not_hide_a_child_in_train_mode(network: nn.Sequential, x: Tensor) -> None:
-    network.eval()
-    assert not is_batch_coupled(network)
-    torch.testing.assert_close(network(x)[:4], network(x[:4]))
-    network[1].train()
-    assert is_batch_coupled(network)
-    with torch.no_grad():
-        assert not torch.allclose(network(x)[:4], network(x[:4]))

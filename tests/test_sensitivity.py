@@ -91,13 +91,13 @@ class Recurrent(nn.Module):
 
 class _OnceDifferentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return x.sin()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def backward(ctx, gradient: Tensor) -> Tensor:
         return gradient * ctx.saved_tensors[0].cos()
 
 
@@ -105,12 +105,12 @@ class _SilentlyOnce(torch.autograd.Function):
     """A backward whose second derivative is quietly half of what it should be."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def forward(ctx, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         return x.sin()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def]
+    def backward(ctx, gradient: Tensor) -> Tensor:
         return 0.5 * (gradient + gradient.detach()) * ctx.saved_tensors[0].cos()
 
 
@@ -132,9 +132,6 @@ def silently_once(classes: int) -> nn.Module:
     return Custom(_SilentlyOnce, classes)
 
 
-ALL: list[Make] = [mlp, relu, conv, Attention, Encoder, Recurrent, once, silently_once]
-
-
 def made(make: Make, classes: int, dtype: torch.dtype = torch.float32) -> nn.Module:
     torch.manual_seed(0)
     network = make(classes).to(dtype).eval()
@@ -149,23 +146,38 @@ def images(samples: int = 6, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(samples, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
 
 
-@pytest.mark.parametrize("make", ALL)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-@pytest.mark.parametrize("classes", [1, 9, 32])
-def test_few_outputs_agree_with_a_full_svd(make: Make, dtype: torch.dtype, tolerance: float, classes: int) -> None:
-    network, x = made(make, classes, dtype), images(dtype=dtype)
-    norms = jacobian_spectral_norm(network, x)
+#: Every network in one precision at least, few and many outputs.
+SINGLE, DOUBLE = torch.float32, torch.float64
+CASES: list[tuple[Make, int, torch.dtype, float | None]] = [
+    (mlp, 1, DOUBLE, None),
+    (mlp, 32, SINGLE, None),
+    (mlp, 200, DOUBLE, 1e-5),
+    (relu, 9, SINGLE, None),
+    (relu, 200, SINGLE, 1e-3),
+    (conv, 1, SINGLE, None),
+    (conv, 32, DOUBLE, None),
+    (conv, 200, SINGLE, 1e-5),
+    (Attention, 9, DOUBLE, None),
+    (Attention, 200, SINGLE, 1e-5),
+    (Encoder, 9, SINGLE, None),
+    (Encoder, 200, DOUBLE, 1e-3),
+    (Recurrent, 9, DOUBLE, None),
+    (Recurrent, 200, SINGLE, 1e-3),
+    (once, 9, DOUBLE, None),
+    (once, 200, SINGLE, 1e-5),
+    (silently_once, 9, SINGLE, None),
+    (silently_once, 200, DOUBLE, 1e-5),
+]
+
+
+@pytest.mark.parametrize(("make", "classes", "dtype", "tolerance"), CASES)
+def test_norms_agree_with_a_full_svd(make: Make, classes: int, dtype: torch.dtype, tolerance: float | None) -> None:
+    """Exact for few outputs; up to the tolerance asked for where there are many."""
+    network, x = made(make, classes, dtype), images(3, dtype)
+    norms = jacobian_spectral_norm(network, x, **({} if tolerance is None else {"tolerance": tolerance}))
     assert norms.dtype == dtype
-    torch.testing.assert_close(norms.double(), full(network, x), rtol=tolerance, atol=0.0)
-
-
-@pytest.mark.parametrize("make", ALL)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
-def test_many_outputs_agree_with_a_full_svd(make: Make, dtype: torch.dtype, tolerance: float) -> None:
-    network, x = made(make, 200, dtype), images(dtype=dtype)
-    norms = jacobian_spectral_norm(network, x, tolerance=tolerance)
-    torch.testing.assert_close(norms.double(), full(network, x), rtol=tolerance, atol=0.0)
+    exact = tolerance or (1e-5 if dtype == SINGLE else 1e-10)
+    torch.testing.assert_close(norms.double(), full(network, x), rtol=exact, atol=0.0)
 
 
 @pytest.mark.parametrize("classes", [5, 100])
@@ -174,13 +186,6 @@ def test_chunks_and_neighbours_do_not_matter(classes: int) -> None:
     whole = jacobian_spectral_norm(network, x)
     for chunked in (jacobian_spectral_norm(network, x, max_batch=3), jacobian_spectral_norm(network, x[:4])):
         torch.testing.assert_close(chunked, whole[: len(chunked)], rtol=1e-9, atol=0.0)
-
-
-@pytest.mark.parametrize("classes", [5, 100])
-def test_it_scales_with_the_logits_and_ignores_a_shift(classes: int) -> None:
-    network, x = made(mlp, classes), images()
-    changed = jacobian_spectral_norm(lambda z: 100.0 - 3.0 * network(z), x)
-    torch.testing.assert_close(changed, 3.0 * jacobian_spectral_norm(network, x), rtol=1e-4, atol=0.0)
 
 
 def test_a_jacobian_of_rank_one_and_one_of_zeros() -> None:
@@ -209,13 +214,13 @@ def test_outputs_of_any_shape() -> None:
     torch.testing.assert_close(first.double(), full(lambda z: network(z)[:, :1], x), rtol=1e-5, atol=0.0)
 
 
-@pytest.mark.parametrize("second", [0.9, 0.96, 0.99])
-def test_a_second_value_close_to_the_largest_is_not_taken_for_it(second: float) -> None:
+@pytest.mark.parametrize(("second", "networks"), [(0.96, 100), (0.99, 50)])
+def test_a_second_value_close_to_the_largest_is_not_taken_for_it(second: float, networks: int) -> None:
     """An iteration settles on the second where the start has little of the first; each network has another start."""
     torch.manual_seed(0)
     values = torch.cat([torch.tensor([1.0, second]), torch.linspace(0.8, 0.0, 98)]).double()
     misses = 0
-    for _ in range(100):
+    for _ in range(networks):
         left, right = torch.linalg.qr(torch.randn(2, 100, 100, dtype=torch.float64)).Q
         weight = left * values @ right
         norm = jacobian_spectral_norm(lambda z, w=weight: z @ w.T, torch.zeros(1, 100, dtype=torch.float64))
@@ -247,11 +252,10 @@ def test_a_jacobian_that_is_not_finite_is_nan_for_its_sample_alone(classes: int)
 # No trace ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [conv, Attention])
-@pytest.mark.parametrize("classes", [3, 100])
+@pytest.mark.parametrize(("make", "classes"), [(conv, 3), (conv, 100), (Attention, 100)])
 def test_it_leaves_no_trace(make: Make, classes: int) -> None:
     network, x = made(make, classes).train(), images()
-    network[-1].eval() if isinstance(network, nn.Sequential) else network.norm.eval()  # type: ignore[operator, union-attr]
+    network[-1].eval() if isinstance(network, nn.Sequential) else network.norm.eval()
     for parameter in network.parameters():
         parameter.grad = torch.randn_like(parameter)
     modes = [module.training for module in network.modules()]
@@ -272,7 +276,7 @@ def test_it_leaves_no_trace(make: Make, classes: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [3, 100])
-def test_in_inference_mode(classes: int) -> None:
+def test_in_inference_mode_without_gradients_and_under_autocast(classes: int) -> None:
     network = made(conv, classes)
     expected = jacobian_spectral_norm(network, images())
     with torch.inference_mode():
@@ -281,16 +285,9 @@ def test_in_inference_mode(classes: int) -> None:
         norms = jacobian_spectral_norm(network, x)
     assert not norms.is_inference()
     assert torch.equal(norms, expected)
-    with torch.no_grad():
-        assert torch.equal(jacobian_spectral_norm(network, images()), expected)
-
-
-@pytest.mark.parametrize("classes", [3, 100])
-def test_under_autocast_it_computes_in_full_precision(classes: int) -> None:
-    network = made(conv, classes)
-    expected = jacobian_spectral_norm(network, images())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(jacobian_spectral_norm(network, images()), expected)
+    for context in (torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16)):
+        with context:
+            assert torch.equal(jacobian_spectral_norm(network, images()), expected)
 
 
 def test_a_network_of_half_precision() -> None:
@@ -300,18 +297,16 @@ def test_a_network_of_half_precision() -> None:
     torch.testing.assert_close(norms, jacobian_spectral_norm(network, images()), rtol=0.03, atol=0.0)
 
 
-@pytest.mark.parametrize("classes", [3, 100])
-def test_a_compiled_network_runs_as_it_was_written(classes: int) -> None:
+def test_a_compiled_network_runs_as_it_was_written() -> None:
     """Its graph can be gone through neither twice nor by a second derivative."""
-    network, x = made(mlp, classes), images()
-    expected = jacobian_spectral_norm(network, x)
-    compiled = torch.compile(network, backend="aot_eager")
-    compiled(x)
-    assert torch.equal(jacobian_spectral_norm(compiled, x), expected)
-    in_place = copy.deepcopy(network)
-    in_place.compile(backend="aot_eager")
-    in_place(x)
-    assert torch.equal(jacobian_spectral_norm(in_place, x), expected)
+    for classes in (3, 100):
+        network, x = made(mlp, classes), images()
+        expected = jacobian_spectral_norm(network, x)
+        in_place = copy.deepcopy(network)
+        in_place.compile(backend="aot_eager")
+        for compiled in (torch.compile(network, backend="aot_eager"), in_place):
+            compiled(x)
+            assert torch.equal(jacobian_spectral_norm(compiled, x), expected)
 
 
 def test_modes_come_back_after_an_exception() -> None:
@@ -376,14 +371,6 @@ def test_a_kernel_larger_than_the_size_gets_room() -> None:
     assert layer_spectral_norms(layer, size=3)[""] == pytest.approx(float(layer.weight.detach().norm()))
 
 
-def test_the_layers_norms_bound_the_jacobians() -> None:
-    network = made(mlp, 9)
-    bound = math.prod(float(norm) for norm in layer_spectral_norms(network).values())
-    norms = jacobian_spectral_norm(network, images())
-    assert (norms <= bound).all()
-    assert (norms > 0.1 * bound).all()
-
-
 def test_parametrized_layers_are_left_as_they_were() -> None:
     torch.manual_seed(0)
     layer = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6), n_power_iterations=50)
@@ -402,13 +389,13 @@ def test_gradient_flow_on_the_logit_error_of_a_linear_network_never_raises_its_n
     x = torch.randn(1, 1, 3, 3, dtype=torch.float64)
     epsilon = (x - C4().act(x, 1)).flatten()
     network = nn.Sequential(nn.Flatten(), nn.Linear(9, 4, bias=False)).double()
-    weight: Tensor = network[1].weight  # type: ignore[assignment]
+    weight: Tensor = network[1].weight
     # The first singular vector is given a part along ε, so that there is something to lose.
     weight.data += torch.outer(torch.randn(4, dtype=torch.float64), epsilon / epsilon.norm())
     start, sigma = weight.detach().clone(), torch.outer(epsilon, epsilon)
-    step = 1e-4
+    step, steps = 5e-4, 400
     norms = [jacobian_spectral_norm(network, x).item()]
-    for _ in range(2000):
+    for _ in range(steps):
         # LI of the one element g: ½ ‖f(x) − f(gx)‖²
         outputs = evaluate_orbit(network, x, C4(), elements=[1])
         loss = functional.logit_invariance_error(outputs.logits, outputs.orbit_logits)
@@ -416,7 +403,7 @@ def test_gradient_flow_on_the_logit_error_of_a_linear_network_never_raises_its_n
         with torch.no_grad():
             weight -= step * gradient
         norms.append(jacobian_spectral_norm(network, x).item())
-    flowed = start @ torch.linalg.matrix_exp(-sigma * step * 2000)
+    flowed = start @ torch.linalg.matrix_exp(-sigma * step * steps)
     torch.testing.assert_close(weight.detach(), flowed, rtol=0.0, atol=1e-2 * float(start.norm()))
     assert all(later <= earlier * (1 + 1e-12) for earlier, later in itertools.pairwise(norms))
     assert norms[-1] < 0.9 * norms[0]

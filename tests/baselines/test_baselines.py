@@ -11,25 +11,32 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_invariance import C4, D4, SO2, CyclicTranslations, HorizontalFlip, Rotations, evaluate_invariance
+from lightning_invariance import C4, D4, SO2, CyclicTranslations, evaluate_invariance
 from lightning_invariance.baselines import OrbitPooled, TiedFirstLayerMLP
-
-GROUPS = [C4(), D4(), CyclicTranslations(3), CyclicTranslations(4, dim=-2), HorizontalFlip()]
 
 
 def perceptron(features: int) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(features, 16), nn.Tanh(), nn.Linear(16, 5))
 
 
-@pytest.mark.parametrize("pool", ["mean", "max"])
-@pytest.mark.parametrize("action", GROUPS, ids=repr)
-def test_pooled_over_the_orbit_nothing_moves(action, pool):
+def tied(action, pool: str = "max"):
+    return TiedFirstLayerMLP(action, (2, 12, 12), num_classes=4, hidden=(32, 16), pool=pool).double()
+
+
+@pytest.mark.parametrize(
+    ("action", "pool"),
+    [(C4(), "max"), (D4(), "mean"), (CyclicTranslations(4, dim=-2), "max")],
+)
+def test_over_the_orbit_nothing_moves(action, pool):
+    torch.manual_seed(0)
+    inner = perceptron(288).double()
     x = torch.randn(3, 2, 12, 12, dtype=torch.float64)
-    network = OrbitPooled(perceptron(288).double(), action, pool)
-    reference = network(x)
-    assert reference.std() > 1e-3
-    for element in range(1, len(action)):
-        torch.testing.assert_close(network(action.act(x, element)), reference, atol=1e-12, rtol=0)
+    for network in (OrbitPooled(inner, action, pool), tied(action, pool)):
+        reference = network(x)
+        assert reference.std() > 1e-3
+        for element in range(1, len(action)):
+            torch.testing.assert_close(network(action.act(x, element)), reference, atol=1e-12, rtol=0)
+    assert (inner(x) - inner(action.act(x, 1))).abs().max() > 1e-3
 
 
 def test_orbit_pooling_is_the_mean_of_single_forwards():
@@ -38,23 +45,6 @@ def test_orbit_pooling_is_the_mean_of_single_forwards():
     turned = [inner(torch.from_numpy(np.rot90(x.numpy(), k, axes=(-2, -1)).copy())) for k in range(4)]
     torch.testing.assert_close(OrbitPooled(inner, C4())(x), sum(turned) / 4)
     torch.testing.assert_close(OrbitPooled(inner, C4(), pool="max")(x), torch.stack(turned).max(dim=0).values)
-
-
-def test_the_untied_network_of_the_same_kind_does_move():
-    x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
-    inner = perceptron(64).double()
-    assert (inner(x) - inner(C4().act(x, 1))).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("pool", ["mean", "max"])
-@pytest.mark.parametrize("action", GROUPS, ids=repr)
-def test_tied_first_layer_is_invariant(action, pool):
-    x = torch.randn(3, 2, 12, 12, dtype=torch.float64)
-    network = TiedFirstLayerMLP(action, (2, 12, 12), num_classes=4, hidden=(32, 16), pool=pool).double()
-    reference = network(x)
-    assert reference.std() > 1e-3
-    for element in range(1, len(action)):
-        torch.testing.assert_close(network(action.act(x, element)), reference, atol=1e-12, rtol=0)
 
 
 def test_tied_first_layer_is_a_perceptron_with_rotated_rows():
@@ -109,13 +99,7 @@ def test_every_measure_knows_an_invariant_network():
         (lambda: OrbitPooled(perceptron(64), SO2(4)), "list all elements of a group"),
         (lambda: OrbitPooled(perceptron(64), C4() * CyclicTranslations(2)), "list all elements of a group"),
         (lambda: OrbitPooled(perceptron(64), C4(), pool="sum"), "`pool` to be one of"),
-        (lambda: OrbitPooled(perceptron(64), "C4"), "`action` to be an Action"),
-        (lambda: TiedFirstLayerMLP(Rotations(4), (1, 8, 8), 5), "`action` to be exact"),
-        (lambda: TiedFirstLayerMLP(C4(), (1, 8, 9), 5), "square images"),
         (lambda: TiedFirstLayerMLP(CyclicTranslations(3), (1, 8, 8), 5), "6 or 9 would work"),
-        (lambda: TiedFirstLayerMLP(C4(), (1, 8, 8), 0), "`num_classes`"),
-        (lambda: TiedFirstLayerMLP(C4(), (1, 8, 8), 5, hidden=()), "`hidden`"),
-        (lambda: TiedFirstLayerMLP(C4(), (1, 8, 8), 5, hidden=(0,)), "`hidden`"),
         (lambda: TiedFirstLayerMLP(C4(), (1, 8, 8), 5, pool="sum"), "`pool` to be one of"),
     ],
 )

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,16 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_invariance
-from lightning_invariance import C4, D4, Gradient, InvarianceMonitor, InvarianceRegularizer
+from lightning_invariance import C4, D4, Gradient, InvarianceMonitor
 
 pytest.importorskip("escnn.nn", exc_type=ImportError)
 
-import baselines_worker
 from escnn import gspaces
 from escnn import nn as enn
-from processes import Launch
 
 from lightning_invariance.baselines import SteerableClassifier
 
@@ -37,14 +37,14 @@ ENVIRONMENT = {
 }
 GROUPS = ["C4", "D4", "C8", "SO2"]
 LATTICE = {"C4": C4(), "D4": D4(), "C8": C4(), "SO2": C4()}
-SIZES = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 27, 28, 29, 30, 31, 32, 33]
+#: All remainders of 8, which three blocks halve to; and larger ones, even and odd in each block.
+SIZES = [1, 2, 3, 4, 5, 6, 7, 8, 15, 28]
 
 
-def build(group: str, size: int = 12, dtype: torch.dtype = torch.float32, seed: int = 0, **options: int) -> nn.Module:
-    """A network whose running statistics are no longer those it was made with."""
+@cache
+def _built(group: str, size: int, dtype: torch.dtype, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    network = SteerableClassifier(group, in_channels=2, num_classes=5, image_size=size, **{"width": 2, **options})
-    network = network.to(dtype)
+    network = SteerableClassifier(group, in_channels=2, num_classes=5, image_size=size, width=2).to(dtype)
     with torch.no_grad():
         for _ in range(2):
             network(1 + torch.randn(16, 2, size, size, dtype=dtype))
@@ -53,77 +53,31 @@ def build(group: str, size: int = 12, dtype: torch.dtype = torch.float32, seed: 
     return network
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+def build(group: str, size: int = 12, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """A network whose running statistics are no longer those it was made with."""
+    return copy.deepcopy(_built(group, size, dtype, seed))
+
+
+def images(count: int, size: int = 12, seed: int = 3) -> torch.Tensor:
+    return torch.randn(count, 2, size, size, generator=torch.Generator().manual_seed(seed))
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("group", GROUPS)
-def test_turned_images_have_the_same_logits_at_every_size(group, training, dtype, tolerance):
+def test_turned_images_have_the_same_logits_at_every_size(group, training):
     action = LATTICE[group]
+    double = training == (group in ("C4", "D4"))
+    dtype, tolerance = (torch.float64, 1e-6) if double else (torch.float32, 1e-5)
     for size in SIZES:
-        network = build(group, size, dtype).train(training)
-        x = torch.randn(6, 2, size, size, dtype=dtype)
+        network, x = build(group, size, dtype).train(training), images(4, size).to(dtype)
         with torch.no_grad():
             logits = network(x)
             assert logits.std() > 1e-3
             for element in range(1, len(action)):
                 error = (network(action.act(x, element)) - logits).abs().max()
                 assert error < tolerance * logits.std(), (size, element)
-
-
-@pytest.mark.parametrize("group", ["C4", "C8", "SO2"])
-def test_a_group_without_flips_sees_them(group):
-    network, x = build(group).eval(), torch.randn(6, 2, 12, 12)
-    with torch.no_grad():
-        assert (network(x.flip(-1)) - network(x)).abs().max() > 0.01 * network(x).std()
-
-
-@pytest.mark.parametrize("group", GROUPS)
-def test_it_learns(group):
-    """Two textures that no turn takes to one another."""
-    torch.manual_seed(0)
-    x = torch.randn(64, 1, 12, 12)
-    y = torch.arange(64) % 2
-    x[y == 1] = nn.functional.avg_pool2d(x[y == 1], 3, stride=1, padding=1)
-    network = SteerableClassifier(group, 1, 2, 12, width=2, depth=2)
-    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-    for _ in range(60):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(network(x), y).backward()
-        assert all(parameter.grad is not None for parameter in network.parameters())
-        optimizer.step()
-    assert (network.eval()(x).argmax(1) == y).float().mean() > 0.95
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"group": "C3"}, "Expected `group` to be one of"),
-        ({"group": C4()}, "Expected `group` to be one of"),
-        ({"in_channels": 0}, "Expected `in_channels` to be an integer"),
-        ({"num_classes": 2.0}, "Expected `num_classes` to be an integer"),
-        ({"image_size": (28, 28)}, "Expected `image_size` to be an integer"),
-        ({"width": 0}, "Expected `width` to be an integer"),
-        ({"depth": True}, "Expected `depth` to be an integer"),
-    ],
-)
-def test_errors_when_built(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        SteerableClassifier(**{"group": "C4", "in_channels": 1, "num_classes": 2, "image_size": 8, **arguments})
-
-
-@pytest.mark.parametrize(
-    "x",
-    [
-        torch.randn(2, 2, 12, 13),
-        torch.randn(2, 2, 13, 13),
-        torch.randn(2, 1, 12, 12),
-        torch.randn(2, 12, 12),
-        torch.zeros(2, 2, 12, 12, dtype=torch.uint8),
-        "x",
-    ],
-)
-def test_errors_when_called(x):
-    with pytest.raises(ValueError, match=r"Expected `x` to be floating point of shape \(B, 2, 12, 12\) but got"):
-        build("C4")(x)
+            if group != "D4" and size == 28:
+                assert (network(x.flip(-1)) - logits).abs().max() > 0.01 * logits.std()
 
 
 # It is escnn's network -------------------------------------------------------------------------------------------
@@ -164,10 +118,9 @@ class InEscnnsLayers(nn.Module):
         return self.head(self.features(self.image(x)).tensor.mean((-2, -1)))
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("group", ["C4", "D4", "C8"])
+@pytest.mark.parametrize(("group", "training"), [("C4", True), ("D4", False), ("D4", True), ("C8", False)])
 def test_logits_are_those_of_escnn_s_layers(group, training):
-    network, x = build(group, size=12), torch.randn(5, 2, 12, 12)
+    network, x = build(group), images(5)
     reference = InEscnnsLayers(network, group, (2, 4, 8)).train(training)
     torch.testing.assert_close(network.train(training)(x), reference(x), rtol=1e-4, atol=1e-5)
 
@@ -185,97 +138,71 @@ def test_filters_and_the_fourier_transform_are_escnn_s():
     to_coefficients, to_values = [layer for layer in network.features if hasattr(layer, "matrix")][-2:]
     to_coefficients.fields = to_values.fields = 4
     x = torch.randn(3, 28, 6, 6)
-    ours = to_coefficients(F.elu(to_values(x)))
+    (rectify,) = {type(layer) for layer in network.features if isinstance(layer, (nn.ELU, nn.ReLU))}
+    ours = to_coefficients(rectify()(to_values(x)))
     torch.testing.assert_close(ours, fourier(fourier.in_type(x)).tensor)
 
 
 # An ordinary module ----------------------------------------------------------------------------------------------
 
 
-def images(count: int, size: int = 12, seed: int = 3) -> torch.Tensor:
-    return torch.randn(count, 2, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("trained_in", [False, True])
-@pytest.mark.parametrize("loaded_in", [False, True])
 @pytest.mark.parametrize("group", GROUPS)
-def test_a_state_loads_in_either_mode_from_either_mode(group, trained_in, loaded_in):
-    trained, other, x = build(group).train(trained_in), build(group, seed=1).train(loaded_in), images(4)
-    other.load_state_dict(trained.state_dict())
-    expected = trained.eval()(x)
-    assert expected.std() > 1e-3
-    # Before anything is called that could make a cache fresh.
-    assert torch.equal((other if not loaded_in else other.eval())(x), expected)
-
-
-def test_a_state_of_one_size_loads_into_a_network_for_another():
-    other = build("C4", size=15, seed=1)
-    other.load_state_dict(build("C4", size=12).state_dict())
-
-
-@pytest.mark.parametrize("group", GROUPS)
-def test_weights_changed_in_eval_mode_are_used(group):
-    network, x = build(group).eval(), images(6)
-    before = network(x)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
-    F.cross_entropy(before, torch.arange(6) % 5).backward()
-    optimizer.step()
-    fresh = build(group, seed=1)
-    fresh.load_state_dict(network.state_dict())
-    assert torch.equal(network(x), fresh.eval()(x))
-    assert not torch.allclose(network(x), before)
+def test_a_state_loads_in_either_mode_and_copies_and_pickles_are_the_same(group):
+    x = images(4)
+    for trained_in, loaded_in in ((False, True), (True, False), (True, True)):
+        trained, other = build(group).train(trained_in), build(group, seed=1).train(loaded_in)
+        other.load_state_dict(trained.state_dict())
+        expected = trained.eval()(x)
+        assert expected.std() > 1e-3
+        # Before anything is called that could make a cache fresh.
+        assert torch.equal((other if not loaded_in else other.eval())(x), expected)
+    network = build(group).train()
+    network(x).sum().backward()
+    for same in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        assert torch.equal(same.eval()(x), copy.deepcopy(network).eval()(x))
+    build(group, size=15, seed=1).load_state_dict(network.state_dict())  # for another size
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("group", GROUPS)
-def test_gradients_after_eval_was_called_without_any(group, context):
-    network, x = build(group), images(3).requires_grad_()
+@pytest.mark.parametrize("group", ["D4", "SO2"])
+def test_gradients_and_steps_after_eval_was_called_without_any(group, context):
+    network, x = build(group), images(6).requires_grad_()
+    was = x.detach().clone()
     with context():
-        network.train().eval()
-        network(x)
-    inputs = [x, *network.parameters()]
-    gradients = torch.autograd.grad(network(x).square().sum(), inputs)
-    expected = torch.autograd.grad(copy.deepcopy(network).eval()(x).square().sum(), x)[0]
-    assert all(gradient.abs().sum() > 0 for gradient in gradients)
-    assert torch.equal(gradients[0], expected)
+        before = network.train().eval()(x).clone()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    F.cross_entropy(network(x), torch.arange(6) % 5).backward()
+    fresh = build(group).eval()
+    expected = torch.autograd.grad(F.cross_entropy(fresh(x), torch.arange(6) % 5), [x, *fresh.parameters()])
+    for got, gradient in zip((x.grad, *(parameter.grad for parameter in network.parameters())), expected, strict=True):
+        assert gradient.abs().sum() > 0
+        assert torch.equal(got, gradient)
+    optimizer.step()
+    fresh.load_state_dict(network.state_dict())
+    assert torch.equal(network(x), fresh(x))
+    assert not torch.allclose(network(x), before)
+    assert torch.equal(x, was)
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("group", GROUPS)
-def test_the_batch_is_left_alone(group, training):
-    network, x = build(group).train(training), images(3)
-    before = x.clone()
-    network(x)
-    assert torch.equal(x, before)
-
-
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("group", GROUPS)
-def test_copies_and_pickles(group, training):
-    network, x = build(group), images(3)
-    network.train().train(training)(x).sum().backward()
-    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-        assert torch.equal(other.eval()(x), copy.deepcopy(network).eval()(x))
-        assert all(isinstance(value, torch.Tensor) for value in other.state_dict().values())
-
-
-@pytest.mark.parametrize("group", GROUPS)
-def test_one_network_in_double_precision_leaves_the_others_alone(group):
-    first, second, x = build(group).eval(), build(group).eval(), images(3)
+@pytest.mark.parametrize("group", ["D4", "C8"])
+def test_one_network_in_another_precision_leaves_the_others_alone(group):
+    second, x = build(group).eval(), images(3)
     space = SPACES[group]()
-    image = enn.FieldType(space, 2 * [space.trivial_repr])
-    users = enn.R2Conv(image, enn.FieldType(space, [space.trivial_repr]), 5).eval()
-    expected, expected_users = second(x), users(image(x)).tensor
-    first.double()
-    torch.testing.assert_close(first(x.double()), expected.double(), rtol=1e-4, atol=1e-4)
+    image = enn.FieldType(space, [space.trivial_repr])
+    users = enn.R2Conv(image, enn.FieldType(space, [space.regular_repr]), 5).eval()
+    expected, expected_users = second(x), users(image(x[:, :1])).tensor
+    first = SteerableClassifier(group, 2, 5, 12, width=2).double()
+    first.load_state_dict(second.state_dict())
+    torch.testing.assert_close(first.eval()(x.double()), expected.double(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(users.train().eval()(image(x[:, :1])).tensor, expected_users)
+    users.half()
+    third = SteerableClassifier(group, 2, 5, 12, width=2)
+    for (name, one), (_, other) in zip(second.named_buffers(), third.named_buffers(), strict=True):
+        assert "basis" not in name or torch.equal(one, other)
     assert torch.equal(second(x), expected)
-    users.double()
-    third = build(group).eval()
-    assert torch.equal(third(x), expected)
-    assert torch.equal(users.float().train().eval()(image(x)).tensor, expected_users)
 
 
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("group", ["C8", "SO2"])
 def test_half_precision_leaves_no_trace(group):
     network, x = build(group), images(16)
     expected = copy.deepcopy(network).eval()(x)
@@ -317,8 +244,7 @@ def test_a_seed_gives_the_same_network_and_nothing_else_is_drawn():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("size", [12, 13])
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(("group", "size"), [("C4", 13), ("D4", 12), ("C8", 12), ("SO2", 13)])
 def test_exported_it_is_the_same_network_in_torch_s_own_layers(group, size):
     network, x = build(group, size), images(6, size)
     was = copy.deepcopy(network.state_dict())
@@ -330,7 +256,7 @@ def test_exported_it_is_the_same_network_in_torch_s_own_layers(group, size):
     torch.save(exported, file)
     file.seek(0)
     expected = network.eval()(x)
-    for same in (exported, torch.load(file, weights_only=False), pickle.loads(pickle.dumps(exported))):
+    for same in (exported, torch.load(file, weights_only=False)):
         torch.testing.assert_close(same(x), expected, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         for parameter in exported.parameters():
@@ -344,6 +270,7 @@ def test_exported_it_is_the_same_network_in_torch_s_own_layers(group, size):
 class Module(LightningModule):
     def __init__(self, group: str = "C4") -> None:
         super().__init__()
+        torch.manual_seed(1)
         self.model = SteerableClassifier(group, 2, 3, 12, width=2, depth=2)
         self.seen = []
 
@@ -363,8 +290,8 @@ class Module(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
-def loader(dtype: torch.dtype = torch.float32) -> DataLoader:
-    return DataLoader(TensorDataset(images(24).to(dtype), torch.arange(24) % 3), batch_size=8)
+def loader() -> DataLoader:
+    return DataLoader(TensorDataset(images(24), torch.arange(24) % 3), batch_size=8)
 
 
 def trainer(tmp_path: Path, *callbacks: object, **options: object) -> Trainer:
@@ -373,35 +300,28 @@ def trainer(tmp_path: Path, *callbacks: object, **options: object) -> Trainer:
     return Trainer(accelerator="cpu", default_root_dir=tmp_path, callbacks=[*callbacks], **{**quiet, **options})
 
 
-def module(group: str = "C4") -> Module:
-    torch.manual_seed(1)
-    return Module(group)
-
-
-def same_state(left: nn.Module, right: nn.Module) -> bool:
-    pairs = zip(left.state_dict().values(), right.state_dict().values(), strict=True)
-    return all(torch.equal(*pair) for pair in pairs)
-
-
-@pytest.mark.parametrize("group", GROUPS)
-def test_a_run_that_is_resumed_is_the_run_that_went_through(group, tmp_path):
-    whole, first, second = module(group), module(group), Module(group)
+def test_a_run_that_is_resumed_is_the_run_that_went_through(tmp_path):
+    whole, first, second = Module("D4"), Module("D4"), Module("D4")
     trainer(tmp_path).fit(whole, loader(), loader())
     start = trainer(tmp_path, max_epochs=1)
     start.fit(first, loader(), loader())
     start.save_checkpoint(tmp_path / "half.ckpt")
     trainer(tmp_path).fit(second, loader(), loader(), ckpt_path=tmp_path / "half.ckpt")
-    assert same_state(second, whole)
-    assert not same_state(first, whole)
+
+    pairs = [
+        [torch.equal(value, other.state_dict()[name]) for name, value in whole.state_dict().items()]
+        for other in (second, first)
+    ]
+    assert all(pairs[0])
+    assert not all(pairs[1])
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_averaged_weights_are_those_validated(group, tmp_path):
+def test_averaged_weights_are_those_validated(tmp_path):
+    trained = Module("SO2")
     averaging = EMAWeightAveraging(decay=0.5)
-    trained = module(group)
     trainer(tmp_path, averaging, num_sanity_val_steps=0).fit(trained, loader(), loader())
     logits, state = trained.seen[-1]
-    fresh = Module(group).model
+    fresh = Module("SO2").model
     fresh.load_state_dict(state)
     x = images(24)[16:]
     torch.testing.assert_close(logits, fresh.eval()(x))
@@ -410,69 +330,56 @@ def test_averaged_weights_are_those_validated(group, tmp_path):
         assert (fresh(C4().act(x, 1)) - logits).abs().max() < 1e-5 * logits.std()
 
 
-@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("group", GROUPS)
-def test_precisions(group, precision, tmp_path):
-    trained = module(group)
+@pytest.mark.parametrize(
+    ("group", "precision", "dtype", "tolerance"),
+    [
+        ("SO2", "64-true", torch.float64, 1e-6),
+        ("C8", "bf16-mixed", torch.float32, 1e-5),
+        ("D4", "bf16-true", torch.bfloat16, 0.2),
+        ("SO2", "bf16-true", torch.bfloat16, 0.2),
+    ],
+)
+def test_precisions(group, precision, dtype, tolerance, tmp_path):
+    trained = Module(group)
     trainer(tmp_path, precision=precision).fit(trained, loader(), loader())
-    expected = {"64-true": torch.float64, "bf16-mixed": torch.float32, "bf16-true": torch.bfloat16}[precision]
-    assert {value.dtype for value in trained.state_dict().values()} == {expected, torch.int64}
+    assert {value.dtype for value in trained.state_dict().values()} == {dtype, torch.int64}
     assert all(torch.isfinite(value).all() for value in trained.state_dict().values())
-    x = images(8).to(expected)
+    x = images(8).to(dtype)
     with torch.no_grad():
         logits = trained.eval()(x)
-        error = (trained(C4().act(x, 1)) - logits).abs().max()
-    assert error < {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 0.2}[expected] * logits.std()
+        assert (trained(C4().act(x, 1)) - logits).abs().max() < tolerance * logits.std()
 
 
-@pytest.mark.parametrize("method", ["validate", "test"])
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(("group", "method"), [("D4", "validate"), ("SO2", "test")])
 def test_the_monitor_finds_it_invariant(group, method, tmp_path):
     monitor = InvarianceMonitor(LATTICE[group], saliency=Gradient())
-    measured_by = trainer(tmp_path, monitor)
-    getattr(measured_by, method)(module(group), loader(), verbose=False)
+    getattr(trainer(tmp_path, monitor), method)(Module(group), loader(), verbose=False)
     measured = {name: float(estimate.value) for name, estimate in monitor.history[0].measures.items()}
     assert measured["normalized_logit_invariance_error"] < 1e-9
     assert measured["saliency_invariance_similarity"] == pytest.approx(1.0, abs=1e-5)
     assert measured["prediction_consistency"] == 1.0
 
 
-def test_the_regularizer_has_nothing_to_do(tmp_path):
-    regularizer = InvarianceRegularizer(C4(), 1.0)
-    fitted = trainer(tmp_path, regularizer)
-    fitted.fit(module(), loader())
-    assert float(fitted.callback_metrics["train/invariance_penalty"]) < 1e-8
-
-
-# In two processes ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed support")
-def test_two_processes_take_the_mean_of_their_gradients(tmp_path):
-    launch = Launch(baselines_worker.__file__, tmp_path)
-    assert launch.codes == [0, 0]
-
-    # The same by hand: two copies, each with its own half of the data, stepping together.
-    copies = [baselines_worker.Module().model.train() for _ in range(2)]
-    x, y = baselines_worker.data()
-    for start in range(0, 8, baselines_worker.BATCH):
-        mine = slice(start, start + baselines_worker.BATCH)
-        gradients = [
-            torch.autograd.grad(F.cross_entropy(network(x[rank::2][mine]), y[rank::2][mine]), [*network.parameters()])
-            for rank, network in enumerate(copies)
-        ]
-        with torch.no_grad():
-            for network in copies:
-                for parameter, left, right in zip(network.parameters(), *gradients, strict=True):
-                    parameter -= baselines_worker.RATE * (left + right) / 2
-    trained = launch.results("state")
-    untrained = baselines_worker.Module().model.state_dict()
-    for name, parameter in copies[0].named_parameters():
-        assert not torch.equal(parameter, untrained[name]), name
-        for state in trained:
-            torch.testing.assert_close(state[name], parameter.detach(), rtol=1e-4, atol=1e-6)
-    for name, buffer in copies[0].named_buffers():  # running statistics are the first process's
-        torch.testing.assert_close(trained[0][name], buffer, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("group", ["D4", "SO2"])
+def test_distributed_training_reaches_every_parameter(group):
+    """One process will do: whose gradients are averaged is torch's affair, which parameters have some is ours."""
+    wrapped, by_hand, x = build(group), build(group), images(6)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        distributed = DistributedDataParallel(wrapped)
+        for network in (distributed, by_hand):
+            optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+            for _ in range(2):
+                optimizer.zero_grad()
+                F.cross_entropy(network(x), torch.arange(6) % 5).backward()
+                optimizer.step()
+    finally:
+        torch.distributed.destroy_process_group()
+    for (name, got), expected in zip(wrapped.state_dict().items(), by_hand.state_dict().values(), strict=True):
+        torch.testing.assert_close(got, expected, msg=name)
+        assert name.endswith("basis") or "matrix" in name or not torch.equal(got, build(group).state_dict()[name]), name
 
 
 # Where escnn finds nothing on the disk ---------------------------------------------------------------------------

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import math
-import os
-import subprocess
+import runpy
 import sys
+import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +20,24 @@ from benchmarks.growth import peak_memory
 from benchmarks.pairs import Pair, Setting, clocked, measure
 from benchmarks.rows import ROWS
 
-ROOT = Path(__file__).parents[2]
 SETTING = Setting(torch.device("cpu"), quick=True)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    folder = tmp_path_factory.mktemp("benchmarks")
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--quick", "--out", str(folder)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+    """The files and the words of `python -m benchmarks --quick`."""
+    folder, output, logger = (
+        tmp_path_factory.mktemp("benchmarks"),
+        io.StringIO(),
+        logging.getLogger("lightning.pytorch"),
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done.stdout
+    level = logger.level
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(), redirect_stdout(output):
+        warnings.simplefilter("ignore")
+        patch.setattr(sys, "argv", ["benchmarks", "--quick", "--out", str(folder)])
+        runpy.run_module("benchmarks", run_name="__main__")
+    logger.setLevel(level)
+    return folder, output.getvalue()
 
 
 @pytest.mark.parametrize("name", ROWS)

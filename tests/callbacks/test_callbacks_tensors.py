@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import Classifier, assert_trained_alike, fit, loader, logit_term, rotated, trainer_for
+from helpers import fit, loader, made, trainer_for
 from lightning.pytorch import LightningModule
+from oracles import WEIGHT, Classifier, logit_term, rotated
+from steps import regularised, validated, with_term
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -29,8 +30,6 @@ from lightning_invariance import (
     TimeReversal,
 )
 
-WEIGHT = 0.3
-
 
 class Watching(LightningModule):
     """Keeps its training batches, as they reach the step."""
@@ -48,165 +47,188 @@ class Watching(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def watched(callback: OrbitAugmentation, batch: Any) -> Any:
-    """The batch after augmentation."""
+def watched(action: Action, batch: Any, epochs: int = 1, **options: Any) -> Any:
+    """The last batch after augmentation."""
     module = Watching()
     data = DataLoader([0], batch_size=None, collate_fn=lambda _: batch)
-    trainer_for([callback], max_epochs=1).fit(module, data)
-    return module.batches[0]
+    trainer_for([OrbitAugmentation(action, **options)], max_epochs=epochs).fit(module, data)
+    return module.batches[-1]
 
 
-# Augmentation -----------------------------------------------------------------------------------------------------
+# Augmentation ----------------------------------------------------------------------------------------------------
 
 
 def images(count: int = 64, channels: int = 3, side: int = 8) -> Tensor:
     return torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
-LISTS_OF_SAMPLES: dict[str, Callable[[], Any]] = {
-    "dicts": lambda: [{"image": image, "label": torch.tensor(1)} for image in images()],
-    "a single dict": lambda: [{"image": images(1)[0], "boxes": torch.zeros(2, 4)}],
-    "images and dicts": lambda: (list(images()), [{"boxes": torch.zeros(2, 4)} for _ in range(64)]),
-    "one image and one dict": lambda: (list(images(1)), [{"boxes": torch.zeros(2, 4)}]),
+class Named(NamedTuple):
+    image: Tensor
+    label: Tensor
+
+
+FOUR, X, OTHER = torch.arange(4), images(4), images(4).flip(-1)
+LIST = r"one row a sample but the batch holds a list of samples.*collate"
+AMBIGUOUS = r"several tensors could be meant .*: name it with `input=`"
+
+REFUSED: dict[str, tuple[Any, Any, str]] = {
+    "dicts": ([{"image": image, "label": torch.tensor(1)} for image in X], None, LIST),
+    "a single dict": ([{"image": X[0], "boxes": torch.zeros(2, 4)}], None, LIST),
+    "images and dicts": ((list(X), [{"boxes": torch.zeros(2, 4)} for _ in X]), None, LIST),
+    "one image and one dict": ((list(X[:1]), [{"boxes": torch.zeros(2, 4)}]), None, LIST),
+    "squares of integers": ((torch.arange(16).reshape(4, 2, 2), torch.randn(4, 1, 2, 2), FOUR), None, AMBIGUOUS),
+    "two views": (((X, OTHER), FOUR), None, AMBIGUOUS),
+    "two images in a dict": ({"a": X, "b": OTHER, "label": FOUR}, None, AMBIGUOUS),
+    "two loaders": ([[X, FOUR], [OTHER, FOUR]], None, AMBIGUOUS),
+    "no tensor": ({"label": FOUR}, None, r"there is no tensor in lists, tuples and mappings .*`input=`"),
+    "a name in a pair": ((X, FOUR), "image", "input='image' to name a tensor in the batch"),
+    "a place that is not there": ((X, FOUR), 2, "input=2 to name a tensor in the batch"),
+    "a place in a dict": ({"image": X}, 0, "input=0 to name a tensor in the batch"),
+    "another name": ({"image": X}, "img", "input='img' to name a tensor in the batch.*'image'"),
+    "no squares": ((X[..., 1:], FOUR), None, "square"),
 }
 
 
-@pytest.mark.parametrize("batch", LISTS_OF_SAMPLES.values(), ids=LISTS_OF_SAMPLES)
-def test_a_list_of_samples_is_refused(batch: Callable[[], Any]) -> None:
-    with pytest.raises(ValueError, match=r"one row a sample but the batch holds a list of samples.*collate"):
-        watched(OrbitAugmentation(C4()), batch())
+@pytest.mark.parametrize(("batch", "input", "message"), REFUSED.values(), ids=REFUSED)
+def test_a_batch_in_which_no_single_tensor_is_meant_is_refused(batch: Any, input: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        watched(C4(), batch, input=input)
 
 
 def test_a_tensor_of_other_rows_than_the_labels_is_refused() -> None:
     time_first = torch.randn(10, 4, 6)  # (time, batch, features)
     with pytest.raises(ValueError, match=r"the batch\[0\] has 10 rows and the batch\[1\] has 4: name the input"):
-        watched(OrbitAugmentation(TimeReversal()), (time_first, torch.arange(4)))
+        watched(TimeReversal(), (time_first, FOUR))
 
 
-AMBIGUOUS: dict[str, Callable[[], Any]] = {
-    "integers of the same square size": lambda: (
-        torch.arange(16).reshape(4, 2, 2),
-        torch.randn(4, 1, 2, 2),
-        torch.ones(4),
-    ),
-    "two views": lambda: ((images(4), images(4)), torch.arange(4)),
-    "two images in a dict": lambda: {"a": images(4), "b": images(4), "label": torch.arange(4)},
-    "two loaders": lambda: [[images(4), torch.arange(4)], [images(4), torch.arange(4)]],
+#: Where the tensor is that moves, and how it may be named; None where it is the only one that can be meant.
+FOUND: dict[str, tuple[Any, str, tuple[Any, ...]]] = {
+    "a tensor": (X, "", (None,)),
+    "a pair": ((X, FOUR), "0", (None, 0)),
+    "a namedtuple": (Named(X, FOUR), "0", (None,)),
+    "numbers in front": ((FOUR, X, FOUR), "1", (None, 1)),
+    "names in front": ((["a", "b", "c", "d"], X), "1", (None, 1)),
+    "the second of two": ((OTHER, X), "1", (1, [1], -1)),
+    "a dict with numbers": ({"x": X, "size": FOUR}, "x", (None, "x")),
+    "a dict of two images": ({"mask": OTHER, "image": X}, "image", ("image", ["image"])),
+    "nested": (({"meta": FOUR, "image": X}, FOUR), "0.image", (None, "0.image")),
+    "nested lists": (([X, OTHER], FOUR), "0.0", (["0.0"],)),
 }
 
 
-@pytest.mark.parametrize("batch", AMBIGUOUS.values(), ids=AMBIGUOUS)
-def test_two_tensors_that_could_be_meant_are_asked_about(batch: Callable[[], Any]) -> None:
-    with pytest.raises(ValueError, match=r"several tensors could be meant .* name it with `input=`"):
-        watched(OrbitAugmentation(C4()), batch())
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else None
+    if pairs is None:
+        return {path[1:]: value}
+    return {place: leaf for key, item in pairs for place, leaf in leaves(item, f"{path}.{key}").items()}
 
 
-UNAMBIGUOUS: dict[str, tuple[Callable[[], Any], str]] = {
-    "numbers in front": (lambda: (torch.arange(4), images(4), torch.arange(4)), "1"),
-    "numbers in front, no label": (lambda: (torch.arange(4), images(4)), "1"),
-    "names in front": (lambda: (["a", "b", "c", "d"], images(4)), "1"),
-    "a pair": (lambda: (images(4), torch.arange(4)), "0"),
-    "a dict with a mask of integers": (lambda: {"x": images(4), "size": torch.arange(4)}, "x"),
-    "nested": (lambda: ({"meta": torch.arange(4), "image": images(4)}, torch.arange(4)), "0.image"),
-}
-
-
-@pytest.mark.parametrize(("batch", "place"), UNAMBIGUOUS.values(), ids=UNAMBIGUOUS)
-def test_the_only_tensor_that_can_be_meant_is_found_and_can_be_named(batch: Callable[[], Any], place: str) -> None:
-    def at(value: Any) -> Any:
-        for step in place.split("."):
-            value = value[int(step) if step.isdigit() else step]
-        return value
-
-    found = at(watched(OrbitAugmentation(C4(), seed=1), batch()))
-    named = at(watched(OrbitAugmentation(C4(), seed=1, input=int(place) if place.isdigit() else place), batch()))
-    assert torch.equal(found, named)
-    assert not torch.equal(found, at(batch()))
-    assert torch.equal(found.flatten(1).sort().values, at(batch()).flatten(1).sort().values)
+@pytest.mark.filterwarnings("ignore:.*stays as it is")
+@pytest.mark.parametrize(("batch", "place", "inputs"), FOUND.values(), ids=FOUND)
+def test_the_only_tensor_that_can_be_meant_or_the_one_that_is_named_moves(
+    batch: Any, place: str, inputs: tuple[Any, ...]
+) -> None:
+    moved = [watched(C4(), batch, seed=1, input=input) for input in inputs]
+    for each in moved:
+        assert type(each) is type(batch)
+        for where, leaf in leaves(batch).items():
+            found = leaves(each)[where]
+            if where == place:
+                assert not torch.equal(found, leaf)
+                assert torch.equal(found.flatten(1).sort().values, leaf.flatten(1).sort().values)
+                assert torch.equal(found, leaves(moved[0])[where])
+            else:
+                assert torch.equal(found, leaf) if isinstance(leaf, Tensor) else found == leaf
 
 
 def test_a_mask_that_stays_is_warned_of_once() -> None:
-    class Segments(Watching):
-        pass
-
-    def batch() -> Any:
-        return images(4), torch.arange(4 * 64).reshape(4, 8, 8)
-
-    module = Segments()
-    data = DataLoader(list(zip(*batch(), strict=True)), batch_size=2)
-    with pytest.warns(
-        UserWarning, match=r"C4\(\) moves the batch\[0\], but the batch\[1\] .* stays as it is"
-    ) as warned:
-        trainer_for([OrbitAugmentation(C4())], max_epochs=2).fit(module, data)
+    message = r"C4\(\) moves the batch\[0\], but the batch\[1\] .* stays as it is"
+    with pytest.warns(UserWarning, match=message) as warned:
+        watched(C4(), (X, torch.arange(4 * 64).reshape(4, 8, 8)), epochs=2)
     assert len([each for each in warned if "stays" in str(each.message)]) == 1
 
 
 @pytest.mark.parametrize("action", [C4(), Rotations(8)])
 def test_other_targets_are_not_taken_for_masks(action: Action) -> None:
-    for target in (torch.arange(4), torch.randn(4, 8), torch.randn(4, 8, 7), torch.randn(4, 10)):
-        watched(OrbitAugmentation(action), (images(4), target))  # a warning would be an error
+    for target in (FOUR, torch.randn(4, 8), torch.randn(4, 8, 7), torch.randn(4, 10)):
+        watched(action, (X, target))  # a warning would be an error
 
 
+@pytest.mark.filterwarnings("ignore:.*stays as it is")
 def test_a_list_moves_image_and_mask_by_the_same_element() -> None:
     index = torch.arange(64).reshape(1, 8, 8).expand(16, 8, 8).contiguous()
     picture = index[:, None].float()
-    moved, mask = watched(OrbitAugmentation(C4(), input=[0, 1]), (picture, index))
+    moved, mask = watched(C4(), (picture, index), input=[0, 1])
     assert torch.equal(moved[:, 0].long(), mask)
     assert not torch.equal(mask, index)
-    only, stays = watched(OrbitAugmentation(C4(), input=[0]), (picture, index))
-    assert not torch.equal(only, picture)
-    assert torch.equal(stays, index)
+
+
+def test_a_mask_of_whole_numbers_takes_the_nearest_class_under_interpolation() -> None:
+    index = torch.zeros(8, 9, 9, dtype=torch.int64)
+    index[:, :, :5] = 7
+    moved, mask = watched(Rotations(8), (index[:, None].float(), index), input=[0, 1])
+    assert mask.dtype == torch.int64
+    assert set(mask.unique().tolist()) <= {0, 7}
+    assert not torch.equal(mask, index)
+    # Where the image is not blended, the mask says the same.
+    sharp = (moved[:, 0] == 7) | (moved[:, 0] == 0)
+    inside = torch.zeros(9, 9, dtype=torch.bool)
+    inside[2:7, 2:7] = True
+    assert torch.equal(mask[sharp & inside], moved[:, 0][sharp & inside].long())
 
 
 def test_a_set_and_what_belongs_to_its_points_are_put_into_one_order() -> None:
     positions = torch.arange(4 * 6, dtype=torch.float32).reshape(4, 6, 1).expand(4, 6, 3).contiguous()
     charges = torch.arange(4 * 6).reshape(4, 6)
     batch = {"positions": positions, "charges": charges, "energy": torch.zeros(4)}
-    moved = watched(OrbitAugmentation(SetPermutations(2), input=["positions", "charges"]), batch)
+    moved = watched(SetPermutations(2), batch, input=["positions", "charges"])
     assert torch.equal(moved["positions"][..., 0].long(), moved["charges"])
     assert not torch.equal(moved["charges"], charges)
     assert torch.equal(moved["charges"].sort(dim=1).values, charges)
-    with pytest.warns(
-        UserWarning, match=r"moves the batch\['positions'\], but the batch\['charges'\] of the same places"
-    ):
-        watched(OrbitAugmentation(SetPermutations(2)), batch)
+    message = r"moves the batch\['positions'\], but the batch\['charges'\] of the same places"
+    with pytest.warns(UserWarning, match=message):
+        watched(SetPermutations(2), batch)
 
 
-# Outputs that move ------------------------------------------------------------------------------------------------
+def test_signs_of_channels_are_no_places() -> None:
+    signs = LinearAction(torch.stack([torch.eye(3), -torch.eye(3)]), dim=-1)
+    target = torch.eye(3)[[0, 1, 2, 0]]
+    moved, kept = watched(signs, (torch.randn(4, 5, 3), target))
+    assert moved.shape == (4, 5, 3)
+    assert torch.equal(kept, target)
 
 
-class Segmentation(Classifier):
-    """A 1×1 convolution: exactly equivariant, and anything but invariant."""
+@pytest.mark.parametrize("batch", [[images(1)[0]], images(1)[0]], ids=["a list of one image", "bare"])
+def test_one_image_without_a_batch_is_warned_of(batch: Any) -> None:
+    with pytest.warns(UserWarning, match=r"each of the 3 rows of a tensor \(3, 8, 8\) .* as if it were one image"):
+        watched(C4(), batch)
 
-    def __init__(self) -> None:
-        super().__init__(lambda: nn.Conv2d(1, 2, 1))
+
+def test_rows_that_are_atoms_are_not_taken_for_molecules_without_a_word() -> None:
+    flat = {"positions": torch.randn(20, 3), "atoms": torch.tensor([4, 6, 5, 5]), "energy": torch.randn(4)}
+    message = r"each of the 20 rows of the batch\['positions'\] .* of the shapes \[\(4,\)\]"
+    with pytest.warns(UserWarning, match=message):
+        watched(SO3(2), flat, input="positions")
+    boxes = [{"boxes": torch.zeros(count, 4)} for count in (1, 3)]  # one mapping a sample: as many rows as objects
+    watched(C4(), {"image": images(2), "labels": boxes}, input=["image"])
+
+
+def test_a_product_of_groups_with_elements_in_common_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"every pair but the first of C4\(\) \* C4\(\) to move"):
+        (C4() * C4()).verify(X)
+    (C4() * CyclicTranslations(2)).verify(X)
+
+
+# Outputs that move -----------------------------------------------------------------------------------------------
+
+
+class Dense(Classifier):
+    """Exactly equivariant, and anything but invariant."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return self(batch[0]).square().mean()
+        return self(batch[0] if isinstance(batch, list) else batch).square().mean()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        return self(batch[0]).square().mean()
-
-
-MOVES = r"output, a tensor \(4, 2, 4, 4\) .* has the places that C4\(\) moves in the input"
-
-
-def test_an_output_of_the_inputs_size_is_warned_of_by_the_monitor() -> None:
-    with pytest.warns(UserWarning, match=MOVES) as warned:
-        trainer_for([InvarianceMonitor(C4())]).validate(Segmentation(), loader(8), verbose=False)
-    assert len([each for each in warned if "moves in the input" in str(each.message)]) == 1
-
-
-def test_and_by_the_regularizer() -> None:
-    with pytest.warns(UserWarning, match=MOVES):
-        fit(Segmentation, [InvarianceRegularizer(C4(), WEIGHT)])
-
-
-class Pointwise(Segmentation):
-    """Forces on points."""
-
-    def __init__(self) -> None:
-        Classifier.__init__(self, lambda: nn.Linear(3, 3))
+    validation_step = training_step
 
 
 def points(count: int = 8, size: int = 5) -> DataLoader[Any]:
@@ -214,19 +236,24 @@ def points(count: int = 8, size: int = 5) -> DataLoader[Any]:
     return DataLoader(list(torch.randn(count, size, 3, generator=generator)), batch_size=4)
 
 
-def test_outputs_a_point_move_with_a_set_and_not_with_the_coordinates_alone() -> None:
-    class Points(Pointwise):
-        def validation_step(self, batch: Any, batch_idx: int) -> Any:
-            return self(batch).square().mean()
+def test_an_output_of_the_inputs_size_is_warned_of_once() -> None:
+    def segmentation() -> Dense:
+        return Dense(lambda: nn.Conv2d(1, 2, 1))
 
+    moves = r"output, a tensor \(4, 2, 4, 4\) .* has the places that C4\(\) moves in the input"
+    with pytest.warns(UserWarning, match=moves) as warned:
+        validated(InvarianceMonitor(C4()), segmentation(), loader(8))
+    assert len([each for each in warned if "moves in the input" in str(each.message)]) == 1
+    with pytest.warns(UserWarning, match=moves):
+        fit(segmentation, [InvarianceRegularizer(C4(), WEIGHT)])
     with pytest.warns(UserWarning, match=r"has the places that SetPermutations\(.*\) moves in the input"):
-        trainer_for([InvarianceMonitor(SetPermutations(2))]).validate(Points(), points(), verbose=False)
+        validated(InvarianceMonitor(SetPermutations(2)), Dense(lambda: nn.Linear(3, 3)), points())
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        trainer_for([InvarianceMonitor(C4())]).validate(Classifier(), loader(8), verbose=False)
+        validated(InvarianceMonitor(C4()), Classifier(), loader(8))
 
 
-# Several inputs of a network --------------------------------------------------------------------------------------
+# Several inputs of a network -------------------------------------------------------------------------------------
 
 
 class Molecule(LightningModule):
@@ -263,6 +290,23 @@ def molecules(count: int = 8, size: int = 5) -> DataLoader[Any]:
     return DataLoader([{"positions": p, "charges": c} for p, c in zip(positions, charges, strict=True)], batch_size=4)
 
 
+class Reversal(SetPermutations):
+    """A set whose only other order is the reverse, so that what is drawn is known."""
+
+    def __init__(self) -> None:
+        super().__init__(samples=1)
+
+    @property
+    def drawn(self) -> bool:
+        return False
+
+    def orders(self, size: int, device: torch.device | str = "cpu") -> Tensor:
+        return torch.stack([torch.arange(size), torch.arange(size - 1, -1, -1)]).to(device)
+
+    def alongside(self, x: Tensor, other: Tensor) -> Action:
+        return self if other.ndim == x.ndim else TimeReversal()
+
+
 def test_a_penalty_moves_all_inputs_that_are_named_together() -> None:
     class WithTerm(Molecule):
         """The reversed order, of positions and charges both."""
@@ -270,49 +314,24 @@ def test_a_penalty_moves_all_inputs_that_are_named_together() -> None:
         def added(self, fx: Tensor, positions: Tensor, charges: Tensor) -> Tensor | float:
             return WEIGHT * logit_term(fx, [self(positions.flip(1), charges.flip(1))])
 
-    class FlipSet(SetPermutations):
-        """A set whose only other order is the reverse, so that what is drawn is known."""
-
-        def __init__(self) -> None:
-            super().__init__(samples=1)
-
-        @property
-        def drawn(self) -> bool:
-            return False
-
-        def orders(self, size: int, device: torch.device | str = "cpu") -> Tensor:
-            return torch.stack([torch.arange(size), torch.arange(size - 1, -1, -1)]).to(device)
-
-        def alongside(self, x: Tensor, other: Tensor) -> Action:
-            return self if other.ndim == x.ndim else _Reversed()
-
-    class _Reversed(TimeReversal):
-        pass
-
-    both = ["positions", "charges"]  # as its forward calls them
-    oracle, plain = fit(WithTerm, data=molecules()), fit(Molecule, data=molecules())
-    for input in ([0, 1], both):
-        got = fit(Molecule, [InvarianceRegularizer(FlipSet(), WEIGHT, input=input)], data=molecules())
-        assert_trained_alike(got, oracle, plain)
+    options = {"data": molecules()}
+    for input in ([0, 1], ["positions", "charges"]):  # as its forward calls them
+        regularised(Molecule, WithTerm, action=Reversal(), input=input, options=options)
     with pytest.raises(ValueError, match=r"input=\['positions', 'mass'\] to name a tensor in .* 'mass' is none"):
-        fit(Molecule, [InvarianceRegularizer(FlipSet(), WEIGHT, input=["positions", "mass"])], data=molecules())
+        fit(Molecule, [InvarianceRegularizer(Reversal(), WEIGHT, input=["positions", "mass"])], **options)
 
 
 def test_a_monitor_measures_all_inputs_moved_together() -> None:
-    torch.manual_seed(0)
-    module, data = Molecule(), molecules()
+    module, data = made(Molecule), molecules()
     monitor = InvarianceMonitor(SetPermutations(3), input=[0, 1], saliency=Gradient())
-    trainer_for([monitor]).validate(module, data, verbose=False)
+    validated(monitor, module, data)
     (record,) = monitor.history
-    action = record.action
-    assert isinstance(action, SetPermutations)
     batch = next(iter(DataLoader(data.dataset, batch_size=8)))
     positions, charges = batch["positions"], batch["charges"]
-    orders = action.orders(5)
+    orders = record.action.orders(5)
     with torch.no_grad():
-        fx = module(positions, charges)
-        moved = torch.stack([module(positions[:, order], charges[:, order]) for order in orders[1:]])
-    expected = float((moved - fx).square().sum(-1).mean() / 2)
+        fx, *fgx = [module(positions[:, order], charges[:, order]) for order in orders]
+    expected = float(logit_term(fx, fgx))
     assert float(record.measures["logit_invariance_error"].value) == pytest.approx(expected, rel=1e-5)
     # The maps are of both inputs; whole numbers have no gradient.
     labels = fx.argmax(1)
@@ -329,10 +348,11 @@ def test_a_monitor_measures_all_inputs_moved_together() -> None:
 
 
 def test_a_tensor_of_the_same_set_that_stays_is_warned_of() -> None:
-    with pytest.warns(UserWarning, match=r"moves argument 0, but argument 1 of the same places stays as it is"):
+    message = r"moves argument 0, but argument 1 of the same places stays as it is"
+    with pytest.warns(UserWarning, match=message):
         fit(Molecule, [InvarianceRegularizer(SetPermutations(2), WEIGHT)], data=molecules())
-    with pytest.warns(UserWarning, match=r"moves argument 0, but argument 1 of the same places stays as it is"):
-        trainer_for([InvarianceMonitor(SetPermutations(2))]).validate(Molecule(), molecules(), verbose=False)
+    with pytest.warns(UserWarning, match=message):
+        validated(InvarianceMonitor(SetPermutations(2)), Molecule(), molecules())
 
 
 def test_rotations_move_positions_and_leave_charges_without_a_word() -> None:
@@ -346,108 +366,42 @@ def test_image_and_depth_turn_together() -> None:
         def forward(self, image: Tensor, depth: Tensor) -> Tensor:
             return self.model(image * depth[:, None])
 
-        def added(self, fx: Tensor, image: Tensor, depth: Tensor) -> Tensor | float:
-            return 0.0
-
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            image = batch[0]
-            depth = image[:, 0].abs()
-            fx = self(image, depth)
-            return F.cross_entropy(fx, batch[1]) + self.added(fx, image, depth)
+            fx = self(batch[0], batch[0][:, 0].abs())
+            return F.cross_entropy(fx, batch[1]) + self.added(fx, batch[0])
 
-    class WithTerm(Depth):
-        def added(self, fx: Tensor, image: Tensor, depth: Tensor) -> Tensor | float:
-            turned = zip(rotated(image), rotated(depth[:, None]), strict=True)
-            return WEIGHT * logit_term(fx, [self(each, deep[:, 0]) for each, deep in turned])
+    class Oracle(Depth):
+        def added(self, fx: Tensor, x: Tensor) -> Tensor | float:
+            turned = zip(rotated(x), rotated(x[:, :1].abs()), strict=True)
+            return WEIGHT * logit_term(fx, [self(each, depth[:, 0]) for each, depth in turned])
 
-    got = fit(Depth, [InvarianceRegularizer(C4(), WEIGHT, input=[0, 1])])
-    assert_trained_alike(got, fit(WithTerm), fit(Depth))
+    regularised(Depth, Oracle, input=[0, 1])
 
 
 def test_logits_are_taken_out_of_any_output() -> None:
     """An ensemble whose members stand one behind the other, ``(m B, C)``, and a head among several."""
 
+    def mean_of_members(output: Any) -> Tensor:
+        return output["members"].reshape(2, -1, 3).mean(0)
+
     class Ensemble(Classifier):
         def forward(self, x: Tensor) -> Any:
             return {"members": torch.cat([self.model(x), self.model(0.5 * x)]), "features": x}
 
-        def added(self, fx: Tensor, x: Tensor) -> Tensor | float:
-            return 0.0
+        def again(self, x: Tensor) -> Tensor:
+            return (self.model(x) + self.model(0.5 * x)) / 2
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            members = self(batch[0])["members"]
-            fx = members.reshape(2, -1, 3).mean(0)
+            fx = mean_of_members(self(batch[0]))
             return F.cross_entropy(fx, batch[1]) + self.added(fx, batch[0])
 
-    class WithTerm(Ensemble):
-        def added(self, fx: Tensor, x: Tensor) -> Tensor | float:
-            turned = [(self.model(each) + self.model(0.5 * each)) / 2 for each in rotated(x)]
-            return WEIGHT * logit_term(fx, turned)
-
-    def mean_of_members(output: Any) -> Tensor:
-        return output["members"].reshape(2, -1, 3).mean(0)
-
-    got = fit(Ensemble, [InvarianceRegularizer(C4(), WEIGHT, logits=mean_of_members)])
-    assert_trained_alike(got, fit(WithTerm), fit(Ensemble))
-    with pytest.raises(
-        ValueError, match=r"one row of logits for each of 4 samples but got a tensor \(8, 3\).*`logits=`"
+    regularised(Ensemble, with_term(Ensemble), logits=mean_of_members)
+    for logits, message in (
+        (
+            lambda output: output["members"],
+            r"one row of logits for each of 4 samples but got a tensor \(8, 3\).*`logits=`",
+        ),
+        (lambda output: "none", "`logits` to give a tensor but got"),
     ):
-        fit(Ensemble, [InvarianceRegularizer(C4(), WEIGHT, logits=lambda output: output["members"])])
-    with pytest.raises(ValueError, match="`logits` to give a tensor but got"):
-        fit(Ensemble, [InvarianceRegularizer(C4(), WEIGHT, logits=lambda output: "none")])
-
-
-def test_signs_of_channels_are_no_places() -> None:
-    signs = LinearAction(torch.stack([torch.eye(3), -torch.eye(3)]), dim=-1)
-    moved, target = watched(OrbitAugmentation(signs), (torch.randn(4, 5, 3), torch.eye(3)[[0, 1, 2, 0]]))
-    assert moved.shape == (4, 5, 3)
-    assert torch.equal(target, torch.eye(3)[[0, 1, 2, 0]])
-
-
-# What looks wrong ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("batch", [[images(1, side=8)[0]], images(1, side=8)[0]], ids=["a list of one image", "bare"])
-def test_one_image_without_a_batch_is_warned_of(batch: Any) -> None:
-    with pytest.warns(UserWarning, match=r"each of the 3 rows of a tensor \(3, 8, 8\) .* as if it were one image"):
-        watched(OrbitAugmentation(C4()), batch)
-
-
-def test_a_mask_of_whole_numbers_takes_the_nearest_class_under_interpolation() -> None:
-    index = torch.zeros(8, 9, 9, dtype=torch.int64)
-    index[:, :, :5] = 7
-    moved, mask = watched(OrbitAugmentation(Rotations(8), input=[0, 1]), (index[:, None].float(), index))
-    assert mask.dtype == torch.int64
-    assert set(mask.unique().tolist()) <= {0, 7}
-    assert not torch.equal(mask, index)
-    # Where the image is not blended, the mask says the same.
-    sharp = (moved[:, 0] == 7) | (moved[:, 0] == 0)
-    inside = torch.zeros(9, 9, dtype=torch.bool)
-    inside[2:7, 2:7] = True
-    assert torch.equal(mask[sharp & inside], moved[:, 0][sharp & inside].long())
-
-
-def test_labels_that_name_no_class_are_warned_of() -> None:
-    class CountsFromOne(Classifier):
-        def validation_step(self, batch: Any, batch_idx: int) -> Any:
-            return F.cross_entropy(self(batch[0]), batch[1] - 1)
-
-    data = loader(12, 12, pack=lambda x, y: (x, y + 1))  # the first batch is looked at
-    with pytest.warns(UserWarning, match=r"labels at the batch\[1\] go from 1 to 3, .* the classes 0 to 2"):
-        trainer_for([InvarianceMonitor(C4())]).validate(CountsFromOne(), data, verbose=False)
-
-
-def test_a_product_of_groups_with_elements_in_common_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"every pair but the first of C4\(\) \* C4\(\) to move"):
-        (C4() * C4()).verify(images(4))
-    (C4() * CyclicTranslations(2)).verify(images(4))
-
-
-def test_rows_that_are_atoms_are_not_taken_for_molecules_without_a_word() -> None:
-    flat = {"positions": torch.randn(20, 3), "atoms": torch.tensor([4, 6, 5, 5]), "energy": torch.randn(4)}
-    with pytest.warns(
-        UserWarning, match=r"each of the 20 rows of the batch\['positions'\] .* of the shapes \[\(4,\)\]"
-    ):
-        watched(OrbitAugmentation(SO3(2), input="positions"), flat)
-    boxes = [{"boxes": torch.zeros(count, 4)} for count in (1, 3)]  # one mapping a sample: as many rows as objects
-    watched(OrbitAugmentation(C4(), input=["image"]), {"image": images(2), "labels": boxes})
+        with pytest.raises(ValueError, match=message):
+            fit(Ensemble, [InvarianceRegularizer(C4(), WEIGHT, logits=logits)])

@@ -11,27 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CLASSES, SIDE, Classifier, Images, assert_identical, flat, mlp
+from helpers import CLASSES, SIDE, Images, trainer_for
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning_utilities.core import rank_zero
+from oracles import Classifier, assert_identical, flat, gradient_map, measures_by_hand, mlp
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_invariance import (
-    C4,
-    ComparedModel,
-    Comparison,
-    Estimate,
-    Gradient,
-    InvarianceRegularizer,
-    OrbitAugmentation,
-    compare,
-)
+import lightning_invariance as li
 from lightning_invariance.baselines import OrbitPooled
 from lightning_invariance.comparison import _times
-
-ROTATIONS = [lambda x, k=k: torch.rot90(x, k, dims=(-2, -1)) for k in range(4)]
 
 
 class Data(LightningDataModule):
@@ -54,12 +43,12 @@ class Data(LightningDataModule):
 
 
 def pooled() -> nn.Module:
-    return OrbitPooled(mlp(), C4())
+    return OrbitPooled(mlp(), li.C4())
 
 
-def compared(models: Any, datamodule: Any = None, action: Any = None, **options: Any) -> Comparison:
-    options = {"rounds": 0, "progress": False, "accelerator": "cpu", "saliency": Gradient(), **options}
-    return compare(models, datamodule or Data(), action or C4(), **options)
+def compared(models: Any, datamodule: Any = None, action: Any = None, **options: Any) -> li.Comparison:
+    options = {"rounds": 0, "progress": False, "accelerator": "cpu", "saliency": li.Gradient(), **options}
+    return li.compare(models, datamodule or Data(), action or li.C4(), **options)
 
 
 def seeded(network: Any = mlp, seed: int = 0) -> Classifier:
@@ -72,42 +61,25 @@ def seeded(network: Any = mlp, seed: int = 0) -> Classifier:
 
 def test_the_measures_are_those_of_the_formulas() -> None:
     module = seeded()
-    found = compared({"net": module}, saliency_samples=6).models["net"].measures
+    models = compared({"net": module, "pooled": seeded(pooled)}, saliency_samples=6).models
+    assert models["pooled"].measures["logit_invariance_error"].value < 1e-12
+    assert models["pooled"].measures["saliency_invariance_similarity"].value == pytest.approx(1.0, abs=1e-6)
+    assert models["pooled"].parameters == SIDE * SIDE * 8 + 8 + 8 * CLASSES + CLASSES
+    found = models["net"].measures
     x, y = Images(10, seed=2).x, Images(10, seed=2).y
-    with torch.no_grad():
-        orbit = torch.stack([module(turn(x)) for turn in ROTATIONS]).double()
-    right = orbit.argmax(dim=-1) == y
-    p, q = orbit[0].softmax(-1), orbit.softmax(-1)
-    centred = orbit - orbit.mean(dim=-1, keepdim=True)
-    mean = centred.mean(dim=0)
-    within, between = ((centred - mean) ** 2).sum(-1).mean(), ((mean - mean.mean(dim=0)) ** 2).sum(-1).mean()
-    maps = []
-    for k, turn in enumerate(ROTATIONS):
-        moved = turn(x[:6]).requires_grad_()
-        module(moved)[range(6), y[:6]].sum().backward()
-        maps.append(torch.rot90(moved.grad, -k, dims=(-2, -1)).flatten(1))
-    module.zero_grad()
-    expected = {
-        "accuracy": right[0].double().mean(),
-        "worst_case_orbit_accuracy": right.all(dim=0).double().mean(),
-        "logit_invariance_error": ((orbit[1:] - orbit[0]) ** 2).sum(-1).mean() / 2,
-        "distribution_invariance_error": (p * (p / q[1:]).log()).sum(-1).mean(),
-        "saliency_invariance_similarity": torch.stack([F.cosine_similarity(maps[0], m) for m in maps[1:]]).mean(),
-        "orbit_share": within / (within + between),
-    }
-    assert list(found) == list(expected)
-    for name, value in expected.items():
-        assert float(found[name].value) == pytest.approx(float(value), rel=1e-4), name
-    accuracy = right[0].double()
-    assert float(found["accuracy"].standard_error) == pytest.approx(float(accuracy.std() / math.sqrt(10)), rel=1e-6)
-
-
-def test_an_invariant_network_is_told_from_one_that_is_not() -> None:
-    found = compared({"plain": seeded(), "pooled": seeded(pooled)}).models
-    assert found["plain"].measures["logit_invariance_error"].value > 1e-3
-    assert found["pooled"].measures["logit_invariance_error"].value < 1e-12
-    assert found["pooled"].measures["saliency_invariance_similarity"].value == pytest.approx(1.0, abs=1e-6)
-    assert found["plain"].parameters == found["pooled"].parameters == 16 * 8 + 8 + 8 * CLASSES + CLASSES
+    right = (module(x).argmax(dim=1) == y).double()
+    expected = {"accuracy": float(right.mean()), **measures_by_hand(module, x, y, gradient_map, 6)}
+    assert list(found) == [
+        "accuracy",
+        "worst_case_orbit_accuracy",
+        "logit_invariance_error",
+        "distribution_invariance_error",
+        "saliency_invariance_similarity",
+        "orbit_share",
+    ]
+    for name, estimate in found.items():
+        assert float(estimate.value) == pytest.approx(expected[name], rel=1e-4), name
+    assert float(found["accuracy"].standard_error) == pytest.approx(float(right.std() / math.sqrt(10)), rel=1e-6)
 
 
 def test_a_submodule_may_be_the_network() -> None:
@@ -115,11 +87,10 @@ def test_a_submodule_may_be_the_network() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.model(x) / 2
 
-    torch.manual_seed(0)
     module = Halved()
-    whole = compared({"net": module}).models["net"].measures["logit_invariance_error"].value
-    part = compared({"net": module}, network="model").models["net"].measures["logit_invariance_error"].value
-    assert float(part) == pytest.approx(4 * float(whole), rel=1e-5)
+    whole, part = (compared({"net": module}, network=name).models["net"].measures for name in (None, "model"))
+    error = "logit_invariance_error"
+    assert float(part[error].value) == pytest.approx(4 * float(whole[error].value), rel=1e-5)
 
 
 def test_without_labels_there_are_no_accuracies() -> None:
@@ -188,7 +159,7 @@ class Clock:
         return self.now
 
 
-def timed(clock: Clock, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Comparison:
+def timed(clock: Clock, monkeypatch: pytest.MonkeyPatch, **options: Any) -> li.Comparison:
     monkeypatch.setattr(_times, "perf_counter", clock)
     return compared({"a": Clocked(clock, "a"), "b": Clocked(clock, "b")}, Data(train=8, test=40), **options)
 
@@ -205,15 +176,10 @@ def test_ratios_are_those_of_steps_in_the_same_round(monkeypatch: pytest.MonkeyP
     assert found.models["b"].inference_seconds == (1.0, 2.0, 4.0)
     assert found.ratios("training_step_seconds") == {"a": 1.0, "b": 3.0}
     assert found.ratios("inference_seconds") == {"a": 1.0, "b": 0.5}
-
-
-def test_models_take_turns_and_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(SECONDS)
-    timed(clock, monkeypatch, rounds=2, steps=4)
-    round_of = lambda *names: [turn for name in names for turn in (f"{name} trains", f"{name} tests")]  # noqa: E731
-    assert clock.turns == ["a tests", "b tests", *round_of("a", "b"), *round_of("b", "a")]
+    turns = [f"{name} {does}" for name in "abbaab" for does in ("trains", "tests")]
+    assert clock.turns == ["a tests", "b tests", *turns]
     # A fit's epochs hold two batches: it goes on through several of them.
-    assert [clock.steps.count(turn) for turn in range(3, 11)] == [_times.WARM_UP + 4] * 8
+    assert [clock.steps.count(turn) for turn in range(3, 15)] == [_times.WARM_UP + 4] * 12
 
 
 class Slow(Callback):
@@ -245,17 +211,13 @@ def test_where_there_is_one_batch_its_step_counts(monkeypatch: pytest.MonkeyPatc
     assert found.models["a"].inference_seconds == (100.0,)
 
 
-def test_regularised_and_augmented_training_runs() -> None:
-    callbacks = {"IR": [OrbitAugmentation(C4()), InvarianceRegularizer(C4(), 1.0)]}
-    found = compared({"DA": seeded(), "IR": seeded(seed=1)}, callbacks=callbacks, rounds=1, steps=2)
-    for model in found.models.values():
-        assert all(seconds > 0 for seconds in (*model.training_step_seconds, *model.inference_seconds))
-
-
 def test_the_callbacks_may_be_all_of_a_trainer(tmp_path: Path) -> None:
-    trainer = Trainer(accelerator="cpu", callbacks=[OrbitAugmentation(C4())], default_root_dir=tmp_path, logger=False)
+    trainer = Trainer(
+        accelerator="cpu", callbacks=[li.OrbitAugmentation(li.C4())], default_root_dir=tmp_path, logger=False
+    )
     assert len(trainer.callbacks) > 2  # a progress bar, a summary, a checkpoint
-    compared({"net": seeded()}, callbacks={"net": trainer.callbacks}, rounds=1, steps=1)
+    found = compared({"net": seeded()}, callbacks={"net": trainer.callbacks}, rounds=1, steps=1).models["net"]
+    assert all(seconds > 0 for seconds in (*found.training_step_seconds, *found.inference_seconds))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -273,8 +235,8 @@ class Stops(Callback):
 def test_models_callbacks_random_streams_and_data_module_are_as_before(fails: bool) -> None:
     module, datamodule = seeded(), Data()
     module.eval()
-    regularizer = InvarianceRegularizer(C4(), 1.0)
-    owner = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    regularizer = li.InvarianceRegularizer(li.C4(), 1.0)
+    owner = trainer_for()
     datamodule.trainer = owner
 
     def everything() -> dict[str, Any]:
@@ -296,15 +258,7 @@ def test_models_callbacks_random_streams_and_data_module_are_as_before(fails: bo
 
 def test_a_module_that_its_trainer_still_holds_can_be_compared() -> None:
     module, datamodule = seeded(), Data()
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=1,
-        log_every_n_steps=1,
-    )
+    trainer = trainer_for(max_epochs=1)
     trainer.fit(module, datamodule=datamodule)
     compared({"net": module}, datamodule, rounds=1, steps=1)
     assert module.trainer is trainer
@@ -320,9 +274,6 @@ def test_nothing_is_said(
     compared({"net": seeded()}, rounds=1, steps=1)
     assert capsys.readouterr() == ("", "")
     assert caplog.records == []
-
-
-def test_a_progress_bar_is_shown_where_one_is_wanted(capsys: pytest.CaptureFixture[str]) -> None:
     compared({"net": seeded()}, progress=True)
     assert "net: testing" in capsys.readouterr().err
 
@@ -330,16 +281,13 @@ def test_a_progress_bar_is_shown_where_one_is_wanted(capsys: pytest.CaptureFixtu
 # What it is refused for -------------------------------------------------------------------------------------------
 
 
-def test_several_test_loaders_are_refused_before_any_batch() -> None:
+def test_several_test_loaders_or_devices_are_refused_before_any_batch() -> None:
     class Never(Classifier):
         def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
             raise AssertionError("a batch was run")
 
     with pytest.raises(ValueError, match="`datamodule` to give one test data loader but got 2"):
         compared({"net": Never()}, Data(loaders=2))
-
-
-def test_several_devices_are_refused() -> None:
     with pytest.raises(ValueError, match="to name one device, to time it, but got 2"):
         compared({"net": seeded()}, devices=2)
 
@@ -347,16 +295,18 @@ def test_several_devices_are_refused() -> None:
 # What is shown ---------------------------------------------------------------------------------------------------
 
 
-def estimate(value: float, error: float = 0.5) -> Estimate:
-    return Estimate(torch.tensor(value), torch.tensor(error))
+def estimate(value: float, error: float = 0.5) -> li.Estimate:
+    return li.Estimate(torch.tensor(value), torch.tensor(error))
 
 
-KNOWN = Comparison(
+KNOWN = li.Comparison(
     {
-        "DA": ComparedModel(
+        "DA": li.ComparedModel(
             {"accuracy": estimate(0.9), "logit_invariance_error": estimate(8.0)}, 1234, (0.1,), (0.02,)
         ),
-        "WT": ComparedModel({"accuracy": estimate(0.95), "logit_invariance_error": estimate(0.0)}, 99, (0.4,), (0.01,)),
+        "WT": li.ComparedModel(
+            {"accuracy": estimate(0.95), "logit_invariance_error": estimate(0.0)}, 99, (0.4,), (0.01,)
+        ),
     }
 )
 
@@ -380,7 +330,7 @@ def test_the_data_frame_has_every_number() -> None:
 
 
 def test_without_times_the_table_has_none_and_the_frame_nan() -> None:
-    untimed = Comparison({"DA": ComparedModel({"accuracy": estimate(0.9)}, 12, (), ())})
+    untimed = li.Comparison({"DA": li.ComparedModel({"accuracy": estimate(0.9)}, 12, (), ())})
     assert untimed.to_markdown().splitlines()[0] == "|  | accuracy | parameters |"
     assert math.isnan(untimed.to_dataframe().loc["DA", "training_step_ratio"])
     assert [axes.get_title() for axes in untimed.plot().axes] == ["accuracy", "parameters"]
@@ -402,6 +352,3 @@ def test_without_pandas_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("lightning_invariance._requirements.import_module", missing)
     with pytest.raises(ModuleNotFoundError, match="A DataFrame needs pandas: pip install pandas"):
         KNOWN.to_dataframe()
-
-
-assert SIDE == 4  # the number of parameters above counts on it

@@ -41,11 +41,9 @@ def _default_precision_is_left_alone() -> Iterator[None]:
 
 @pytest.fixture
 def equivariance_error() -> Callable[..., dict[tuple[int, bool], Tensor]]:
-    """In here, and by name: `e3nn.util.test` holds an autouse fixture, which pytest would find in a module."""
-    pytest.importorskip("e3nn")
-    from e3nn.util.test import equivariance_error
-
-    return equivariance_error
+    """Imported in here: `e3nn.util.test` holds an autouse fixture, which pytest would find in this module."""
+    error: Callable[..., dict[tuple[int, bool], Tensor]] = pytest.importorskip("e3nn.util.test").equivariance_error
+    return error
 
 
 def force_field(mix: float) -> nn.Module:

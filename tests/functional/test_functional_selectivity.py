@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -37,18 +36,6 @@ def estimated(network: Any, x: Tensor, action: Any = None, **options: Any) -> Es
     return metric.compute_with_error()
 
 
-def test_the_formula(dtype: torch.dtype, tolerance: dict[str, Any]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    base = torch.randn(5, 3, generator=generator, dtype=dtype)
-    orbit, perturbed = torch.randn(2, 4, 5, 3, generator=generator, dtype=dtype).unbind()
-    a = ((orbit.double() - base.double()) ** 2).sum(-1).numpy()
-    b = ((perturbed.double() - base.double()) ** 2).sum(-1).numpy()
-    expected = {"mean": a.mean() / b.mean(), "element": a.mean(1) / b.mean(1), "none": a.mean(0) / b.mean()}
-    for reduction, value in expected.items():
-        got = selectivity(base, orbit, perturbed, reduction=reduction)  # type: ignore[arg-type]
-        np.testing.assert_allclose(got.numpy(), value, rtol=1e-5)
-
-
 def test_an_average_over_the_group_has_a_selectivity_of_0() -> None:
     value, error = estimated(OrbitPooled(linear(10), C4()), images())
     assert value < 1e-10
@@ -58,7 +45,7 @@ def test_an_average_over_the_group_has_a_selectivity_of_0() -> None:
 @pytest.mark.parametrize("action", [C4(), HorizontalFlip()], ids=repr)
 def test_a_network_that_knows_nothing_of_the_group_has_one_near_1(action: Any) -> None:
     """With many outputs a random map is as long in every direction, but for 1 / √outputs."""
-    value, error = estimated(linear(2000), images(), action)
+    value, error = estimated(linear(1000), images(), action)
     assert 0 < error < 0.05
     assert abs(value - 1) < 4 * error
 
@@ -69,22 +56,6 @@ def test_a_network_that_sees_the_pose_alone_has_one_above_1() -> None:
 
     ramp = torch.linspace(-1, 1, 6).expand(50, 1, 6, 6)
     assert estimated(pose, ramp + 0.01 * images(50), HorizontalFlip()).value > 5
-
-
-@pytest.mark.parametrize("scale", [1e-4, 1e4])
-def test_scale_and_shift_of_the_logits_do_not_matter(scale: float) -> None:
-    network, x = linear(10, torch.float64), images(dtype=torch.float64)
-    expected = estimated(network, x)
-    changed = estimated(lambda z: scale * (network(z) + torch.arange(10.0)) + 1.0, x)
-    torch.testing.assert_close(changed, expected, rtol=1e-5, atol=0.0)
-
-
-def test_shrinking_sensitivity_is_not_invariance() -> None:
-    """What a measure of distances takes for invariance: all but one direction of the input shrunk alike."""
-    network, x = linear(2000), images()
-    assert estimated(lambda z: network(0.01 * z), x).value == pytest.approx(
-        float(estimated(network, x).value), rel=1e-3
-    )
 
 
 @pytest.mark.parametrize("constant", [0.0, 3.7])

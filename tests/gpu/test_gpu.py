@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from gpu_worker import fit
-from helpers import Classifier
 from lightning.pytorch import LightningDataModule
+from oracles import Classifier
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -57,8 +58,8 @@ def no_waiting() -> Iterator[None]:
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_a_regularised_step_is_the_one_written_by_hand(precision: str) -> None:
-    by_hand, _ = fit(0.5, True, devices=1, precision=precision)
-    with_callback, _ = fit(0.5, False, devices=1, precision=precision)
+    by_hand, _ = fit(True, devices=1, precision=precision)
+    with_callback, _ = fit(False, devices=1, precision=precision)
     # Elements are stacked into one forward by the callback: another kernel may round the last bits another way.
     tolerance = 1e-5 if precision == "32-true" else 2e-3
     for left, right in zip(by_hand.parameters(), with_callback.parameters(), strict=True):
@@ -68,12 +69,14 @@ def test_a_regularised_step_is_the_one_written_by_hand(precision: str) -> None:
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_two_devices_under_nccl(tmp_path: Path) -> None:
     worker = Path(__file__).with_name("gpu_worker.py")
-    subprocess.run([sys.executable, str(worker), str(tmp_path)], check=True, timeout=600)
+    paths = os.pathsep.join([str(worker.parents[1]), str(worker.parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    subprocess.run([sys.executable, str(worker), str(tmp_path)], check=True, timeout=600, env=environment)
     outcomes = torch.load(tmp_path / "outcomes.pt", weights_only=True)
     (by_hand, _), (with_callback, logged) = outcomes[True], outcomes[False]
     for name, value in by_hand.items():
         torch.testing.assert_close(value, with_callback[name], atol=1e-5, rtol=0)
-    _, alone = fit(0.5, False, devices=1)
+    _, alone = fit(False, devices=1)
     assert set(logged) == set(alone)
 
 
@@ -141,8 +144,8 @@ def test_orbit_of_a_network(memory_format: torch.memory_format, compiled: bool) 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_forwards_that_are_run_again_give_the_same(precision: str) -> None:
-    kept, _ = fit(0.5, False, devices=1, precision=precision)
-    again, _ = fit(0.5, False, devices=1, precision=precision, max_batch=100)
+    kept, _ = fit(False, devices=1, precision=precision)
+    again, _ = fit(False, devices=1, precision=precision, max_batch=100)
     for left, right in zip(kept.parameters(), again.parameters(), strict=True):
         torch.testing.assert_close(left, right, atol=1e-5, rtol=0)
 

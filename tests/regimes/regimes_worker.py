@@ -1,7 +1,7 @@
-"""One of two processes of a Trainer; run as a script, it trains under one strategy after another.
+"""One of two processes of a Trainer; run as a script, it trains and measures under one strategy after another.
 
 ``python regimes_worker.py FOLDER`` with the environment that Lightning reads (``LOCAL_RANK`` and others). Each
-cell's result goes to ``FOLDER/<cell>-<rank>.pt`` as soon as it is there.
+result goes to ``FOLDER/<name>-<rank>.pt`` as soon as it is there.
 """
 
 from __future__ import annotations
@@ -12,31 +12,30 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import CLASSES, SIDE, Images, loader, logit_term, made, rotated, trainer_for
+from helpers import CLASSES, SIDE, Images, loader, made, trainer_for
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
-from regimes_helpers import (
-    WEIGHT,
-    Adversaries,
-    AdversariesWithTerm,
-    Classifier,
-    Logit,
-    Saliency,
-    WithTerm,
-    convnet,
-    dropping,
-)
+from oracles import WEIGHT, Classifier, Saliency, Stacked, WithTerm, convnet, dropping, logit_term, noisy, rotated
+from steps import SHADOWED, Adversaries, AdversariesWithTerm, logged, with_term
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_invariance import C4, Gradient, InvarianceMonitor, InvarianceRegularizer, SensitivityMonitor
+from lightning_invariance import (
+    C4,
+    Gradient,
+    InvarianceMonitor,
+    InvarianceRegularizer,
+    LogitInvarianceError,
+    OrbitAugmentation,
+    SensitivityMonitor,
+)
 
 # Strategies ------------------------------------------------------------------------------------------------------
 
@@ -48,8 +47,7 @@ class ShardedOnCPU(FSDPStrategy):
         return FullyShardedDataParallel(module=model, device_id=torch.device("cpu"), **self.kwargs)
 
 
-def ddp() -> Any:
-    return DDPStrategy()
+ddp = DDPStrategy
 
 
 def ddp_unused() -> Any:
@@ -60,8 +58,7 @@ def ddp_static() -> Any:
     return DDPStrategy(static_graph=True)
 
 
-def fsdp() -> Any:
-    return ShardedOnCPU()
+fsdp = ShardedOnCPU
 
 
 def fsdp_wrapped() -> Any:
@@ -75,34 +72,15 @@ def fsdp2() -> Any:
 # Modules ---------------------------------------------------------------------------------------------------------
 
 
-class Stacked(Classifier):
-    """The term by hand with all elements in one forward: half precision rounds other shapes otherwise."""
-
-    def added(self, fx: Tensor, x: Tensor) -> Tensor | float:
-        return WEIGHT * logit_term(fx, self.model(torch.cat(rotated(x))).chunk(3))
-
-
-class Shards:
+class Sharding(Classifier):
     """As a module for FSDP2 has to."""
 
-    def configure_model(self: Any) -> None:
+    def configure_model(self) -> None:
         mesh = self.device_mesh["data_parallel"]
         for layer in self.model:
             if isinstance(layer, nn.Linear):
                 fully_shard(layer, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
-
-
-class Sharding(Shards, Classifier):
-    pass
-
-
-class ShardingWithTerm(Shards, WithTerm):
-    pass
-
-
-class ShardingStacked(Shards, Stacked):
-    pass
 
 
 class Spare(Classifier):
@@ -111,10 +89,6 @@ class Spare(Classifier):
     def __init__(self) -> None:
         super().__init__()
         self.spare = nn.Linear(2, 2)
-
-
-class SpareWithTerm(Logit, Spare):
-    pass
 
 
 class Probed(Classifier):
@@ -151,21 +125,16 @@ class Normalised(Classifier):
         super().__init__(convnet)
 
 
-class NormalisedWithTerm(Logit, Normalised):
-    pass
+class NoisyAndSmooth(Classifier):
+    """With running statistics and dropout."""
 
-
-class NormalisedWithSaliency(Saliency, Normalised):
-    pass
+    def __init__(self) -> None:
+        super().__init__(lambda: noisy(0.5, nn.Tanh))
 
 
 class Dropping(Classifier):
     def __init__(self) -> None:
         super().__init__(dropping)
-
-
-class DroppingWithTerm(Logit, Dropping):
-    pass
 
 
 class CompiledInPlace(Classifier):
@@ -174,126 +143,81 @@ class CompiledInPlace(Classifier):
         self.model.compile(backend="eager")
 
 
-# Cells -----------------------------------------------------------------------------------------------------------
+# Trained as by hand ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A module with a regularizer, one with the term by hand, and the first without a regularizer."""
+    """A module with regularizers, one after another; one with the term by hand; the first without a regularizer."""
 
     plain: Callable[[], LightningModule]
     oracle: Callable[[], LightningModule]
     strategy: Callable[[], Any] = ddp
-    regularizer: dict[str, Any] = field(default_factory=dict)
+    regularizers: tuple[dict[str, Any], ...] = ({},)
     options: dict[str, Any] = field(default_factory=dict)
     strategy_without: Callable[[], Any] | None = None
 
 
+ACCUMULATED = {"accumulate_grad_batches": 2, "max_epochs": 2}
+CLIPPED = {"gradient_clip_val": 0.05}
+CLIPPED_BY_VALUE = {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}
+#: Also with extra forwards that are run again in the backward, of so many samples at most.
+LIGHT = ({}, {"max_batch": 3})
+NAMED = {"network": "d", "backward_call": 0, "call": 0}
+
 CELLS: dict[str, Cell] = {
-    "ddp": Cell(Classifier, WithTerm),
-    "ddp, static graph": Cell(Classifier, WithTerm, ddp_static),
-    "ddp, unused parameters": Cell(Spare, SpareWithTerm, ddp_unused),
+    "ddp, static graph, clipping": Cell(Classifier, WithTerm, ddp_static, LIGHT, CLIPPED),
+    "ddp, unused parameters": Cell(Spare, with_term(Spare), ddp_unused),
     "ddp, parameters of the term alone": Cell(
-        Probed, ProbedWithTerm, regularizer={"network": "probe"}, strategy_without=ddp_unused
+        Probed, ProbedWithTerm, regularizers=({"network": "probe"},), strategy_without=ddp_unused
     ),
     "ddp, parameters of a term that is switched on and off": Cell(
-        Probed, ProbedWithTermOnAndOff, ddp_unused, {"network": "probe", "weight": on_and_off}
+        Probed, ProbedWithTermOnAndOff, ddp_unused, ({"network": "probe", "weight": on_and_off},)
     ),
-    "ddp, accumulation": Cell(Classifier, WithTerm, options={"accumulate_grad_batches": 4}),
-    "ddp, clipping": Cell(Classifier, WithTerm, options={"gradient_clip_val": 0.05}),
-    "ddp, clipping by value": Cell(
-        Classifier, WithTerm, options={"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}
+    "ddp, accumulation": Cell(NoisyAndSmooth, with_term(NoisyAndSmooth), options=ACCUMULATED),
+    "ddp, batch normalisation and dropout, clipping by value": Cell(
+        NoisyAndSmooth, with_term(NoisyAndSmooth), ddp, LIGHT, CLIPPED_BY_VALUE
     ),
-    "ddp, bf16-true": Cell(Classifier, Stacked, options={"precision": "bf16-true"}),
-    "ddp, bf16-mixed": Cell(Classifier, Stacked, options={"precision": "bf16-mixed"}),
-    "ddp, batch normalisation": Cell(Normalised, NormalisedWithTerm),
-    "ddp, dropout": Cell(Dropping, DroppingWithTerm),
-    "ddp, compiled network": Cell(CompiledInPlace, WithTerm),
-    "ddp, two optimisers": Cell(
-        Adversaries, AdversariesWithTerm, ddp_unused, {"network": "discriminator", "backward_call": 0, "call": 0}
+    "ddp, bf16-true": Cell(Classifier, with_term(Classifier, Stacked), options={"precision": "bf16-true"}),
+    # Half precision rounds other shapes otherwise, so that all extra forwards have to be in one.
+    "ddp, bf16-mixed": Cell(
+        Classifier, with_term(Classifier, Stacked), ddp, ({}, {"max_batch": 100}), {"precision": "bf16-mixed"}
     ),
-    "ddp, saliency": Cell(Normalised, NormalisedWithSaliency, regularizer={"penalty": "saliency"}),
+    "ddp, compiled network": Cell(CompiledInPlace, WithTerm, ddp, LIGHT),
+    "ddp, two optimisers": Cell(Adversaries, AdversariesWithTerm, ddp_unused, (NAMED, {**NAMED, "max_batch": 3})),
+    "ddp, saliency": Cell(Normalised, with_term(Normalised, Saliency), regularizers=({"penalty": "saliency"},)),
     "ddp, saliency, static graph": Cell(
-        Normalised, NormalisedWithSaliency, ddp_static, regularizer={"penalty": "saliency"}
+        Normalised, with_term(Normalised, Saliency), ddp_static, ({"penalty": "saliency"},)
     ),
-    "fsdp": Cell(Classifier, WithTerm, fsdp),
-    "fsdp, wrapped layers": Cell(Classifier, WithTerm, fsdp_wrapped),
-    "fsdp, wrapped layers, named network": Cell(Classifier, WithTerm, fsdp_wrapped, {"network": "model"}),
-    "fsdp, wrapped layers, accumulation": Cell(
-        Classifier, WithTerm, fsdp_wrapped, options={"accumulate_grad_batches": 4}
+    "fsdp": Cell(Classifier, WithTerm, fsdp, LIGHT),
+    "fsdp, wrapped layers, named network, accumulation": Cell(
+        Classifier, WithTerm, fsdp_wrapped, ({"network": "model"},), ACCUMULATED
     ),
-    "fsdp, wrapped layers, clipping by value": Cell(
-        Classifier, WithTerm, fsdp_wrapped, options={"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}
+    "fsdp, wrapped layers, clipping by value": Cell(Classifier, WithTerm, fsdp_wrapped, LIGHT, CLIPPED_BY_VALUE),
+    "fsdp, wrapped layers, bf16-mixed": Cell(
+        Classifier, with_term(Classifier, Stacked), fsdp_wrapped, options={"precision": "bf16-mixed"}
     ),
-    "fsdp, wrapped layers, bf16-mixed": Cell(Classifier, Stacked, fsdp_wrapped, options={"precision": "bf16-mixed"}),
-    "fsdp, wrapped layers, dropout": Cell(Dropping, DroppingWithTerm, fsdp_wrapped),
-    "fsdp2": Cell(Sharding, ShardingWithTerm, fsdp2),
-    "fsdp2, clipping": Cell(Sharding, ShardingWithTerm, fsdp2, options={"gradient_clip_val": 0.05}),
-    "fsdp2, bf16-mixed": Cell(Sharding, ShardingStacked, fsdp2, options={"precision": "bf16-mixed"}),
-    "fsdp2, bf16-true": Cell(Sharding, ShardingStacked, fsdp2, options={"precision": "bf16-true"}),
-    "fsdp2, accumulation": Cell(Sharding, ShardingWithTerm, fsdp2, options={"accumulate_grad_batches": 4}),
-}
-
-#: The same with extra forwards that are run again in the backward, of so many samples at most: half precision rounds
-#: other shapes otherwise, so that there all have to be in one.
-LIGHT = {
-    **dict.fromkeys(("ddp", "ddp, static graph", "ddp, batch normalisation", "ddp, dropout"), 3),
-    **dict.fromkeys(("ddp, compiled network", "ddp, two optimisers"), 3),
-    **dict.fromkeys(("fsdp", "fsdp, wrapped layers", "fsdp, wrapped layers, dropout", "fsdp2"), 3),
-    "ddp, bf16-mixed": 100,
-}
-CELLS |= {
-    f"{name}, max_batch": replace(CELLS[name], regularizer={**CELLS[name].regularizer, "max_batch": max_batch})
-    for name, max_batch in LIGHT.items()
-}
-
-#: Parameters in pieces, and what cannot work with them.
-SHARDED: dict[str, tuple[Callable[[], LightningModule], Callable[[], Any]]] = {
-    "fsdp": (Classifier, fsdp),
-    "fsdp, wrapped layers": (Classifier, fsdp_wrapped),
-    "fsdp2": (Sharding, fsdp2),
-}
-REFUSED: dict[str, Callable[[], Callback]] = {
-    "saliency": lambda: InvarianceRegularizer(C4(), penalty="saliency"),
-    "sensitivity": lambda: SensitivityMonitor(C4()),
+    "fsdp, wrapped layers, dropout": Cell(Dropping, with_term(Dropping), fsdp_wrapped, LIGHT),
+    "fsdp2, clipping": Cell(Sharding, with_term(Sharding), fsdp2, LIGHT, CLIPPED),
+    "fsdp2, bf16-mixed": Cell(Sharding, with_term(Sharding, Stacked), fsdp2, options={"precision": "bf16-mixed"}),
+    "fsdp2, bf16-true": Cell(Sharding, with_term(Sharding, Stacked), fsdp2, options={"precision": "bf16-true"}),
+    "fsdp2, accumulation": Cell(Sharding, with_term(Sharding), fsdp2, options=ACCUMULATED),
 }
 
 
-@dataclass(frozen=True)
-class Monitored:
-    """A monitor in the validation of a training. 17 samples on two processes: one of them ends with a repeated one."""
-
-    make: Callable[[], LightningModule]
-    strategy: Callable[[], Any]
-    samples: int = 16
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-MONITORED: dict[str, Monitored] = {
-    f"monitor, {name}, {case}": Monitored(make, strategy, samples, options)
-    for name, make, strategy in [
-        ("ddp", Classifier, ddp),
-        ("fsdp, wrapped layers", Classifier, fsdp_wrapped),
-        ("fsdp2", Sharding, fsdp2),
-    ]
-    for case, samples, options in [
-        ("even", 16, {}),
-        ("a batch of repeats alone", 17, {"saliency_samples": 0}),
-        ("a batch of repeats alone, with maps", 17, {}),
-        ("maps on one process alone", 16, {"saliency_samples": 1}),
-        ("maps of a part of a batch", 17, {"saliency_samples": 5}),
-        ("maps up to the repeats", 17, {"saliency_samples": 16, "max_batch": 3}),
-    ]
-}
-
-MONITOR_REFUSED: dict[str, Monitored] = {"monitor, fsdp": Monitored(Classifier, fsdp)}
+#: Strategies redirect ``forward`` themselves.
+LEFT_BEHIND = SHADOWED - {"forward"}
 
 
 class Weights(Callback):
-    """What this process holds of the parameters at the end of the training."""
+    """What this process holds of the parameters at the end of the training, and how many steps there were."""
 
     def __init__(self) -> None:
         self.found: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        self.steps += 1
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name, value in pl_module.named_parameters():
@@ -301,61 +225,30 @@ class Weights(Callback):
             self.found[name] = local.detach().clone()
 
 
-class Steps(Callback):
-    """How many batches were trained on."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        self.count += 1
-
-
-def trained(make: Callable[[], LightningModule], callbacks: list[Callback], **options: Any) -> dict[str, Tensor]:
+def trained(
+    make: Callable[[], LightningModule], callbacks: list[Callback], data: Any = None, val: Any = None, **options: Any
+) -> dict[str, Tensor]:
     weights = Weights()
     module = made(make)
-    trainer_for([*callbacks, weights], devices=2, **options).fit(module, loader(24))
+    settings = {"max_epochs": 1, "devices": 2, "strategy": "ddp", **options}
+    trainer_for([*callbacks, weights], **settings).fit(module, data or loader(24), val)
+    assert not LEFT_BEHIND & set(module.__dict__)
     return weights.found
 
 
 def compared(cell: Cell) -> dict[str, Any]:
-    regularizer = InvarianceRegularizer(C4(), **{"weight": WEIGHT, **cell.regularizer})
+    regularizers = [InvarianceRegularizer(C4(), **{"weight": WEIGHT, **arguments}) for arguments in cell.regularizers]
+    without = (cell.strategy_without or cell.strategy)()
     return {
-        "regularized": trained(cell.plain, [regularizer], strategy=cell.strategy(), **cell.options),
+        "regularized": [
+            trained(cell.plain, [regularizer], strategy=cell.strategy(), **cell.options) for regularizer in regularizers
+        ],
         "by hand": trained(cell.oracle, [], strategy=cell.strategy(), **cell.options),
-        "plain": trained(cell.plain, [], strategy=(cell.strategy_without or cell.strategy)(), **cell.options),
+        "plain": trained(cell.plain, [], strategy=without, **cell.options),
     }
 
 
-def refused(make: Callable[[], LightningModule], strategy: Callable[[], Any], callback: Callback) -> dict[str, Any]:
-    steps = Steps()
-    error = None
-    try:
-        trained(make, [steps, callback], strategy=strategy())
-    except ValueError as refusal:
-        error = str(refusal)
-    return {"error": error, "steps": steps.count}
-
-
-def measured(cell: Monitored, strategy: Callable[[], Any] | None) -> dict[str, Any]:
-    monitor = InvarianceMonitor(C4(), saliency=Gradient(), **cell.options)
-    devices = {} if strategy is None else {"devices": 2, "strategy": strategy()}
-    module = made(Classifier if strategy is None else cell.make)
-    module.lr = 0.0  # two processes take other steps than one
-    steps = Steps()
-    try:
-        trainer_for([steps, monitor], max_epochs=1, **devices).fit(module, loader(8), loader(cell.samples, seed=2))
-    except ValueError as refusal:
-        return {"error": str(refusal), "steps": steps.count}
-    return {"measures": {name: float(each.value) for name, each in monitor.history[-1].measures.items()}}
-
-
-def of_one_process(name: str) -> dict[str, float]:
-    found: dict[str, float] = measured(MONITORED[name], None)["measures"]
-    return found
-
-
-# Processes that disagree -----------------------------------------------------------------------------------------
+# Measured as by one process --------------------------------------------------------------------------------------
 
 
 class OnlyOnTheFirst(IterableDataset[Any]):
@@ -366,22 +259,184 @@ class OnlyOnTheFirst(IterableDataset[Any]):
         yield from (Images(6, 4) if rank == 0 else [])
 
 
+def only_on_the_first() -> DataLoader[Any]:
+    return DataLoader(OnlyOnTheFirst(), batch_size=4)
+
+
+def monitor(**options: Any) -> InvarianceMonitor:
+    return InvarianceMonitor(C4(), saliency=Gradient(), **options)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A monitor of untrained weights, and how many values it logs."""
+
+    count: int
+    monitor: Callable[[], InvarianceMonitor | SensitivityMonitor]
+    data: Callable[[], Any] = lambda: loader(21)  # does not divide by two: a sampler repeats one
+    method: str = "validate"
+    make: Callable[[], LightningModule] = NoisyAndSmooth
+    strategy: Callable[[], Any] = ddp
+
+    def run(self, processes: int) -> dict[str, Any]:
+        watching = self.monitor()
+        several = {"devices": 2, "strategy": self.strategy()} if processes > 1 else {}
+        runner = trainer_for([watching], max_epochs=1, **several)
+        module = made(self.make if processes > 1 or self.make is not Sharding else Classifier)
+        if self.method == "fit":
+            module.lr = 0.0  # two processes take other steps than one
+            runner.fit(module, loader(8), self.data())
+        else:
+            getattr(runner, self.method)(module, self.data(), verbose=False)
+        return {
+            "logged": {name: value for name, value in logged(runner).items() if name.startswith(("val", "test"))},
+            "records": [
+                {name: (each.value, each.standard_error) for name, each in record.measures.items()}
+                for record in watching.history
+            ],
+        }
+
+
+MEASURED: dict[str, Measured] = {
+    "validated": Measured(10, monitor),
+    "tested, with few maps": Measured(10, lambda: monitor(saliency_samples=9), method="test"),
+    "several loaders, with maps in the first batch": Measured(
+        20, lambda: monitor(saliency_samples=3), lambda: [loader(21), loader(7, seed=3)]
+    ),
+    "by element": Measured(3, lambda: InvarianceMonitor(C4(), {"li": LogitInvarianceError(reduction="element")})),
+    "a process whose only sample is a repeat": Measured(10, monitor, lambda: loader(1)),
+    "no batch on the second": Measured(10, monitor, only_on_the_first),
+    "no batch of the first loader on the second": Measured(
+        20, lambda: monitor(saliency_samples=5), lambda: [only_on_the_first(), loader(8)]
+    ),
+    "sensitivity": Measured(4, lambda: SensitivityMonitor(C4(), layers=True)),
+    "sensitivity of few": Measured(2, lambda: SensitivityMonitor(C4(), samples=9), method="test"),
+    "sensitivity of one": Measured(2, lambda: SensitivityMonitor(C4(), samples=1)),
+    "sensitivity, no batch of the first loader on the second": Measured(
+        4, lambda: SensitivityMonitor(C4()), lambda: [only_on_the_first(), loader(8)]
+    ),
+    # All processes have to run sharded networks equally often. With 17 samples, one ends with a repeated one.
+    **{
+        f"{name}, {case}": Measured(
+            count,
+            lambda options=options: monitor(**options),
+            lambda samples=samples: loader(samples, seed=2),
+            "fit",
+            make,
+            strategy,
+        )
+        for name, make, strategy, case, count, samples, options in [
+            ("fsdp", Classifier, fsdp_wrapped, "a batch of repeats alone", 9, 17, {"saliency_samples": 0}),
+            ("fsdp", Classifier, fsdp_wrapped, "maps on one process alone", 10, 16, {"saliency_samples": 1}),
+            ("fsdp", Classifier, fsdp_wrapped, "maps of a part of a batch", 10, 17, {"saliency_samples": 5}),
+            ("fsdp2", Sharding, fsdp2, "a batch of repeats alone, with maps", 10, 17, {}),
+            ("fsdp2", Sharding, fsdp2, "maps on one process alone", 10, 16, {"saliency_samples": 1}),
+            ("fsdp2", Sharding, fsdp2, "maps up to the repeats", 10, 17, {"saliency_samples": 16, "max_batch": 3}),
+        ]
+    },
+}
+
+
+def watched() -> dict[str, Any]:
+    """Trained with and without monitors, where one loader has no batch on the second process."""
+    watching, both = monitor(), []
+    for callbacks in ([watching, SensitivityMonitor(C4())], []):
+        everyone = [InvarianceRegularizer(C4(), WEIGHT), *callbacks]
+        both.append(trained(NoisyAndSmooth, everyone, val=[loader(8, seed=2), only_on_the_first()], max_epochs=2))
+    return {"monitored": both[0], "unmonitored": both[1], "epochs": [record.epoch for record in watching.history]}
+
+
+def drawn() -> dict[str, Any]:
+    """What each process draws for one image."""
+    image, seen, orbits = Images(1)[0][0], [], []
+
+    class Seeing(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            seen.append(batch[0].clone())
+            return super().training_step(batch, batch_idx)
+
+    def noting(logits: Tensor, orbit_logits: Tensor) -> Tensor:
+        orbits.append(orbit_logits.detach())
+        return (logits - orbit_logits).square().mean()
+
+    data = loader(24, pack=lambda x, y: (image, 0))
+    trained(Seeing, [OrbitAugmentation(C4())], data)
+    weights = trained(Classifier, [InvarianceRegularizer(C4(), 1.0, noting, elements_per_step=1)], data)
+    return {"images": torch.cat(seen), "orbits": torch.cat(orbits), "weights": weights}
+
+
+# Refused ---------------------------------------------------------------------------------------------------------
+
+
 class EmptyOnTheSecond(LightningDataModule):
     """As on the first process alone, of a length that is known: the second process then skips validation."""
 
-    def __init__(self) -> None:
+    def __init__(self, allowed: bool) -> None:
         super().__init__()
-        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.allow_zero_length_dataloader_with_multiple_devices = allowed
 
     def train_dataloader(self) -> Any:
         return loader(24)
 
     def val_dataloader(self) -> Any:
-        assert self.trainer is not None
         # A sampler of its own, which Lightning leaves as it is.
         return DataLoader(Images(6, 4), 4, sampler=range(6 if self.trainer.global_rank == 0 else 0))
 
     test_dataloader = val_dataloader
+
+
+class Allowing(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+
+@dataclass(frozen=True)
+class Refused:
+    """What is refused before the first step on all processes, and what the error says."""
+
+    says: tuple[str, ...]
+    callback: Callable[[], Callback]
+    make: Callable[[], LightningModule] = Classifier
+    strategy: Callable[[], Any] = ddp
+    method: str = "fit"
+    allowed: bool = False
+
+    def run(self) -> dict[str, Any]:
+        steps, error, module = Weights(), None, made(self.make)
+        options = {"devices": 2, "strategy": self.strategy(), "use_distributed_sampler": False}
+        trainer = trainer_for([steps, self.callback()], **options)
+        try:
+            getattr(trainer, self.method)(module, datamodule=EmptyOnTheSecond(self.allowed))
+        except ValueError as refusal:
+            error = str(refusal)
+        return {"error": error, "steps": steps.steps}
+
+
+def by_maps() -> Callback:
+    return InvarianceRegularizer(C4(), penalty="saliency")
+
+
+SECOND = ("expected no sharded parameters for penalty='saliency'",)
+WHOLE = ("SensitivityMonitor: expected a strategy that keeps the network's parameters whole",)
+EMPTY = "_with_multiple_devices` to be False in {} with several processes but got True"
+REFUSED: dict[str, Refused] = {
+    "saliency, fsdp": Refused(SECOND, by_maps, Classifier, fsdp_wrapped),
+    "saliency, fsdp2": Refused(SECOND, by_maps, Sharding, fsdp2),
+    "sensitivity, fsdp": Refused(WHOLE, SensitivityMonitor, Classifier, fsdp),
+    "sensitivity, fsdp2": Refused(WHOLE, SensitivityMonitor, Sharding, fsdp2),
+    "parameters that the root alone gathers": Refused(("`auto_wrap_policy`",), monitor, Classifier, fsdp),
+    "empty loader, validate": Refused(
+        ("InvarianceMonitor: expected", EMPTY.format("EmptyOnTheSecond")), monitor, method="validate", allowed=True
+    ),
+    "empty loader, fit": Refused(("InvarianceMonitor: expected", EMPTY.format("Allowing")), monitor, Allowing),
+    "empty loader, test": Refused(
+        ("SensitivityMonitor: expected", EMPTY.format("EmptyOnTheSecond")),
+        SensitivityMonitor,
+        method="test",
+        allowed=True,
+    ),
+}
 
 
 class Failing(Classifier):
@@ -393,100 +448,39 @@ class Failing(Classifier):
         return super().training_step(batch, batch_idx)
 
 
-def everyone() -> list[Callback]:
-    return [InvarianceRegularizer(C4(), WEIGHT), InvarianceMonitor(C4(), saliency=Gradient())]
-
-
-def validated_on_the_first() -> dict[str, Any]:
-    monitor = InvarianceMonitor(C4(), saliency=Gradient())
-    val = DataLoader(OnlyOnTheFirst(), batch_size=4)
-    weights = []
-    for callbacks in ([InvarianceRegularizer(C4(), WEIGHT), monitor], [InvarianceRegularizer(C4(), WEIGHT)]):
-        kept = Weights()
-        trainer_for([*callbacks, kept], devices=2, strategy=ddp()).fit(made(Classifier), loader(24), val)
-        weights.append(kept.found)
-    return {
-        "monitored": weights[0],
-        "unmonitored": weights[1],
-        "epochs": [record.epoch for record in monitor.history],
-        "error": float(monitor.history[-1].measures["logit_invariance_error"].value),
-    }
-
-
-class Validations(Callback):
-    """How often validation was started."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def on_validation_epoch_start(self, *args: Any) -> None:
-        self.count += 1
-
-
-def validated_by_lightning_alone() -> dict[str, Any]:
-    validations = Validations()
-    trainer = trainer_for([validations], devices=2, strategy=ddp(), use_distributed_sampler=False)
-    trainer.fit(made(Classifier), datamodule=EmptyOnTheSecond())
-    return {"count": validations.count}
-
-
-#: The monitor, what says that loaders may be empty, and the Trainer's method.
-MAY_SKIP: list[tuple[type[Callback], str, str]] = [
-    *((InvarianceMonitor, "data module", method) for method in ("fit", "validate", "test")),
-    (InvarianceMonitor, "module", "fit"),
-    (SensitivityMonitor, "data module", "fit"),
-    (SensitivityMonitor, "data module", "test"),
-]
-
-
-def may_skip(monitor: type[Callback], owner: str, method: str) -> dict[str, Any]:
-    steps, data, module = Steps(), EmptyOnTheSecond(), made(Classifier)
-    if owner == "module":
-        data.allow_zero_length_dataloader_with_multiple_devices = False
-        module.allow_zero_length_dataloader_with_multiple_devices = True
-    callbacks = [steps, monitor(C4())]
-    trainer = trainer_for(callbacks, devices=2, strategy=ddp(), use_distributed_sampler=False)
-    error = None
-    try:
-        getattr(trainer, method)(module, datamodule=data)
-    except ValueError as refusal:
-        error = str(refusal)
-    return {"error": error, "steps": steps.count}
-
-
 def failed() -> dict[str, Any]:
-    module = made(Failing)
-    error = ""
+    module, error = made(Failing), ""
     try:
-        trainer_for(everyone(), devices=2, strategy=ddp()).fit(module, loader(24), loader(8, seed=2))
+        callbacks = [InvarianceRegularizer(C4(), WEIGHT), monitor()]
+        trainer_for(callbacks, devices=2, strategy=ddp()).fit(module, loader(24), loader(8, seed=2))
     except RuntimeError as failure:
         error = str(failure)
         traceback.print_exc()
-    left = sorted({"training_step", "validation_step", "test_step", "manual_backward"} & set(module.__dict__))
-    return {"error": error, "left": left}
+    return {"error": error, "left": sorted(LEFT_BEHIND & set(module.__dict__))}
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     rank = int(os.environ["LOCAL_RANK"])
 
-    def keep(name: str, result: dict[str, Any]) -> None:
+    def keep(name: str, run: Callable[[], dict[str, Any]]) -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = run()
+        said = [str(each.message) for each in caught]
+        result["of logging"] = [each for each in said if "sync_dist" in each or "log(" in each]
         torch.save(result, folder / f"{name}-{rank}.pt")
 
     for name, cell in CELLS.items():
-        keep(name, compared(cell))
-    for name, callback in REFUSED.items():
-        for sharding, (make, strategy) in SHARDED.items():
-            keep(f"{name}, {sharding}", refused(make, strategy, callback()))
-    keep("no validation batches on the second", validated_on_the_first())
-    keep("empty loader on the second, Lightning alone", validated_by_lightning_alone())
-    for monitor, owner, method in MAY_SKIP:
-        keep(f"empty loader on the second, {monitor.__name__}, {owner}, {method}", may_skip(monitor, owner, method))
-    for name, monitored in {**MONITORED, **MONITOR_REFUSED}.items():
-        keep(name, measured(monitored, monitored.strategy))
-    keep("failed on the second", failed())  # the last: the processes have lost each other
+        keep(name, lambda cell=cell: compared(cell))
+    for name, refused in REFUSED.items():
+        keep(name, refused.run)
+    for name, measured in MEASURED.items():
+        keep(name, lambda measured=measured: measured.run(2))
+    keep("watched", watched)
+    keep("drawn", drawn)
+    keep("failed on the second", failed)  # the last: the processes have lost each other
     sys.stderr.flush()
     os._exit(0)  # a process group without its other half cannot be taken down in order
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CLASSES, SIDE, Images, distance, fit, loader, made, mlp, trainer_for
+from helpers import Images, fit, loader, made, trainer_for
 from lightning.pytorch import Callback
-from regimes_helpers import WEIGHT, Classifier, Saliency, compare, convnet, dropping, saliency_term
+from oracles import WEIGHT, Classifier, Saliency, convnet, distance, dropping, mlp, saliency_term
+from steps import SHADOWED, Manual, regularised, with_term
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +18,6 @@ from lightning_invariance import (
     C4,
     FunctionAction,
     Gradient,
-    HorizontalFlip,
     InvarianceMonitor,
     InvarianceRegularizer,
     evaluate_invariance,
@@ -30,63 +30,47 @@ def regularizer() -> list[Callback]:
     return [InvarianceRegularizer(C4(), WEIGHT, "saliency")]
 
 
+def by_maps(plain: type[Any], oracle: Any = None, **options: Any) -> None:
+    regularised(plain, oracle or with_term(plain, Saliency), penalty="saliency", **options)
+
+
 def dropping_convnet() -> nn.Module:
     return nn.Sequential(*convnet()[:3], nn.Dropout(0.5), *convnet()[3:])
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("network", "options"),
     [
-        {},
-        {"accumulate_grad_batches": 3},
-        {"gradient_clip_val": 0.05},
-        {"precision": "64-true"},
-        {"overfit_batches": 1},
+        (dropping_convnet, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.2, "max_epochs": 4}),
+        (convnet, {"precision": "64-true"}),
+        (dropping, {"overfit_batches": 1}),
     ],
-    ids=str,
 )
-@pytest.mark.parametrize("network", [mlp, convnet, dropping, dropping_convnet])
 def test_saliency(network: Callable[[], nn.Module], options: dict[str, Any]) -> None:
     class Plain(Classifier):
         def __init__(self) -> None:
             super().__init__(network)
 
-    class Oracle(Saliency, Plain):
-        pass
-
-    compare(Plain, Oracle, regularizer, **options)
+    by_maps(Plain, options=options)
 
 
-@pytest.mark.parametrize("calls_forward", [False, True])
-def test_saliency_with_manual_optimisation_and_a_named_network(calls_forward: bool) -> None:
-    class Plain(Classifier):
+def test_saliency_with_manual_optimisation_and_a_named_network() -> None:
+    class CallsForward(Classifier):
         def __init__(self) -> None:
             super().__init__(convnet)
-            self.automatic_optimization = False
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.model.forward(x) if calls_forward else self.model(x)
+            return self.model.forward(x)
 
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            optimizer = self.optimizers()
-            optimizer.zero_grad()
-            self.manual_backward(super().training_step(batch, batch_idx))
-            optimizer.step()
-
-    class Oracle(Saliency, Plain):
+    class Plain(Manual, CallsForward):
         pass
 
-    compare(Plain, Oracle, lambda: [InvarianceRegularizer(C4(), WEIGHT, "saliency", network="model")])
+    by_maps(Plain, network="model")
 
 
 def test_saliency_in_bf16_mixed() -> None:
     """Maps in bfloat16 are compared in float32: bit for bit what the formula gives under autocast."""
-
-    class Oracle(Classifier):
-        def added(self, fx: Tensor, x: Tensor) -> Tensor | float:
-            return WEIGHT * saliency_term(self.model, fx, x)
-
-    compare(Classifier, Oracle, regularizer, precision="bf16-mixed")
+    by_maps(Classifier, options={"precision": "bf16-mixed"})
 
 
 def test_the_penalty_that_is_logged_is_one_minus_the_measured_similarity() -> None:
@@ -100,31 +84,13 @@ def test_the_penalty_that_is_logged_is_one_minus_the_measured_similarity() -> No
     assert float(trainer.callback_metrics["train/invariance_penalty"]) == pytest.approx(1 - similarity, abs=1e-6)
 
 
-def test_half_of_the_elements() -> None:
-    """One element, drawn: the term of a flip is the term of the flip."""
-
-    class Oracle(Classifier):
-        def added(self, fx: Tensor, x: Tensor) -> Tensor | float:
-            predicted = fx.detach().argmax(1)
-
-            def gradient_map(image: Tensor) -> Tensor:
-                leaf = image.detach().clone().requires_grad_()
-                chosen = self.model(leaf)[torch.arange(len(x)), predicted].sum()
-                return torch.autograd.grad(chosen, leaf, create_graph=True)[0].flip(-1).flatten(1)
-
-            base = gradient_map(x).unflatten(1, x.shape[1:]).flip(-1).flatten(1)
-            return WEIGHT * (1 - F.cosine_similarity(base, gradient_map(x.flip(-1)))).mean()
-
-    compare(Classifier, Oracle, lambda: [InvarianceRegularizer(HorizontalFlip(), WEIGHT, "saliency")])
-
-
 class Dead(nn.Module):
     """Maps of zeros: for all images, or for those with a negative sum."""
 
     def __init__(self, always: bool) -> None:
         super().__init__()
         self.always = always
-        self.network = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 8), nn.Tanh(), nn.Linear(8, CLASSES))
+        self.network = mlp()
 
     def forward(self, x: Tensor) -> Tensor:
         alive = (x.sum((1, 2, 3)) > 0).float() * (not self.always)
@@ -154,7 +120,7 @@ def test_maps_of_zeros_here_and_there_are_left_out_of_the_mean() -> None:
             assert bool((~alive).any())
             return WEIGHT * saliency_term(self.model, fx[alive], x[alive]) if bool(alive.any()) else 0.0
 
-    compare(Plain, Oracle, regularizer)
+    by_maps(Plain, Oracle)
 
 
 def test_a_network_whose_output_is_no_row_of_classes_is_refused() -> None:
@@ -194,47 +160,38 @@ def lossy() -> FunctionAction:
     return FunctionAction([(lambda x: turned(1)(blurred(x)), turned(-1))], labels=["blurred quarter"])
 
 
-def reshaping() -> FunctionAction:
-    return FunctionAction([(lambda x: x.double(), lambda x: x.float())], labels=["other precision"])
-
-
 REFUSAL = r"Expected the inverse of 'quarter' in FunctionAction.* to undo it"
 
 
-@pytest.mark.parametrize("penalty", ["logit", "distribution", "saliency"])
-def test_the_regularizer_refuses_a_wrong_inverse_in_the_first_step(penalty: Any) -> None:
+@pytest.mark.parametrize(
+    ("make", "method"),
+    [
+        (lambda: InvarianceRegularizer(wrong(), WEIGHT), "fit"),
+        (lambda: InvarianceRegularizer(wrong(), WEIGHT, "saliency"), "fit"),
+        (lambda: InvarianceMonitor(wrong(), saliency_samples=0), "fit"),
+        (lambda: InvarianceMonitor(wrong(), saliency_samples=0), "test"),
+    ],
+)
+def test_a_wrong_inverse_is_refused_in_the_first_step_or_batch(make: Callable[[], Callback], method: str) -> None:
     module = made(Classifier)
-    trainer = trainer_for([InvarianceRegularizer(wrong(), WEIGHT, penalty)])
-    with pytest.raises(ValueError, match=REFUSAL):
-        trainer.fit(module, loader())
-    assert trainer.global_step == 0
-    assert distance(module, made(Classifier)) == 0.0
-    assert "training_step" not in module.__dict__
-
-
-@pytest.mark.parametrize("method", ["fit", "validate", "test"])
-def test_the_monitor_refuses_a_wrong_inverse_in_the_first_batch(method: str) -> None:
-    module = made(Classifier)
-    trainer = trainer_for([InvarianceMonitor(wrong(), saliency_samples=0)])
+    trainer = trainer_for([make()])
     data = (loader(), loader(8, seed=2)) if method == "fit" else (loader(8, seed=2),)
     with pytest.raises(ValueError, match=REFUSAL):
         getattr(trainer, method)(module, *data)
     assert trainer.global_step == 0
-    assert not {"validation_step", "test_step"} & set(module.__dict__)
+    assert distance(module, made(Classifier)) == 0.0
+    assert not SHADOWED & set(module.__dict__)
 
 
-def test_evaluation_refuses_a_wrong_inverse() -> None:
+def test_evaluation_refuses_a_wrong_inverse_and_training_an_element_that_changes_the_precision() -> None:
     with pytest.raises(ValueError, match=REFUSAL):
         evaluate_invariance(made(mlp), [Images(4).tensors[0]], wrong(), progress=False)
-
-
-def test_an_element_that_changes_the_precision_is_refused() -> None:
+    reshaping = FunctionAction([(lambda x: x.double(), lambda x: x.float())], labels=["other precision"])
     with pytest.raises(ValueError, match=r"Expected element 'other precision' in FunctionAction.* to keep"):
-        fit(Classifier, [InvarianceRegularizer(reshaping())])
+        fit(Classifier, [InvarianceRegularizer(reshaping)])
 
 
-@pytest.mark.parametrize("make", [right, lossy])
-@pytest.mark.parametrize("penalty", ["logit", "saliency"])
+@pytest.mark.parametrize(("make", "penalty"), [(right, "logit"), (lossy, "saliency")])
 def test_good_actions_train_and_measure(make: Callable[[], FunctionAction], penalty: Any) -> None:
     monitor = InvarianceMonitor(make(), saliency=Gradient())
     callbacks = [InvarianceRegularizer(make(), WEIGHT, penalty), monitor]
@@ -245,53 +202,58 @@ def test_good_actions_train_and_measure(make: Callable[[], FunctionAction], pena
         torch.testing.assert_close(estimate.value, monitor.history[-1].measures[name].value)
 
 
-def symmetric(kind: str) -> Tensor:
+def test_an_action_of_functions_is_the_group_that_it_writes_out() -> None:
+    """Rotations by hand, with the maps brought back by the inverses given."""
+    by_maps(Classifier, action=FunctionAction([(turned(k), turned(-k)) for k in (1, 2, 3)], exact=True))
+
+
+def symmetric() -> dict[str, Tensor]:
     """Images that say nothing about an action: its elements hardly change them."""
     side = torch.linspace(-1, 1, 16).square()
     from_centre = side[:, None] + side
-    image = {
+    images = {
         "blank": torch.zeros(16, 16),
         "grey": torch.full((16, 16), 0.5),
         "disc": (from_centre < 0.5).float(),
         "ring": torch.exp(-10 * (from_centre - 0.4).square()),
-    }[kind]
-    return image.expand(2, 1, 16, 16)
+    }
+    return {name: image.expand(2, 1, 16, 16) for name, image in images.items()}
 
 
-def in_blocks(x: Tensor) -> Tensor:
-    """Loses nearly all of the detail that noise has, and little of what a smooth image has."""
-    return F.avg_pool2d(x, 8).repeat_interleave(8, -2).repeat_interleave(8, -1)
-
-
-@pytest.mark.parametrize("kind", ["blank", "grey", "disc", "ring"])
-def test_symmetric_images_show_neither_a_good_inverse_as_wrong_nor_a_wrong_one_as_good(kind: str) -> None:
-    lossy().verify(symmetric(kind))
-    right().verify(symmetric(kind))
+@pytest.mark.parametrize("images", symmetric().values(), ids=symmetric())
+def test_symmetric_images_show_neither_a_good_inverse_as_wrong_nor_a_wrong_one_as_good(images: Tensor) -> None:
+    lossy().verify(images)
+    right().verify(images)
     with pytest.raises(ValueError, match=REFUSAL):
-        wrong().verify(symmetric(kind))
+        wrong().verify(images)
 
 
 def test_an_action_that_suits_smooth_images_alone_passes_on_them() -> None:
+    def in_blocks(x: Tensor) -> Tensor:
+        """Loses nearly all of the detail that noise has, and little of what a smooth image has."""
+        return F.avg_pool2d(x, 8).repeat_interleave(8, -2).repeat_interleave(8, -1)
+
     slope = torch.linspace(0, 1, 32).expand(4, 1, 32, 32)
     FunctionAction([(lambda x: in_blocks(x).flip(-1), lambda x: x.flip(-1))]).verify(slope)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(1, 1, 4, 4), (4, 1, 4, 4), (2, 3, 8, 8), (4, 1, 32, 32)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((1, 1, 4, 4), torch.float32),
+        ((1, 1, 4, 4), torch.bfloat16),
+        ((4, 1, 4, 4), torch.float64),
+        ((2, 3, 8, 8), torch.float16),
+    ],
+    ids=str,
+)
 def test_a_wrong_inverse_is_found_whatever_the_batch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Of a few numbers, half of the batches are brought nearer by any permutation."""
     before = torch.get_rng_state()
-    for seed in range(20):
+    for seed in range(10):
         x = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
         with pytest.raises(ValueError, match=REFUSAL):
             wrong().verify(x)
         right().verify(x)
         lossy().verify(x)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_an_action_of_functions_is_the_group_that_it_writes_out() -> None:
-    """Rotations by hand against the rotations there are, with the maps brought back by the inverses given."""
-    quarters = FunctionAction([(turned(k), turned(-k)) for k in (1, 2, 3)], exact=True)
-    of_functions = fit(Classifier, [InvarianceRegularizer(quarters, WEIGHT, "saliency")])
-    assert distance(of_functions, fit(Classifier, regularizer())) < 1e-6

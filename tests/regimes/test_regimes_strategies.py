@@ -1,4 +1,4 @@
-"""Two processes: data parallel and sharded training against the term by hand, refusals, processes that disagree."""
+"""Two processes: training against the term by hand, monitors against one process, refusals, processes that disagree."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import regimes_worker
 import torch
-from helpers import Classifier, loader, made, trainer_for
-from lightning.pytorch import Callback
+from helpers import loader, made
+from oracles import Classifier
 from processes import Launch
+from steps import validated
 from torch import Tensor
 
 from lightning_invariance import C4, InvarianceMonitor
@@ -19,6 +20,9 @@ from lightning_invariance import C4, InvarianceMonitor
 pytestmark = [
     pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed support"),
 ]
+
+#: No means over samples.
+RATIOS = {"relative_logit_invariance_error", "orbit_share"}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +32,7 @@ def launch() -> Iterator[Launch]:
         yield Launch(regimes_worker.__file__, Path(folder))
 
 
-def _distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     assert one.keys() == other.keys()
     # A process may hold nothing of a sharded parameter.
     return max(float((one[name] - other[name]).abs().max()) for name in one if other[name].numel())
@@ -36,86 +40,66 @@ def _distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 @pytest.mark.parametrize("name", regimes_worker.CELLS)
 def test_trained_as_by_hand(launch: Launch, name: str) -> None:
-    for result in launch.results(name):
-        assert _distance(result["regularized"], result["by hand"]) < 1e-6
-        assert _distance(result["by hand"], result["plain"]) > 1e-3
-
-
-@pytest.mark.parametrize("name", [name for name in regimes_worker.CELLS if name.startswith("ddp")])
-def test_both_processes_have_the_same_weights(launch: Launch, name: str) -> None:
     first, second = launch.results(name)
-    assert _distance(first["regularized"], second["regularized"]) == 0.0
-
-
-@pytest.mark.parametrize("name", [name for name in regimes_worker.CELLS if "fsdp" in name])
-def test_parameters_were_sharded(launch: Launch, name: str) -> None:
-    """Each process holds a part: of all parameters together no more than one process has of them in training alone."""
-    parts = [sum(value.numel() for value in result["regularized"].values()) for result in launch.results(name)]
-    whole = sum(value.numel() for value in launch.results("ddp")[0]["regularized"].values())
-    assert max(parts) < whole <= sum(parts)
-
-
-@pytest.mark.parametrize("sharding", regimes_worker.SHARDED)
-def test_second_derivatives_of_sharded_parameters_are_refused(launch: Launch, sharding: str) -> None:
-    for result in launch.results(f"saliency, {sharding}"):
-        assert "expected no sharded parameters for penalty='saliency'" in result["error"]
-        assert result["steps"] == 0
-
-
-@pytest.mark.parametrize("sharding", regimes_worker.SHARDED)
-def test_the_sensitivity_monitor_refuses_sharded_parameters(launch: Launch, sharding: str) -> None:
-    for result in launch.results(f"sensitivity, {sharding}"):
-        assert "SensitivityMonitor: expected a strategy that keeps the network's parameters whole" in result["error"]
-        assert result["steps"] == 0
-
-
-@pytest.mark.parametrize("name", regimes_worker.MONITORED)
-def test_the_monitor_measures_what_one_process_does(launch: Launch, name: str) -> None:
-    expected = regimes_worker.of_one_process(name)
-    without_maps = regimes_worker.MONITORED[name].options.get("saliency_samples") == 0
-    assert len(expected) == (9 if without_maps else 10)
-    for result in launch.results(name):
-        assert result["measures"] == pytest.approx(expected, rel=1e-5, abs=1e-6)
-
-
-@pytest.mark.parametrize("name", regimes_worker.MONITOR_REFUSED)
-def test_the_monitor_refuses_parameters_that_the_root_alone_gathers(launch: Launch, name: str) -> None:
-    for result in launch.results(name):
-        assert "`auto_wrap_policy`" in result["error"]
-        assert result["steps"] == 0
-
-
-def test_a_process_without_validation_batches_takes_part(launch: Launch) -> None:
-    first, second = launch.results("no validation batches on the second")
+    cell = regimes_worker.CELLS[name]
     for result in (first, second):
-        assert _distance(result["monitored"], result["unmonitored"]) == 0.0
-        assert result["epochs"] == [0, 1]
-    assert first["error"] == second["error"] > 0
+        assert len(result["regularized"]) == len(cell.regularizers)
+        for weights in result["regularized"]:
+            assert distance(weights, result["by hand"]) < 1e-6
+        assert distance(result["by hand"], result["plain"]) > 1e-3
+        assert result["of logging"] == []
+    for one, other in zip(first["regularized"], second["regularized"], strict=True):
+        if name.startswith("ddp"):
+            assert distance(one, other) == 0.0
+        else:  # each process holds a part: no more than one process has of them in training alone
+            parts = [sum(value.numel() for value in weights.values()) for weights in (one, other)]
+            whole = sum(parameter.numel() for parameter in made(cell.plain).parameters())
+            assert max(parts) < whole <= sum(parts)
 
 
-def test_lightning_skips_the_validation_of_a_process_whose_loader_is_known_to_be_empty(launch: Launch) -> None:
-    """What the refusal below is there for: no hook of the second process could take part in anything."""
-    first, second = launch.results("empty loader on the second, Lightning alone")
-    assert first["count"] == 3  # the sanity check's and two epochs'
-    assert second["count"] == 0
-
-
-@pytest.mark.parametrize(("monitor", "owner", "method"), regimes_worker.MAY_SKIP)
-def test_loaders_that_may_be_empty_are_refused_on_all_processes(
-    launch: Launch, monitor: type[Callback], owner: str, method: str
-) -> None:
-    name = "EmptyOnTheSecond" if owner == "data module" else "Classifier"
-    for result in launch.results(f"empty loader on the second, {monitor.__name__}, {owner}, {method}"):
-        assert result["error"].startswith(f"{monitor.__name__}: expected")
-        assert f"_with_multiple_devices` to be False in {name} with several processes but got True" in result["error"]
+@pytest.mark.parametrize("name", regimes_worker.REFUSED)
+def test_refused_before_the_first_step(launch: Launch, name: str) -> None:
+    for result in launch.results(name):
+        assert all(part in result["error"] for part in regimes_worker.REFUSED[name].says)
         assert result["steps"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:The (orbit share|relative logit invariance error) is undefined")
+@pytest.mark.parametrize("name", regimes_worker.MEASURED)
+def test_monitors_measure_what_one_process_does(launch: Launch, name: str) -> None:
+    """What a sampler repeats does not count."""
+    cell = regimes_worker.MEASURED[name]
+    expected = cell.run(1)
+    assert len(expected["logged"]) == cell.count
+    for result in launch.results(name):
+        assert result["logged"] == pytest.approx(expected["logged"], rel=1e-6, abs=1e-6, nan_ok=True)
+        for record, by_one in zip(result["records"], expected["records"], strict=True):
+            assert record.keys() == by_one.keys()
+            for measure in record.keys() - RATIOS:  # a jackknife's error, whose folds are dealt out anew
+                torch.testing.assert_close(
+                    record[measure], by_one[measure], rtol=1e-5, atol=1e-6, equal_nan=True, check_dtype=False
+                )
+        assert result["of logging"] == []
+
+
+def test_monitors_leave_training_bit_identical(launch: Launch) -> None:
+    for result in launch.results("watched"):
+        assert distance(result["monitored"], result["unmonitored"]) == 0.0
+        assert result["epochs"] == [0, 0, 1, 1]  # of two loaders
+
+
+def test_processes_draw_elements_of_their_own_and_keep_the_same_weights(launch: Launch) -> None:
+    first, second = launch.results("drawn")
+    assert not torch.equal(first["images"], second["images"])
+    assert not torch.allclose(first["orbits"], second["orbits"], atol=1e-3)
+    assert distance(first["weights"], second["weights"]) == 0.0
 
 
 def test_loaders_that_may_be_empty_are_no_matter_to_a_single_process() -> None:
     module = made(Classifier)
     module.allow_zero_length_dataloader_with_multiple_devices = True
     monitor = InvarianceMonitor(C4())
-    trainer_for([monitor]).validate(module, loader(8), verbose=False)
+    validated(monitor, module, loader(8))
     assert len(monitor.history) == 1
 
 

@@ -13,18 +13,13 @@ from lightning_invariance.report import markdown_table, plot_bars, plot_curves, 
 
 def test_table_has_a_row_a_model_and_a_dash_for_what_is_missing():
     unknown = Estimate(torch.tensor(0.25), torch.tensor(torch.nan))
-    table = markdown_table({"a|b": {"LI": unknown}, "c": {"DI": 1234.5}}, corner="model")
+    table = markdown_table({"a|b": {"LI": unknown}, "c": {"DI": 1234.5, "N": 1234567}}, corner="model")
     assert table.splitlines() == [
-        "| model | LI | DI |",
-        "|---|---|---|",
-        "| a\\|b | 0.25 | – |",
-        "| c | – | 1.23e+03 |",
+        "| model | LI | DI | N |",
+        "|---|---|---|---|",
+        "| a\\|b | 0.25 | – | – |",
+        "| c | – | 1.23e+03 | 1,234,567 |",
     ]
-
-
-def test_table_without_rows_is_an_error():
-    with pytest.raises(ValueError, match="at least one model"):
-        markdown_table({})
 
 
 def test_curves_are_those_given(tmp_path):
@@ -38,13 +33,6 @@ def test_curves_are_those_given(tmp_path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_curves_of_another_length_are_an_error():
-    with pytest.raises(ValueError, match="SI of DA to have 2 values but got 1"):
-        plot_curves({"SI": {"DA": [1.0]}}, [1, 2], "epoch")
-    with pytest.raises(ValueError, match="at least one measure"):
-        plot_curves({}, [1, 2], "epoch")
-
-
 def test_saliency_of_an_invariant_network_is_the_same_in_each_pose():
     inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Tanh(), nn.Linear(8, 3))
     networks = {"tied": OrbitPooled(inner, C4()), "plain": inner}
@@ -56,11 +44,6 @@ def test_saliency_of_an_invariant_network_is_the_same_in_each_pose():
     assert max(abs(each - maps[4]).max() for each in maps[5:]) > 1e-3
     assert [axes.get_title() for axes in figure.axes[:4]] == list(C4().labels)
     assert inner.training
-
-
-def test_saliency_of_a_batch_is_an_error():
-    with pytest.raises(ValueError, match="one image"):
-        plot_saliency_orbit({"net": nn.Flatten()}, torch.randn(2, 1, 8, 8), C4())
 
 
 def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch):
@@ -86,7 +69,3 @@ def test_bars_are_those_given_with_their_errors(tmp_path):
     assert [(bar.get_width(), round(bar.get_y() + bar.get_height() / 2)) for bar in second.patches] == [(4.0, 1)]
     assert (first.get_xscale(), second.get_xscale()) == ("symlog", "linear")
     figure.savefig(tmp_path / "bars.png")
-
-
-def test_integers_in_a_table_are_shown_in_full():
-    assert markdown_table({"a": {"parameters": 1234567}}).splitlines()[2] == "| a | 1,234,567 |"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import random
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import Images, assert_identical, flat, loader, noisy, same, seed_all, trainer_for
+from helpers import Images, loader, seed_all, trainer_for
 from lightning.pytorch import Callback, LightningModule
-from robustness_helpers import Classifier
+from oracles import Noting, assert_identical, flat, noisy, same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics import Metric
@@ -44,7 +46,7 @@ class Jittered(Dataset[Any]):
         return x + 0.1 * torch.randn(x.shape) + 0.1 * float(np.random.rand()) + 0.1 * random.random(), y
 
 
-class Mixing(Classifier):
+class Mixing(Noting):
     """Draws from all three streams in its steps, too."""
 
     def __init__(self) -> None:
@@ -88,11 +90,12 @@ def undisturbed() -> dict[str, Any]:
 
 HARMLESS: dict[str, Callable[[], list[Callback]]] = {
     "nothing": list,
-    "monitor": lambda: [InvarianceMonitor(C4())],
     "monitor of gradients": lambda: [InvarianceMonitor(C4(), saliency=Gradient(), max_batch=3)],
-    "weight 0": lambda: [InvarianceRegularizer(C4(), 0.0, elements_per_step=2)],
     "saliency of weight 0": lambda: [InvarianceRegularizer(C4(), lambda step: 0.0, penalty="saliency")],
-    "both": lambda: [InvarianceRegularizer(C4(), 0.0, network="model"), InvarianceMonitor(C4(), network="model")],
+    "both": lambda: [
+        InvarianceRegularizer(C4(), 0.0, elements_per_step=2, network="model"),
+        InvarianceMonitor(C4(), network="model"),
+    ],
 }
 
 
@@ -143,7 +146,7 @@ def modes(module: nn.Module) -> list[bool]:
     return [submodule.training for submodule in module.modules()]
 
 
-class Failing(Classifier):
+class Failing(Noting):
     """Fails where it is told to, and notes its outputs."""
 
     def __init__(self, where: str = "", error: type[BaseException] = RuntimeError) -> None:
@@ -164,7 +167,7 @@ class Failing(Classifier):
             self.fail("training step")
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         logits = self(batch[0])
         self.noted += [weakref.ref(logits), weakref.ref(batch[0])]
         self.fail("validation step")
@@ -238,26 +241,22 @@ def run(module: LightningModule, callbacks: list[Callback], fails: bool) -> None
 Makes = Callable[[], Any]
 
 
-def module_that_fails(where: str, error: type[BaseException]) -> tuple[Makes, Makes, Makes]:
-    return lambda: Failing(where, error), list, list
-
-
-def other_before(hook: str, error: type[BaseException]) -> tuple[Makes, Makes, Makes]:
-    return Failing, lambda: [Other(hook, error)], list
-
-
-def other_behind(hook: str, error: type[BaseException]) -> tuple[Makes, Makes, Makes]:
-    return Failing, list, lambda: [Other(hook, error)]
-
-
-#: Where: makers of the module, of callbacks before ours, and of callbacks behind ours.
-ELSEWHERE: dict[str, tuple[Makes, Makes, Makes]] = {"nowhere": (Failing, list, list)}
-for error in (RuntimeError, KeyboardInterrupt):
+def elsewhere() -> dict[str, tuple[Makes, Makes, Makes]]:
+    """What fails and with which error: makers of the module, of callbacks before ours, and of callbacks behind ours."""
+    cases: dict[str, tuple[Makes, Makes, Makes]] = {"nowhere": (Failing, list, list)}
+    errors = itertools.cycle((RuntimeError, KeyboardInterrupt))
     for where in ("training step", "validation step", "optimizer"):
-        ELSEWHERE[f"{where}, {error.__name__}"] = module_that_fails(where, error)
+        error = next(errors)
+        cases[f"{where}, {error.__name__}"] = (partial(Failing, where, error), list, list)
     for hook in HOOKS:
-        ELSEWHERE[f"{hook} of a callback before, {error.__name__}"] = other_before(hook, error)
-        ELSEWHERE[f"{hook} of a callback behind, {error.__name__}"] = other_behind(hook, error)
+        before, behind = (partial(lambda hook, error: [Other(hook, error)], hook, next(errors)) for _ in range(2))
+        cases[f"{hook} of a callback before"] = (Failing, before, list)
+        cases[f"{hook} of a callback behind"] = (Failing, list, behind)
+        next(errors)
+    return cases
+
+
+ELSEWHERE = elsewhere()
 
 #: What fails of our own, and where a module's step fails at the same time.
 IN_OURS: dict[str, tuple[Callable[[], Callback], str]] = {
@@ -283,23 +282,41 @@ def assert_let_go(module: Failing, control: Failing) -> None:
     assert not any(kept[::2])  # the outputs
 
 
+def ended(callbacks: list[Callback]) -> dict[str, Any]:
+    """What comes of a run from the start, with callbacks that may have been in another."""
+    monitors = [callback for callback in callbacks if isinstance(callback, InvarianceMonitor)]
+    lengths = [len(monitor.history) for monitor in monitors]
+    seed_all()
+    module = Failing()
+    run(module, callbacks, fails=False)
+    assert [len(monitor.history) for monitor in monitors] == [length + 2 for length in lengths]
+    measures = [record.measures for monitor in monitors for record in monitor.history[-2:]]
+    return {"weights": module.state_dict(), "losses": module.losses, "measures": measures}
+
+
+@pytest.fixture(scope="module")
+def clean() -> dict[str, Any]:
+    return ended(ours())
+
+
 @lightnings_own
 @pytest.mark.parametrize("where", ELSEWHERE)
-def test_the_module_is_left_as_it_was_found(where: str) -> None:
+def test_the_module_is_left_as_it_was_found_and_a_second_trainer_starts_clean(
+    where: str, clean: dict[str, Any]
+) -> None:
     make, before, behind = ELSEWHERE[where]
-    module, control = make(), make()
-    callbacks = [*before(), *ours(), *behind()]
-    run(module, callbacks, where != "nowhere")
+    module, control, used = make(), make(), ours()
+    run(module, [*before(), *used, *behind()], where != "nowhere")
     run(control, [*before(), *behind()], where != "nowhere")
     assert_left_alone(module, control)
     assert modes(module) == modes(control)
     assert_let_go(module, control)
-    assert len(callbacks) >= 5
+    if "teardown" in where or " of a " not in where:
+        assert_identical(ended(used), clean)
 
 
 @lightnings_own
-@pytest.mark.parametrize("first", [False, True], ids=["behind the others", "before the others"])
-@pytest.mark.parametrize("what", IN_OURS)
+@pytest.mark.parametrize(("what", "first"), [("penalty", False), ("weight", True), ("metric", False), ("map", True)])
 def test_the_module_is_left_as_it_was_found_where_our_own_code_fails(what: str, first: bool) -> None:
     failing, place = IN_OURS[what]
     module, control = Failing(), Failing(place)
@@ -310,25 +327,6 @@ def test_the_module_is_left_as_it_was_found_where_our_own_code_fails(what: str, 
     assert modes(module) == modes(control)
     assert_let_go(module, control)
     assert len(callbacks) == 6
-
-
-@lightnings_own
-@pytest.mark.parametrize("where", [where for where in ELSEWHERE if "teardown" in where or " of a " not in where])
-def test_a_second_trainer_starts_clean(where: str) -> None:
-    make, before, behind = ELSEWHERE[where]
-    used = ours()
-    run(make(), [*before(), *used, *behind()], where != "nowhere")
-    ended = []
-    for callbacks in (used, ours()):
-        monitors = [callback for callback in callbacks if isinstance(callback, InvarianceMonitor)]
-        lengths = [len(monitor.history) for monitor in monitors]
-        seed_all()
-        module = Failing()
-        run(module, callbacks, fails=False)
-        assert [len(monitor.history) for monitor in monitors] == [length + 2 for length in lengths]
-        measures = [record.measures for monitor in monitors for record in monitor.history[-2:]]
-        ended.append({"weights": module.state_dict(), "losses": module.losses, "measures": measures})
-    assert_identical(*ended)
 
 
 @lightnings_own

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Images, assert_identical, loader, same, seed_all, trainer_for
+from helpers import Images, loader, seed_all, trainer_for
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from robustness_helpers import Classifier
+from oracles import Noting, assert_identical, same
 from torch import Tensor
 
 from lightning_invariance import C4, Gradient, InvarianceMonitor, InvarianceRegularizer, OrbitAugmentation, WeightRamp
@@ -48,7 +48,7 @@ class Batches:
         self.epoch, self.next = state["epoch"], state["next"]
 
 
-class Noted(Classifier):
+class Noted(Noting):
     """Notes its inputs: what the augmentation made of them."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Noted(Classifier):
         return super().training_step(batch, batch_idx)
 
 
-class Noting:
+class Schedule:
     """A schedule that notes the weight of every step."""
 
     def __init__(self, weight: WeightRamp) -> None:
@@ -72,8 +72,8 @@ class Noting:
         return self.noted[-1]
 
 
-def ramp() -> Noting:
-    return Noting(WeightRamp(0.01, 1.0, steps=12, shape="exponential"))
+def ramp() -> Schedule:
+    return Schedule(WeightRamp(0.01, 1.0, steps=12, shape="exponential"))
 
 
 def ours(weight: Any = None, seed: int | None = 0, penalty: Any = "logit") -> list[Callback]:
@@ -129,7 +129,7 @@ def test_a_resumed_run_goes_on_as_the_uninterrupted_one(
     each = options.get("accumulate_grad_batches", 1)
     steps = BATCHES // each
     assert len(set(weight.noted)) == min(steps * EPOCHS, 13)
-    for step in (1, steps - 1, steps, steps + 2, 2 * steps):
+    for step in (1, steps, steps + 2):
         weight_again = ramp()
         again = ours(weight_again, seed, penalty)
         resumed = train(again, None, checkpoint(tmp_path, step), **options)
@@ -152,32 +152,32 @@ def test_the_elements_differ_from_step_to_step_and_with_the_seed() -> None:
     moved = [not same(one, two) for one, two in zip(plain.seen, augmented.seen, strict=True)]
     assert sum(moved) > len(moved) / 2
     assert not same(torch.stack(augmented.seen), torch.stack(other.seen))
-    alike = [train([InvarianceRegularizer(C4(), 1.0, elements_per_step=1, seed=seed)])[0].losses for seed in (0, 1)]
-    assert alike[0] != alike[1]
+    one, two = (train([InvarianceRegularizer(C4(), 1.0, elements_per_step=1, seed=seed)], max_epochs=1)[0] for seed in (0, 1))
+    assert one.losses != two.losses
 
 
-@pytest.mark.parametrize("step", [4, BATCHES, BATCHES + 1])
-def test_checkpoints_hold_weights_and_numbers_alone_and_nothing_of_ours(step: int, tmp_path: Path) -> None:
+def test_checkpoints_hold_weights_and_numbers_alone_and_nothing_of_ours(tmp_path: Path) -> None:
     train(ours(), tmp_path / "ours", max_epochs=2)
     train([], tmp_path / "none", max_epochs=2)
-    with_ours = torch.load(checkpoint(tmp_path / "ours", step), weights_only=True)
-    without = torch.load(checkpoint(tmp_path / "none", step), weights_only=True)
-    assert with_ours.keys() == without.keys()
-    assert with_ours["state_dict"].keys() == without["state_dict"].keys()
-    assert with_ours["callbacks"].keys() == without["callbacks"].keys()
-    assert "nvariance" not in repr(with_ours)
-
-
-BOTH: dict[str, tuple[Callable[[], list[Callback]], Callable[[], list[Callback]]]] = {
-    "ours, then none": (ours, list),
-    "none, then ours": (list, ours),
-    "ours, then others of ours": (ours, lambda: [InvarianceMonitor(C4()), OrbitAugmentation(C4())]),
-}
+    for step in (4, BATCHES, BATCHES + 1):
+        with_ours = torch.load(checkpoint(tmp_path / "ours", step), weights_only=True)
+        without = torch.load(checkpoint(tmp_path / "none", step), weights_only=True)
+        assert with_ours.keys() == without.keys()
+        assert with_ours["state_dict"].keys() == without["state_dict"].keys()
+        assert with_ours["callbacks"].keys() == without["callbacks"].keys()
+        assert "nvariance" not in repr(with_ours)
 
 
 @pytest.mark.filterwarnings("ignore:.*[Ss]aliency invariance similarity is undefined")
-@pytest.mark.parametrize("step", [4, BATCHES])
-@pytest.mark.parametrize(("before", "after"), BOTH.values(), ids=BOTH)
+@pytest.mark.parametrize(
+    ("before", "after", "step"),
+    [
+        (ours, list, 4),
+        (list, ours, BATCHES),
+        (ours, lambda: [InvarianceMonitor(C4()), OrbitAugmentation(C4())], 4),
+    ],
+    ids=["ours, then none", "none, then ours", "ours, then others of ours"],
+)
 def test_a_checkpoint_can_be_resumed_with_other_callbacks(
     before: Callable[[], list[Callback]], after: Callable[[], list[Callback]], step: int, tmp_path: Path
 ) -> None:
