@@ -175,9 +175,15 @@ def test_by_default_the_maps_of_an_invariant_network_agree(make: Any, action: Ac
 
 
 def test_targets_that_are_no_labels(x: Tensor) -> None:
-    """A regression's targets allow no accuracy; the maps explain the prediction, and the other measures remain."""
+    """Those of a regression leave its own measures; probabilities leave all but accuracies."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 3)).double()
     results = evaluated(network, pairs(x, x.flatten(1)[:, :3]), C4(), saliency=Gradient())
+    with torch.no_grad():
+        fx, *fgx = [network(torch.rot90(x, k, (-2, -1))) for k in range(4)]
+    relative = (torch.stack(fgx) - fx).norm(dim=2) / fx.norm(dim=1)
+    expected = {name: value for name, value in by_hand(network, x).items() if "logit" in name}
+    assert_values(results, expected | {"relative_equivariance_error": float(relative.mean())})
+    results = evaluated(network, pairs(x, x.flatten(1)[:, :3].softmax(dim=1)), C4(), saliency=Gradient())
     assert_values(results, by_hand(network, x))
 
 

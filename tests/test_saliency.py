@@ -249,7 +249,7 @@ def test_the_dithered_maps_explain_the_class_predicted_without_noise() -> None:
 
 @pytest.mark.parametrize(
     ("prepared", "got"),
-    [(lambda x: x[1:], r"\(3, 2, 6, 6\) of torch.float64"), (lambda x: x.float(), "torch.float32"), (len, "int")],
+    [(lambda x: x[1:], r"\(3, 2, 6, 6\) of float64"), (lambda x: x.float(), "of float32"), (len, "int")],
 )
 def test_a_batch_is_prepared_for_the_same_shape(network: nn.Module, x: Tensor, prepared: Any, got: str) -> None:
     class Prepared(Gradient):

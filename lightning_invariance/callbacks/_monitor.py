@@ -228,7 +228,8 @@ class InvarianceMonitor(EpochMonitor):
         labels = locate_target(batch, self.target, len(x), () if call is None else call.given)
         if not self._verified:
             self._verified = True
-            evaluator.check_labels(labels)
+            several = self._output.names is not None
+            evaluator.check_labels(labels if base_logits is None or several else labels.for_logits(base_logits))
             evaluator.check_inputs(arguments.inputs)
             if self.action is not None:
                 arguments.acting(self.action).verify(x)

@@ -67,8 +67,8 @@ class InvarianceRegularizer(NetworkCallback):
     Args:
         action: the group.
         weight: :math:`\nu`, a number of at least 0, or a schedule: a function from the number of optimiser steps taken
-            so far to the weight, such as `WeightRamp`. The penalty ``"logit"`` adds up over all that the network gives a
-            sample, so that for a mask of many places a weight far below 1 is enough; ``"distribution"`` and
+            so far to the weight, such as `WeightRamp`. The penalty ``"logit"`` adds up over all that the network gives
+            a sample, so that for a mask of many places a weight far below 1 is enough; ``"distribution"`` and
             ``"jensen_shannon"`` are means over places.
         penalty: :math:`I_f`: ``"logit"`` (equation 2), ``"normalized_logit"`` (section 4.4), ``"distribution"``
             (equation 1), ``"jensen_shannon"``, ``"saliency"`` (one minus equation 3, with gradients of the logit of the

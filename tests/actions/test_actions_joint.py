@@ -187,7 +187,7 @@ REFUSED = [
     (C4(), (), "Expected `inputs` to hold tensors, at least one"),
     (C4(), IMAGE, "Expected `inputs` to hold tensors, at least one"),
     (C4(), (IMAGE, 3), "Expected input 1 to be a tensor of one row a sample but got int"),
-    (C4(), (IMAGE, torch.tensor(1.0)), "Expected input 1 to be a tensor of one row a sample but got a scalar"),
+    (C4(), (IMAGE, torch.tensor(1.0)), "Expected input 1 to be a tensor of one row a sample but got a tensor .. of"),
     (C4(), (IMAGE, DEPTH[:2]), "Expected input 1 to have 3 rows, as input 0, but got 2"),
     (C4(), (IMAGE, DEPTH.cfloat()), "Expected input 1 to be real but got torch.complex64"),
     (C4(), (IMAGE[..., :3], DEPTH), r"2 inputs but got input 0 of shape \(3, 2, 4, 3\) and torch.float32: .* square"),

@@ -521,7 +521,9 @@ def test_outputs_that_are_no_logits_get_the_logit_errors_and_one_alone_a_share_a
         orbit = torch.stack([module(torch.rot90(data.dataset.x, k, (2, 3))).reshape(7, -1) for k in range(4)]).double()
     fx, gaps = orbit[0], (orbit[1:] - orbit[0]).square().sum(2)
     expected = {LI: float(gaps.mean() / 2), f"normalized_{LI}": float((gaps / fx.square().sum(1)).mean())}
-    if make is not DenseRegressor:
+    if make is DenseRegressor:
+        expected["relative_equivariance_error"] = float((gaps.sqrt() / fx.norm(dim=1)).mean())
+    else:
         expected[f"relative_{LI}"] = float(gaps.mean() / 2 / fx.var(unbiased=False))
         expected["orbit_share"] = float(orbit.var(dim=0, unbiased=False).mean() / orbit.var(unbiased=False))
         w = module.model[1].weight.detach().reshape(SIDE, SIDE)  # the map of every image, turned for none

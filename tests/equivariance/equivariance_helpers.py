@@ -8,8 +8,9 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from helpers import distance, made, trainer_for
+from helpers import made, trainer_for
 from lightning.pytorch import Callback, LightningModule
+from oracles import distance
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -272,8 +273,10 @@ def assert_same_steps(got: nn.Module, expected: nn.Module, start: Callable[[], n
         torch.testing.assert_close(buffer, other, rtol=0, atol=1e-6)
 
 
-def monitored(network: nn.Module, monitor: InvarianceMonitor, data: Any, loss: Any = None) -> MonitorRecord:
-    trainer_for([monitor]).validate(Module(network, loss), batches(data), verbose=False)
+def monitored(
+    network: nn.Module, monitor: InvarianceMonitor, data: Any, loss: Any = None, size: int = 4
+) -> MonitorRecord:
+    trainer_for([monitor]).validate(Module(network, loss), batches(data, size), verbose=False)
     return monitor.history[-1]
 
 

@@ -50,20 +50,20 @@ from lightning_invariance.evaluation import (
 Measured = dict[str, float]
 
 
-def by_evaluation(network: nn.Module, data: TensorDataset, loss: Any, **options: Any) -> Measured:
-    return values(evaluate_invariance(network, batches(data), C4(), progress=False, **options))
+def by_evaluation(network: nn.Module, data: TensorDataset, loss: Any, size: int = 4, **options: Any) -> Measured:
+    return values(evaluate_invariance(network, batches(data, size), C4(), progress=False, **options))
 
 
-def by_monitor(network: nn.Module, data: TensorDataset, loss: Any, **options: Any) -> Measured:
-    return values(monitored(network, InvarianceMonitor(C4(), **options), data, loss).measures)
+def by_monitor(network: nn.Module, data: TensorDataset, loss: Any, size: int = 4, **options: Any) -> Measured:
+    return values(monitored(network, InvarianceMonitor(C4(), **options), data, loss, size).measures)
 
 
-def by_comparison(network: nn.Module, data: TensorDataset, loss: Any, **options: Any) -> Measured:
-    return values(compared(network, data, loss, **options).models["one"].measures)
+def by_comparison(network: nn.Module, data: TensorDataset, loss: Any, size: int = 4, **options: Any) -> Measured:
+    return values(compared(network, data, loss, size, **options).models["one"].measures)
 
 
-def compared(network: nn.Module, data: TensorDataset, loss: Any, **options: Any) -> Any:
-    datamodule = LightningDataModule.from_datasets(test_dataset=data, batch_size=4)
+def compared(network: nn.Module, data: TensorDataset, loss: Any, size: int = 4, **options: Any) -> Any:
+    datamodule = LightningDataModule.from_datasets(test_dataset=data, batch_size=size)
     module = Module(network, loss)
     return compare({"one": module}, datamodule, C4(), rounds=0, progress=False, accelerator="cpu", **options)
 
@@ -156,7 +156,7 @@ def test_sensitivities_by_name_are_those_by_hand(way: Way):
 
     # Directions go by the samples' positions: other batches change nothing.
     few = way(linear, TensorDataset(x[:6], y[:6]), None, measures=names, sensitivity_samples=6)
-    of_more = way(linear, data, None, measures=names, sensitivity_samples=6)
+    of_more = way(linear, data, None, 5, measures=names, sensitivity_samples=6)
     assert few == pytest.approx(of_more)
 
     invariant = made(lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 3)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from equivariance_helpers import Module, PairPotential, batches, monitored, points, rotations, trained, values
-from helpers import distance, trainer_for
+from helpers import trainer_for
+from oracles import distance
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 

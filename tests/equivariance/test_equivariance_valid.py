@@ -89,12 +89,18 @@ def test_measures_leave_out_what_is_not_valid():
     assert len(changed) >= len(PIXEL_MEASURES) - 2  # shares of few pixels may agree by chance
 
 
-def test_the_cosine_and_the_selectivity_leave_out_what_is_not_valid():
+def test_masks_of_any_form_leave_out_what_is_not_valid():
     generator = torch.Generator().manual_seed(0)
     logits, orbit, noise = (
         torch.randn(*front, 2, 3, 5, 4, generator=generator, dtype=torch.float64) for front in ((), (3,), (3,))
     )
     mask = torch.rand(3, 1, 1, 5, 4, generator=generator) < 0.6
+    mask[..., 2, 2] = False
+    target = torch.randint(3, (2, 5, 4), generator=generator)
+    # A place that x alone sees says nothing.
+    divergence = functional.jensen_shannon_invariance_error(logits, orbit, valid=mask)
+    expected = pixel_measures(logits, orbit, target, mask[:, 0, 0])
+    assert float(divergence) == pytest.approx(expected["jensen_shannon_invariance_error"])
     shown = mask[:, 0, 0].nonzero().tolist()
     cosines = {g: [] for g in range(3)}
     for g, i, j in shown:

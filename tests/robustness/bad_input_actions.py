@@ -58,7 +58,7 @@ for name, (make, x) in ACTIONS.items():
     order = len(make())
     action = make()
     for method, *args in (("act", 1), ("attached",), ("alongside", x)):
-        refuse(name, "`x` to be a tensor for .* but got list", getattr(action, method), [1.0], *args)
+        refuse(name, "`x` to be a tensor for .* but got .(float|int)", getattr(action, method), [1.0], *args)
     for bad, pattern in INDICES if name == "C4" else [next(turns[0])]:
         refuse(name, "`index` to be " + pattern.format(last=order - 1, order=order), action.act, x, bad(order))
     for elements, pattern in ELEMENTS if name == "C4" else [next(turns[1])]:
@@ -135,7 +135,7 @@ for padding in (None, 0):
     give(name, lambda v: v.tolist() == [[5], [8]], action.act, TOKENS[:, :1], 1)
     for other in (TOKENS[:, :3], TOKENS[:1], TOKENS[:, 0]):
         refuse(name, f"`other` {places}", action.alongside, TOKENS, other)
-    refuse(name, "`x` to be a tensor .* but got list", action.alongside, TOKENS, [1])
+    refuse(name, "`x` to be a tensor .* but got .(float|int)", action.alongside, TOKENS, [1])
 refuse(name, f"`x` {places}", li.SetPermutations(2, dim=-1, padding=0).attached(TOKENS).invert, TOKENS[:1], 1)
 
 for name, good, shape in (("AffineAction", PLANES, "2, 3"), ("LinearAction", EYES, "n, n")):

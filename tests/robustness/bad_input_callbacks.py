@@ -34,7 +34,7 @@ refuse_each(name, "`weight` to be a finite number of at least 0 but got", make, 
 for value in (np.float32(2), np.int64(2), 2):
     give(name, lambda r: r.weight == 2, make, value)
 refuse(name, "`penalty` to be one of .* but got None", make, 1.0, None)
-refuse(name, r"`elements` to be at most 3, the elements of C4\(\) without .* but got 4", make, 1.0, elements=4)
+refuse(name, r"`elements_per_step` to be at most 3, the elements of C4\(\) without .* but got 4", make, 1.0, elements=4)
 pattern = "`elements` to be None with penalty='jensen_shannon', .* but got 2"
 refuse(name, pattern, make, 1.0, "jensen_shannon", 2)
 

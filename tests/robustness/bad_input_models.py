@@ -30,7 +30,7 @@ name = entry(baselines.OrbitPooled, network=NET, action=li.C4())
 NO_GROUPS = (li.SO3(2), li.SetPermutations(2), li.FunctionAction([NEGATE]))
 for action in NO_GROUPS:
     refuse(name, "`action` to list all elements of a group .* but got", pooled, action=action)
-refuse(name, r"`x` to be a tensor for C4\(\) but got list", pooled(), [1.0])
+refuse(name, r"`x` to be a tensor for C4\(\) but got .(float|int)", pooled(), [1.0])
 refuse(name, SQUARE, pooled(), WIDE)
 refuse(name, r"`x` to have a batch dimension .* but got shape \(4, 4\)", pooled(), torch.zeros(4, 4))
 for inner in (nn.Flatten(0), Call(lambda x: x.mean()), Call(lambda x: (x,))):
@@ -50,7 +50,7 @@ pattern = "`hidden` to hold at least the width of the tied layer but got none"
 refuse_each(name, pattern, tied, [(), None], "hidden")
 refuse_each(name, "`hidden` to be an integer of at least 1 but got", tied, [(4, 0), (4.0,), ("4",)], "hidden")
 OF_SHAPE = r"`x` to be floating point of shape \(B, 1, 4, 4\) but got"
-refuse(name, r"`x` to be a tensor for C4\(\) but got list", tied(), [1.0])
+refuse(name, r"`x` to be a tensor for C4\(\) but got .(float|int)", tied(), [1.0])
 refuse(name, SQUARE, tied(), WIDE)
 wrong_sizes = [torch.zeros(shape) for shape in ((2, 1, 6, 6), (2, 2, 4, 4), (2, 16, 1, 1))]
 refuse_each(name, OF_SHAPE, tied(), [*wrong_sizes, INTEGERS])
@@ -133,7 +133,7 @@ NATURAL.of(name, drawn, "target")
 refuse(name, TRIVIAL, drawn, action=li.Rotations(1))
 refuse_each(name, "`networks` to map names to networks, at least one, but got", drawn, [{}, NET, [NET]])
 refuse(name, "`network` to be a module or a function but got 'net'", drawn, {"net": "net"})
-refuse(name, "`x` to be a tensor but got list", drawn, x=[1.0])
+refuse(name, "`x` to be a tensor but got .(float|int)", drawn, x=[1.0])
 refuse(name, r"`x` to be one image \(C, H, W\) but got shape \(2, 1, 4, 4\)", drawn, x=X)
 refuse(name, f"`x` {ON_META}", drawn, x=X[0].to("meta"))
 refuse(name, SQUARE, drawn, x=WIDE[0])

@@ -21,14 +21,14 @@ def through_floats(x: Tensor) -> Tensor:
 
 
 name = entry(li.evaluate_orbit, but="elements", network=NET, x=X, action=li.C4())
-refuse(name, r"`x` to be a tensor for C4\(\) but got list", orbit_of, [1.0])
+refuse(name, r"`x` to be a tensor for C4\(\) but got .(float|int)", orbit_of, [1.0])
 refuse(name, TRIVIAL, orbit_of, action=li.Rotations(1))
 pattern = r"`elements` to name at least one element from 1 to 3 of C4\(\) .* but got"
 refuse_each(name, pattern, orbit_of, [["a"], [1.7], [True], [None], [], [-1], [1, 4], [0, 1]], "elements")
 refuse_each(name, "`elements` to hold indices of elements but got", orbit_of, [2, "12"], "elements")
 give(name, lambda o: o.orbit_logits.shape == (2, 2, 3), orbit_of, elements=torch.tensor([3, 1]))
 for logits, pattern in (
-    ([1.0, 2.0], "be a tensor but got list"),
+    ([1.0, 2.0], "be a tensor but got .(float|int)"),
     (torch.ones(3, 3), "have 2 rows, one a sample, but got 3"),
     (torch.tensor(1.0), "have 2 rows, one a sample, but got a scalar"),
     (torch.ones(2, 4), r"have the shape \(2, 3\) of the network's outputs but got \(2, 4\)"),
@@ -68,7 +68,7 @@ for way in WAYS.values():
 
 for name, way in WAYS.items():
     floating = "`x` to be floating point, .* but got torch."
-    refuse(name, "`x` to be a tensor but got list", way, NET, [1.0])
+    refuse(name, "`x` to be a tensor but got .(float|int)", way, NET, [1.0])
     entry(getattr(li, name))
     NETWORK.of(name, way, "network", x=X)
     COUNT.of(name, way, "max_batch", network=NET, x=X)
@@ -111,7 +111,7 @@ def norm_of(x: Any = X, **options: Any) -> Tensor:
 
 
 for name, run in (("evaluate_perturbations", perturbed_of), ("jacobian_spectral_norm", norm_of)):
-    refuse(name, "`x` to be a tensor.* but got list", run, [1.0])
+    refuse(name, "`x` to be a tensor.* but got .(float|int)", run, [1.0])
     refuse(name, f"`x` {ON_META}", run, X.to("meta"))
     refuse(name, "`x` to be floating point, to .*, but got torch.int64", run, INTEGERS)
     refuse_each(name, "`network` to give .* but got", run, NO_ROWS, "network")
