@@ -171,14 +171,6 @@ class WithTerm(Logit, Classifier):
     pass
 
 
-class WithStackedTerm(Stacked, Classifier):
-    pass
-
-
-class WithSaliency(Saliency, Classifier):
-    pass
-
-
 # Terms of the loss -----------------------------------------------------------------------------------------------
 
 

@@ -72,6 +72,8 @@ def test_act_invert_and_orbit_agree(case: Case) -> None:
             close(got, torch.cat([apply(x[i : i + 1], int(index[i])) for i in range(len(x))]))
             assert torch.equal(got[index == 0], x[index == 0])  # the identity is exact among others too
     assert torch.equal(x, before)
+    infinite = torch.full_like(x, torch.inf)  # times 0 it would be NaN
+    assert torch.equal(action.act(infinite, torch.tensor([0, 1, 0]))[0], infinite[0])
 
 
 @each(EVERY)

@@ -209,6 +209,7 @@ def test_half_precision_leaves_no_trace(group):
     with torch.autocast("cpu", torch.bfloat16):
         half = network.eval()(x)
         turned = network(C4().act(x, 1))
+        assert {layer.filter().dtype for layer in network.features if hasattr(layer, "filter")} == {torch.float32}
     assert half.dtype == torch.bfloat16
     assert (half.float() - expected).abs().max() < 0.1 * expected.std()
     assert (half.float() - turned.float()).abs().max() < 0.1 * expected.std()

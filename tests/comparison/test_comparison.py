@@ -269,9 +269,12 @@ def test_nothing_is_said(
     package: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     importlib.import_module(package)  # the last one imported talks
-    monkeypatch.setattr(rank_zero, "log", logging.getLogger(f"{package}.utilities.rank_zero"))
+    talking = [logging.getLogger(name) for name in (package, f"{package}.utilities.rank_zero")]
+    monkeypatch.setattr(rank_zero, "log", talking[1])
     caplog.set_level(logging.INFO, logger=package)
+    levels = [logger.level for logger in talking]
     compared({"net": seeded()}, rounds=1, steps=1)
+    assert [logger.level for logger in talking] == levels
     assert capsys.readouterr() == ("", "")
     assert caplog.records == []
     compared({"net": seeded()}, progress=True)

@@ -33,18 +33,24 @@ def idx(values: np.ndarray) -> bytes:
     return header + values.astype(np.uint8).tobytes()
 
 
-def test_idx_files_plain_and_compressed(tmp_path: Path) -> None:
+def write_mnist(folder: Path, count: int = 3) -> tuple[np.ndarray, list[int]]:
+    """Random images in the four files of MNIST, the labels compressed."""
     generator = np.random.default_rng(0)
-    images = {part: generator.integers(0, 256, (3, 28, 28)) for part in ("train", "t10k")}
-    labels = {part: generator.integers(0, 10, 3) for part in ("train", "t10k")}
+    images = {part: generator.integers(0, 256, (count, 28, 28)) for part in ("train", "t10k")}
+    labels = {part: generator.integers(0, 10, count) for part in ("train", "t10k")}
     for part in images:
-        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(idx(images[part]))
-        (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels[part])))
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(idx(images[part]))
+        (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels[part])))
+    return np.concatenate([images["train"], images["t10k"]]), [*labels["train"], *labels["t10k"]]
+
+
+def test_idx_files_plain_and_compressed(tmp_path: Path) -> None:
+    images, labels = write_mnist(tmp_path)
     source = load("mnist", tmp_path)
-    expected = np.concatenate([images["train"], images["t10k"]]) / 255
-    np.testing.assert_allclose(source.images.numpy(), expected, atol=1e-7)
-    assert source.labels.tolist() == [*labels["train"], *labels["t10k"]]
-    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(images["train"])[:-1])
+    np.testing.assert_allclose(source.images.numpy(), images / 255, atol=1e-7)
+    assert source.labels.tolist() == labels
+    file = tmp_path / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:-1])
     load.cache_clear()
     with pytest.raises(ValueError, match="train-images-idx3-ubyte"):
         load("mnist", tmp_path)
@@ -122,11 +128,13 @@ def test_quick_run_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     finally:
         torch.set_num_threads(threads)
         logger.setLevel(level)
-    # As its user starts it, with processes of its own: one run is missing, the others are found.
+    # As its user starts it, with processes of its own: one run is missing, the others are found. (On other images,
+    # which are read faster.)
+    write_mnist(tmp_path, 300)
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
     missing = tmp_path / "runs" / "T3-WT-w0-e4-s0.json"
     missing.unlink()
-    command = [sys.executable, "-m", "examples.paper", *arguments, "--jobs", "1"]
+    command = [sys.executable, "-m", "examples.paper", *arguments, "--jobs", "1", "--mnist-folder", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
     again = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}

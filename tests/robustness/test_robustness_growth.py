@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,21 +17,25 @@ from torch.utils.data import DataLoader
 from lightning_invariance import C4, Gradient, InvarianceMonitor, InvarianceRegularizer, OrbitAugmentation
 
 
-def tensors() -> list[Tensor]:
+@pytest.fixture(autouse=True)
+def _new_objects_alone() -> Iterator[None]:
+    """Other tests' leavings are not looked at."""
     gc.collect()
-    return [each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter)]
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Counter(Callback):
-    """Counts what came alive since it was made, after every so many steps or epochs, less what may grow."""
+    """Counts the tensors that came alive, after every so many steps or epochs, less what may grow."""
 
     def __init__(self, steps: int = 0, epochs: int = 0, may_grow: Callable[[], list[Tensor]] = list) -> None:
         self.steps, self.epochs, self.may_grow = steps, epochs, may_grow
-        self.old = {id(each): weakref.ref(each) for each in tensors()}  # other tests' leavings, which may go
         self.counts: list[tuple[int, int]] = []
 
     def count(self) -> None:
-        new = [each for each in tensors() if id(each) not in self.old or self.old[id(each)]() is not each]
+        gc.collect()
+        new = [each for each in gc.get_objects() if type(each) in (Tensor, nn.Parameter)]
         grown = self.may_grow()
         values = sum(each.numel() for each in new) - sum(each.numel() for each in grown)
         self.counts.append((len(new) - len(grown), values))
