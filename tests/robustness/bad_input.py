@@ -89,9 +89,9 @@ NETWORK = Check("`{}` to be a module( or a function)? but got", "net", None)
 SUBMODULE = Check("`{}` to be the name of a submodule or None but got", 3, nn.Identity(), ["model"])
 PLACE = Check("`{}` to be a position, a key or None but got", 1.5, True)
 BY_CHECK: dict[Check, str] = {
-    COUNT: "order samples max_batch every_n_epochs elements max_iterations max_trials size steps num_classes "
+    COUNT: "order samples max_batch every_n_epochs elements_per_step max_iterations max_trials size steps num_classes "
     "in_channels image_size width depth",
-    NATURAL: "saliency_samples rounds backward_call",
+    NATURAL: "saliency_samples sensitivity_samples rounds backward_call",
     SEED: "seed",
     CHOICE: "reduction activation normalize worst_case nan_strategy interpolation padding pool shape layers penalty "
     "group",
@@ -103,6 +103,7 @@ BY_CHECK: dict[Check, str] = {
     Check(
         "`{}` to be a finite number of at least 0 but got", -1e-3, "a", None, True, torch.zeros(2), NAN, INF
     ): "dither",
+    Check("`{}` to be None .* 'same' .*, an Action, or a dict .* but got", "turned", 3): "output_action target_action",
     Check("`{}` to be an index of at least 0, 'last', 'all' or None .* but got", -1, 1.5, True, "first"): "call",
     Check("`{}` to be a name without slashes at its ends", 1, "", "/a", "a/"): "prefix",
     Check("`{}` to be .* but got", "logits"): "logits",
@@ -185,11 +186,11 @@ ALTERNATING = torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(2, 1, 4, 4)  # a shift b
 
 #: Labels that are none, and labels of no class.
 TARGETS: list[tuple[Any, str]] = [
-    ([0, 1], "`target` to hold 2 .*, one a sample, but got list"),
-    (torch.tensor([0.0, 1.0]), r"`target` to hold 2 .* but got shape \(2,\) of torch.float32"),
-    (torch.zeros(2).cfloat(), r"`target` to hold 2 .* but got shape \(2,\) of torch.complex64"),
-    (torch.tensor([0, 1, 2]), r"`target` to hold 2 .* but got shape \(3,\)"),
-    (torch.tensor([[0], [1]]), r"`target` to hold 2 .* but got shape \(2, 1\)"),
+    ([0, 1], "`target` to hold 2 .*, one a sample, but got .int"),
+    (torch.tensor([0.0, 1.0]), r"`target` to hold 2 .* but got a tensor \(2,\) of float32"),
+    (torch.zeros(2).cfloat(), r"`target` to hold 2 .* but got a tensor \(2,\) of complex64"),
+    (torch.tensor([0, 1, 2]), r"`target` to hold 2 .* but got a tensor \(3,\)"),
+    (torch.tensor([[0], [1]]), r"`target` to hold 2 .* but got a tensor \(2, 1\)"),
 ]
 NO_CLASSES: list[tuple[Any, str]] = [
     (torch.tensor([0, 3]), "`target` to hold classes from 0 to 2 but got values from 0 to 3"),

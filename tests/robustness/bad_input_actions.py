@@ -173,7 +173,7 @@ for labels, pattern in (
 ):
     refuse(name, f"`labels` to hold {pattern}", li.FunctionAction, [NEGATE, NEGATE], labels=labels)
 for function, pattern in (
-    (lambda x: x[..., :2], r"'bad' of FunctionAction\('bad'\) to keep the shape .* but got \([12], 1, 4, 2\)"),
+    (lambda x: x[..., :2], r"'bad' of FunctionAction\('bad'\) to keep the shape .* but got a tensor \([12], 1, 4, 2\)"),
     (lambda x: None, "'bad' of .* to keep the shape .* but got NoneType"),
     (Tensor.double, "element 'bad' in .* to keep torch.float32 but got torch.float64"),
 ):
@@ -188,3 +188,14 @@ name = "ProductAction"
 refuse(name, INVERSE, (li.C4() * WRONG_INVERSE).verify, ALTERNATING)
 refuse(name, "unsupported operand", lambda: li.C4() * 3, error=TypeError)
 refuse("Action", "abstract", li.Action, error=TypeError)
+
+name = entry(li.FieldAction, points=li.C4(), fibres=li.C4())
+for argument in ("points", "fibres"):
+    both = {"points": li.C4(), "fibres": li.C4(), argument: "C4"}
+    refuse(name, rf"`{argument}` to be an Action, such as C4\(\), but got 'C4'", li.FieldAction, **both)
+refuse(name, r"`fibres` to have as many elements as `points`, C4\(\), which has 4", li.FieldAction, li.C4(), li.D4())
+refuse(name, "`fibres` to have the elements of `points`", li.FieldAction, li.C4(), li.CyclicTranslations(4))
+refuse(name, "`fibres` to be drawn with the seed of `points`", li.FieldAction, li.SO3(2), li.SO3(2, seed=1))
+refuse(name, "`fibres` to draw its elements with", li.FieldAction(li.SO2(1), li.HorizontalFlip()).redrawn, 1)
+refuse("LinearAction", "`labels` to hold 2 distinct names", li.LinearAction, torch.eye(2).repeat(2, 1, 1), labels=["a"])
+refuse("FunctionAction", "`places` to hold negative dimensions", li.FunctionAction, [NEGATE], places=[1])

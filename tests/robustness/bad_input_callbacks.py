@@ -22,7 +22,7 @@ for name in CALLBACKS:
     refuse(name, "`each of input` to be a position, a key or None but got", make, input=[1.5], **C4)
 
 name, make = "InvarianceMonitor", li.InvarianceMonitor
-wrong = [["accuracy"], [], "orbit_share", [[]], {"a": 1}]
+wrong = [["exactness"], [], "orbit_share", [[]], {"a": 1}]
 refuse_each(name, "`measures` to (be among|name at least one|hold torchmetrics)", make, wrong, "measures", **C4)
 PLACE.of(name, make, "target", **C4)
 pattern = r"`saliency_samples` to be at least 1 for \['saliency_invariance_similarity'\]"
@@ -34,9 +34,39 @@ refuse_each(name, "`weight` to be a finite number of at least 0 but got", make, 
 for value in (np.float32(2), np.int64(2), 2):
     give(name, lambda r: r.weight == 2, make, value)
 refuse(name, "`penalty` to be one of .* but got None", make, 1.0, None)
-refuse(name, r"`elements_per_step` to be at most 3, the elements of C4\(\) without .* but got 4", make, 1.0, elements=4)
-pattern = "`elements` to be None with penalty='jensen_shannon', .* but got 2"
+refuse(
+    name,
+    r"`elements_per_step` to be at most 3, the elements of C4\(\) without .* but got 4",
+    make,
+    1.0,
+    elements_per_step=4,
+)
+pattern = "`elements_per_step` to be None with penalty='jensen_shannon', .* but got 2"
 refuse(name, pattern, make, 1.0, "jensen_shannon", 2)
+
+others = li.LinearAction(torch.eye(2).repeat(3, 1, 1))
+for name, argument in (
+    ("InvarianceMonitor", "output_action"),
+    ("InvarianceRegularizer", "output_action"),
+    ("OrbitAugmentation", "target_action"),
+):
+    make = getattr(li, name)
+    refuse(name, f"`{argument}` to have as many elements as `action`", make, **C4, **{argument: others})
+    refuse(name, f"`{argument}` to have the elements of `action`", make, **C4, **{argument: li.CyclicTranslations(4)})
+    refuse(name, f"`{argument}` to map names of outputs to actions", make, **C4, **{argument: {}})
+    refuse(name, f"`{argument}` to draw its elements with", make, li.SO2(4), **{argument: li.Rotations(5)})
+refuse(
+    "InvarianceRegularizer",
+    "`output_action` to be None with penalty='saliency'",
+    li.InvarianceRegularizer,
+    **C4,
+    penalty="saliency",
+    output_action="same",
+)
+refuse("OrbitAugmentation", "`target_action` to say how the target moves", li.OrbitAugmentation, **C4, target=1)
+refuse(
+    "OrbitAugmentation", "`ignore_index` to be an integer or None but got", li.OrbitAugmentation, **C4, ignore_index=1.5
+)
 
 ramp = {"start": 0.5, "end": 1, "steps": 3}
 name = entry(li.WeightRamp, **ramp)

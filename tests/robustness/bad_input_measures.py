@@ -14,15 +14,17 @@ MEASURES: list[tuple[Callable[..., Tensor], type[Any], str, float]] = [
     (functional.orbit_accuracy, li.OrbitAccuracy, "logits", 0.0),
     (functional.orbit_share, li.OrbitShare, "logits", NAN),
     (functional.prediction_consistency, li.PredictionConsistency, "logits", 1.0),
+    (functional.relative_equivariance_error, li.RelativeEquivarianceError, "logits", 0.0),
     (functional.relative_logit_invariance_error, li.RelativeLogitInvarianceError, "logits", NAN),
     (functional.saliency_invariance_similarity, li.SaliencyInvarianceSimilarity, "saliency", 1.0),
     (functional.selectivity, li.Selectivity, "logits", 0.0),
+    (functional.vector_cosine_similarity, li.VectorCosineSimilarity, "logits", 1.0),
 ]
 DIVERGENCES = [function for function, *_ in MEASURES[:2]]
 OF_CLASSES = [*DIVERGENCES, functional.orbit_accuracy, functional.prediction_consistency]
-#: ½ (0 + 4) / 4 pairs; over a variance of 1/4; means 5/3 and 2, within (8/9 + 0) / 2 = 4/9, between 1/36.
+#: ½ (0 + 4) / 4 pairs; 2 / 1 in one of 4 pairs; over a variance of 1/4; means 5/3 and 2, within (8/9 + 0) / 2 = 4/9, between 1/36.
 OF_ONE_OUTPUT = {functional.logit_invariance_error: 0.5, functional.relative_logit_invariance_error: 2.0}
-OF_ONE_OUTPUT |= {functional.orbit_share: 16 / 17}
+OF_ONE_OUTPUT |= {functional.orbit_share: 16 / 17, functional.relative_equivariance_error: 0.5}
 ONE_OUTPUT = torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 2.0], [3.0, 2.0]])
 
 
@@ -41,11 +43,12 @@ def of_function(function: Callable[..., Tensor], base: Any, orbit: Any, **option
 
 
 def of_metric(make: type[Any], *batches: Any, call: str = "update", reset: bool = False, **options: Any) -> Tensor:
+    valid = {"valid": options.pop("valid")} if "valid" in options else {}
     metric = make(**options)
     for base, orbit in zip(batches[::2], batches[1::2], strict=True):
         if reset:
             metric.reset()
-        getattr(metric, call)(base, orbit, **further(make, base, orbit))
+        getattr(metric, call)(base, orbit, **further(make, base, orbit), **valid)
     return metric.compute()
 
 
@@ -53,10 +56,10 @@ def inputs_of(name: str, measure: Callable[..., Tensor], function: Any, argument
     """The rows that all measures share."""
     orbit = f"`orbit_{argument}`"
     floating = "to be a floating-point tensor but got"
-    refuse(name, f"`{argument}` {floating} list", measure, [[1.0, 2.0]], ORBIT)
+    refuse(name, f"`{argument}` {floating} ..float", measure, [[1.0, 2.0]], ORBIT)
     refuse(name, f"`{argument}` {floating} a tensor .* of int64", measure, BASE.to(LONG), ORBIT)
     refuse(name, f"{orbit} {floating} NoneType", measure, BASE, None)
-    refuse(name, f"{orbit} {floating} torch.complex64", measure, BASE, ORBIT.cfloat())
+    refuse(name, f"{orbit} {floating} a tensor .* of complex64", measure, BASE, ORBIT.cfloat())
     refuse(name, rf"`{argument}` to have the shape \(B, .* but got \(\)", measure, BASE.sum(), ORBIT[:, 0, 0])
     refuse(name, f"`{argument}` to have .* of at least 2|at least one", measure, BASE[:, :0], ORBIT[..., :0])
     refuse(name, f"{orbit} to be on cpu, as `{argument}`, but got meta", measure, BASE, ORBIT.to("meta"))
@@ -73,6 +76,11 @@ def inputs_of(name: str, measure: Callable[..., Tensor], function: Any, argument
         refuse(name, reason.format(r"\(2,\)"), measure, BASE[:, 0], ORBIT[..., 0])
     if function in (*OF_CLASSES, functional.orbit_share):
         refuse(name, r"`logits` to have the shape \(B, C\)", measure, BASE[..., None], ORBIT[..., None])
+    if function is not functional.saliency_invariance_similarity and "valid" in inspect.signature(function).parameters:
+        whole = {"valid": torch.ones(1, 1, 1, dtype=torch.bool)}
+        for wrong in (torch.ones(2, 2, 3), torch.ones(2, 2, dtype=torch.bool), torch.ones(2, 3, 3, dtype=torch.bool)):
+            refuse(name, "`valid` to be (a bool|broadcastable)", measure, BASE, ORBIT, valid=wrong)
+        give(name, lambda value: close(value, measure(BASE, ORBIT)), measure, BASE, ORBIT, **whole)
     give(name, is_nan, measure, BASE[:0], ORBIT[:, :0], warns="undefined.*NaN")
     warns = "undefined" if one != one else None
     give(name, lambda value: close(value, one), measure, BASE[:1], BASE[:1].repeat(2, 1, 1), warns=warns)
@@ -151,3 +159,29 @@ worst = {"worst_case": True, "reduction": "element"}
 reason = "`reduction` to be 'mean' or 'none' with worst_case=True"
 refuse(name, reason, accuracy, BASE, ORBIT, LABELS, **worst)
 refuse("OrbitAccuracy", reason, li.OrbitAccuracy, **worst)
+
+# Masks, vectors and norms ----------------------------------------------------------------------------------------
+
+MASKS, MOVED = BASE[..., None, None].expand(2, 3, 4, 4), ORBIT[..., None, None].expand(2, 2, 3, 4, 4)
+name, masks = entry(functional.orbit_mean_iou, logits=MASKS, orbit_logits=MOVED), functional.orbit_mean_iou
+refuse(name, r"`logits` to have the shape \(B, C, H, W\), .* but got \(2, 3\)", masks, BASE, ORBIT)
+refuse(name, r"with C of at least 2 but got \(2, 1, 4, 4\)", masks, MASKS[:, :1], MOVED[:, :, :1])
+give(name, lambda value: value == 1, masks, MASKS, MASKS[None])
+name = entry(li.OrbitMeanIoU)
+refuse(name, r"`logits` to have the shape \(B, C, H, W\), .* but got \(2, 3\)", li.OrbitMeanIoU().update, BASE, ORBIT)
+for name, call in (
+    ("functional.vector_cosine_similarity", functional.vector_cosine_similarity),
+    ("VectorCosineSimilarity", li.VectorCosineSimilarity().update),
+):
+    refuse(name, "`dim` to say which dimension of `logits`", call, MASKS, MOVED)
+name = "functional.vector_cosine_similarity"
+refuse(name, "vectors in dimension -2 but got", functional.vector_cosine_similarity, BASE, ORBIT, dim=-2)
+identity = {"include_identity": True, "reduction": "element"}
+for name, call in (
+    ("functional.saliency_invariance_similarity", partial(functional.saliency_invariance_similarity, BASE, ORBIT)),
+    ("SaliencyInvarianceSimilarity", li.SaliencyInvarianceSimilarity),
+):
+    refuse(name, "`reduction` to be 'mean' or 'none' with include_identity=True", call, **identity)
+name = entry(li.JacobianSpectralNorm)
+for norms in (torch.ones(2, 2), torch.ones(2, dtype=LONG)):
+    refuse(name, r"`spectral_norms` to have the shape \(B,\), floating point", li.JacobianSpectralNorm().update, norms)

@@ -152,7 +152,9 @@ def test_the_elements_differ_from_step_to_step_and_with_the_seed() -> None:
     moved = [not same(one, two) for one, two in zip(plain.seen, augmented.seen, strict=True)]
     assert sum(moved) > len(moved) / 2
     assert not same(torch.stack(augmented.seen), torch.stack(other.seen))
-    one, two = (train([InvarianceRegularizer(C4(), 1.0, elements_per_step=1, seed=seed)], max_epochs=1)[0] for seed in (0, 1))
+    one, two = (
+        train([InvarianceRegularizer(C4(), 1.0, elements_per_step=1, seed=seed)], max_epochs=1)[0] for seed in (0, 1)
+    )
     assert one.losses != two.losses
 
 
