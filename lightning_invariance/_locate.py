@@ -84,7 +84,7 @@ def locate_in_call(
     return Arguments(args, kwargs, (_the_only(tensors, action, args, kwargs, where),))
 
 
-def locate_in_batch(batch: Any, spec: InputSpec, action: Action | None) -> Arguments:
+def locate_in_batch(batch: Any, spec: InputSpec, action: Action | None, besides: Sequence[Path] = ()) -> Arguments:
     """Finds the tensors that the group acts on in a batch, which becomes the only argument.
 
     By default the last part of a sequence is taken for its target, and so is what is named like labels in a mapping.
@@ -93,6 +93,7 @@ def locate_in_batch(batch: Any, spec: InputSpec, action: Action | None) -> Argum
         batch: what the data loader gave.
         spec: where they are; None for the only tensor that can be meant.
         action: the group; None where no group acts.
+        besides: what is known to be something else.
 
     Raises:
         ValueError: if a place holds no tensor; if no or several tensors can be meant; if the batch is a list of
@@ -104,7 +105,7 @@ def locate_in_batch(batch: Any, spec: InputSpec, action: Action | None) -> Argum
         return _named(args, {}, spec, where)
     refuse_list_of_samples(batch)
     target: Path | None = None
-    tensors = list(_candidates({"args": args, "kwargs": {}}, action))
+    tensors = [each for each in _candidates({"args": args, "kwargs": {}}, action) if each.path not in besides]
     if isinstance(batch, (list, tuple)) and len(batch) > 1 and not _are_alike(batch[0], batch[-1]):
         target = ("args", 0, len(batch) - 1)
         before = [each for each in tensors if each.path[:3] != target]

@@ -164,17 +164,17 @@ class OutputMotion:
         return repr(self.spec)
 
 
-def mixes_values(action: Action | None, x: Tensor) -> bool:
-    """Whether an action changes values, or may, and does not only move them from place to place.
+def mixed_dims(action: Action | None, x: Tensor) -> set[int] | None:
+    """The dimensions along which an action changes values, and does not only move them from place to place.
 
-    What it acts on are no scores of classes then, but vectors, say.
+    What it acts on are no scores of classes where there are some, but vectors, say. None where they are not known.
     """
     if action is None:
-        return False
+        return set()
     places = action.places_in(x)
-    if places is None or action.dims is None:
-        return not places
-    return bool(set(action.dims) - set(places))
+    if places is None or (action.dims is None and not places):
+        return None
+    return set() if action.dims is None else set(action.dims) - set(places)
 
 
 class PackedAction(Action):
@@ -214,7 +214,7 @@ class PackedAction(Action):
             torch.ones_like(tensor, dtype=torch.bool) if mask is None else mask.expand(tensor.shape)
             for mask, tensor in zip(seen, tensors, strict=True)
         ]
-        return torch.cat([mask.flatten(1) for mask in masks], dim=1)
+        return torch.cat([mask.reshape(1, -1) for mask in masks], dim=1)
 
     def _act_one(self, x: Tensor, element: int) -> Tensor:
         return self.packing.each(x, (_moved(move, element, back=False) for move in self.moves))
@@ -252,4 +252,9 @@ def split_outputs(outputs: OrbitOutputs, packing: Packing, names: Sequence[str])
     if outputs.valid is not None:
         valid = packing.parts(outputs.valid, before=2)
     parts = zip(names, base, orbit, valid, strict=True)
-    return {name: OrbitOutputs(logits, moved, valid=seen) for name, logits, moved, seen in parts}
+    return {name: OrbitOutputs(logits, moved, valid=unless_whole(seen)) for name, logits, moved, seen in parts}
+
+
+def unless_whole(valid: Tensor | None) -> Tensor | None:
+    """None where all places are valid: of several outputs only some may lose places."""
+    return None if valid is None or bool(valid.all()) else valid

@@ -240,8 +240,9 @@ def orbit_of(
     return replace(outputs, orbit_logits=orbit_logits, valid=valid)
 
 
-#: An output action is doubted where another one leaves less than this part of its error.
-_CLEARLY_BETTER = 0.5
+#: An output action is doubted where another one leaves less than this part of its squared error. An untrained network
+#: whose biases outweigh all else stays where it is by itself, and must not be doubted for it.
+_CLEARLY_BETTER = {"other": 0.25, "still": 0.01}
 
 
 def doubted(network: Network, x: Tensor, logits: Tensor, action: Action, output_action: Action) -> str | None:
@@ -273,9 +274,11 @@ def doubted(network: Network, x: Tensor, logits: Tensor, action: Action, output_
     size = float(logits.double().square().sum())
     if not said > 1e-10 * size:  # as was said, up to rounding
         return None
-    better = {"it moves the other way (by the inverse elements)": other, "it stays as it is": still}
-    way, least = min(better.items(), key=lambda each: each[1])
-    if least >= _CLEARLY_BETTER * said:
+    if other < min(_CLEARLY_BETTER["other"] * said, still):
+        way, least = "it moves the other way (by the inverse elements)", other
+    elif still < _CLEARLY_BETTER["still"] * said:
+        way, least = "it stays as it is", still
+    else:
         return None
     return (
         f"the network's outputs over the orbit agree better if the output does not move as `output_action` says, "

@@ -138,8 +138,10 @@ class _Augmenter(Injector):
 
     def before_step(self, module: LightningModule, args: tuple[Any, ...]) -> tuple[Any, ...]:
         callback = self._callback
-        batch = locate_in_batch(args[0], callback.input, callback.action)
-        targets = self._targets(args[0], batch)
+        targets = self._targets(args[0])
+        known = () if targets is None or callback.target is None else targets.paths
+        batch = locate_in_batch(args[0], callback.input, callback.action, known)
+        self._check(batch, targets)
         first, *others = batch.inputs
         if not callback._told:
             callback._told = True
@@ -158,17 +160,18 @@ class _Augmenter(Injector):
         targets = replace(targets, args=batch.args)
         return (targets.exchanged(placed), *args[1:])
 
-    def _targets(self, batch: Any, inputs: Arguments) -> Arguments | None:
+    def _targets(self, batch: Any) -> Arguments | None:
         """The tensors that `target_action` moves; None where the target stays."""
-        callback = self._callback
-        if callback._motion.stays:
-            return None
-        targets = locate_targets(batch, callback.target, callback._motion.names)
+        motion = self._callback._motion
+        return None if motion.stays else locate_targets(batch, self._callback.target, motion.names)
+
+    @staticmethod
+    def _check(inputs: Arguments, targets: Arguments | None) -> None:
         samples = len(inputs.inputs[0])
-        for path, tensor in zip(targets.paths, targets.inputs, strict=True):
+        for path, tensor in () if targets is None else zip(targets.paths, targets.inputs, strict=True):
             if path in inputs.paths:
                 raise ValueError(
-                    f"Expected the target to be another tensor than the input but both are "
+                    "Expected the target to be another tensor than the input but both are "
                     f"{place_in_words(path, 'the batch')}: name the target with `target=`."
                 )
             if tensor.ndim == 0 or len(tensor) != samples:
@@ -176,7 +179,6 @@ class _Augmenter(Injector):
                     f"Expected the target to have one row for each of {samples} samples but "
                     f"{place_in_words(path, 'the batch')} is {describe_value(tensor)}."
                 )
-        return targets
 
     def _moved(
         self, motion: OutputMotion, name: str | None, action: Action, x: Tensor, target: Tensor, drawn: Tensor

@@ -69,7 +69,8 @@ class InvarianceMonitor(EpochMonitor):
             ``saliency_invariance_similarity``, ``orbit_share``, ``prediction_consistency``, ``orbit_accuracy``,
             ``worst_case_orbit_accuracy``; of such scores at each place ``orbit_mean_iou`` besides; of other outputs the
             logit errors, ``relative_equivariance_error`` and, for vectors, ``vector_cosine_similarity``. By name alone:
-            ``selectivity``, ``jacobian_spectral_norm``, ``accuracy``.
+            ``selectivity``, ``jacobian_spectral_norm``, ``accuracy``. Of several outputs, ``"forces/..."`` is measured
+            of one alone.
         saliency: how to compute saliency maps; ``Gradient(dither=1e-3)`` if None, whatever the action.
         saliency_samples: how many samples of each data loader, from the first, get saliency maps, the costly part; 0
             for none.
@@ -154,6 +155,7 @@ class InvarianceMonitor(EpochMonitor):
         self._evaluators: list[Evaluator] = []
         self._verified = False
         self._said = False
+        self._doubted = False
         self._again: set[int] = set()  # the calls whose f(x) is to be computed again
         self._warned = False
         evaluator = self._evaluator()  # wrong measures, saliency or sizes fail here
@@ -171,6 +173,7 @@ class InvarianceMonitor(EpochMonitor):
         super().setup(trainer, pl_module, stage)
         self._verified = False
         self._said = False
+        self._doubted = False
         self._warned = False
         self._again.clear()
 
@@ -206,7 +209,8 @@ class InvarianceMonitor(EpochMonitor):
             )
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, loaders: int) -> None:
-        self._evaluators = [self._evaluator() for _ in range(loaders)]
+        with torch.inference_mode(False):  # states made in it could not be written outside
+            self._evaluators = [self._evaluator() for _ in range(loaders)]
         for evaluator in self._evaluators:
             # A process whose loader is empty takes part in the reduction too, on its device.
             evaluator.to(pl_module.device)
@@ -239,7 +243,8 @@ class InvarianceMonitor(EpochMonitor):
             for message in [] if base_logits is None else stray_labels(labels, base_logits):
                 self._warn_of(message)
         place = 0 if call is None else call.place
-        if not evaluator.samples:  # in the first batch of each epoch: averages of weights may begin late
+        first = not evaluator.samples
+        if first:  # in the first batch of each epoch: averages of weights may begin late
             # Where parameters are shared out, all processes would have to look, and to find the same.
             repeats = is_sharded(trainer) or self._repeats(pl_module, at, x, base_logits)
             (self._again.discard if repeats else self._again.add)(place)
@@ -269,10 +274,10 @@ class InvarianceMonitor(EpochMonitor):
         if not self._said:
             self._said = True
             self._say(pl_module, arguments, call, base_logits, reader, labels, evaluator)
-            if not is_sharded(trainer):
-                packing = reader.packed()
-                for message in evaluator.doubts(at, x, logits, packing, network, arguments.is_divisible):
-                    self._warn_of(message)
+        if first and not self._doubted and not is_sharded(trainer):  # in each epoch: training shows what is wrong
+            for message in evaluator.doubts(at, x, logits, reader.packed(), network, arguments.is_divisible):
+                self._doubted = True
+                self._warn_of(message)
 
     def _settings(
         self,

@@ -15,6 +15,7 @@ from lightning_invariance.functional._distribution_invariance_error import distr
 from lightning_invariance.functional._jensen_shannon_invariance_error import jensen_shannon_values
 from lightning_invariance.functional._logit_invariance_error import logit_invariance_values
 from lightning_invariance.functional._orbit_values import (
+    OrbitValues,
     at_least_float32,
     check_activation,
     flat_samples,
@@ -62,12 +63,12 @@ class Penalty:
 
 
 def _logit(logits: Tensor, orbit_logits: Tensor, valid: Tensor | None = None) -> Tensor:
-    return logit_invariance_values(logits, orbit_logits, None, valid).per_sample.mean()
+    return _mean(logit_invariance_values(logits, orbit_logits, None, valid), valid)
 
 
 def _normalized_logit(logits: Tensor, orbit_logits: Tensor, valid: Tensor | None = None) -> Tensor:
     """The mean over the pairs whose logits are not all 0: a head may begin at 0, and NaN would end the training."""
-    distance = 2 * logit_invariance_values(logits, orbit_logits, None, valid).per_element
+    distance = 2 * logit_invariance_values(logits, orbit_logits, None, valid).per_element.nan_to_num(0.0)
     squares = flat_samples(at_least_float32(logits)).square()
     seen = where_valid(valid, orbit_logits)
     norm = (squares if seen is None else torch.where(seen, squares, 0.0)).sum(dim=-1).expand(distance.shape)
@@ -78,12 +79,20 @@ def _normalized_logit(logits: Tensor, orbit_logits: Tensor, valid: Tensor | None
 
 def _distribution(logits: Tensor, orbit_logits: Tensor, valid: Tensor | None = None) -> Tensor:
     check_activation(logits, "softmax")
-    return distribution_invariance_values(logits, orbit_logits, "softmax", valid).per_sample.mean()
+    return _mean(distribution_invariance_values(logits, orbit_logits, "softmax", valid), valid)
 
 
 def _jensen_shannon(logits: Tensor, orbit_logits: Tensor, valid: Tensor | None = None) -> Tensor:
     check_activation(logits, "softmax")
-    return jensen_shannon_values(logits, orbit_logits, "softmax", valid).per_sample.mean()
+    return _mean(jensen_shannon_values(logits, orbit_logits, "softmax", valid), valid)
+
+
+def _mean(values: OrbitValues, valid: Tensor | None) -> Tensor:
+    """The mean over samples; over those that have a place in view, as NaN would end the training."""
+    if valid is None:
+        return values.per_sample.mean()
+    defined = ~values.per_sample.isnan()
+    return torch.where(defined, values.per_sample, 0.0).sum() / defined.sum().clamp_min(1)
 
 
 def _saliency(saliency: Tensor, orbit_saliency: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +16,7 @@ from lightning_invariance._isolation import (
     preserved_random_state,
 )
 from lightning_invariance._locate import Labels
-from lightning_invariance._output_action import OutputMotion, PackedAction, mixes_values
+from lightning_invariance._output_action import OutputMotion, PackedAction, mixed_dims, unless_whole
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._packing import Packing
 from lightning_invariance.evaluation._measures import Kind, MeasureCollection, Measures
@@ -113,27 +113,30 @@ class Evaluator:
         self.action = action
         self.output = output
         names = None if output is None else output.names
-        self.collections = {name: MeasureCollection(measures, name, demanding) for name in names or (None,)}
+        self.collections = {
+            name: MeasureCollection(wanted, name, demanding) for name, wanted in _by_output(measures, names).items()
+        }
         self.saliency = default_saliency() if saliency is None else as_saliency(saliency)
         self.max_batch = max_batch
         self.samples = 0
-        self._any = next(iter(self.collections.values()))
-        self._demanding = demanding and not self._any.restricted
+        self._restricted = measures is None
+        self._demanding = demanding and not self._restricted
         self._several = names is not None
         sources = sources_with(self.saliency)
         self._limits = {source.name: source.samples for source in sources} | dict(limits or {})
         self._kinds: dict[str | None, Kind] = {}
         given = {name for source in sources for name in source.gives}
         self._feeding: dict[str, list[Source]] = {}
-        for name in self._any.names:
-            inputs = self._any.needed[name]
-            strange = [argument for argument in inputs if argument not in given | {"target"}]
-            if strange:
-                raise ValueError(
-                    f"Expected the update of {name!r} to name inputs among {sorted(given | {'target'})} but got "
-                    f"{strange}."
-                )
-            self._feeding[name] = chosen_sources(sources, inputs)
+        for collection in self.collections.values():
+            for name in collection.names:
+                inputs = collection.needed[name]
+                strange = [argument for argument in inputs if argument not in given | {"target"}]
+                if strange:
+                    raise ValueError(
+                        f"Expected the update of {name!r} to name inputs among {sorted(given | {'target'})} but got "
+                        f"{strange}."
+                    )
+                self._feeding[name] = chosen_sources(sources, inputs)
         self._sources = [source for source in sources if any(source in each for each in self._feeding.values())]
         self._check_limits()
 
@@ -225,7 +228,7 @@ class Evaluator:
                 continue
             samples = self._with_logits(samples, batch)
             assert samples.logits is not None
-            if not self._is_read(source) or (self._any.restricted and not source.can_explain(samples.logits, batch.x)):
+            if not self._is_read(source) or (self._restricted and not source.can_explain(samples.logits, batch.x)):
                 continue
             given[source] = source.run(samples if count == len(batch.x) else self._first(batch, samples, count))
         samples = self._with_logits(samples, batch)
@@ -299,9 +302,8 @@ class Evaluator:
                 if self._several:
                     packing = batch.packing()
                     assert packing is not None
-                    values = {
-                        each: _unpacked(each, value, dims[each], packing, place) for each, value in values.items()
-                    }
+                    parts = {each: _unpacked(each, value, dims[each], packing, place) for each, value in values.items()}
+                    values = {each: value for each, value in parts.items() if value is not None}
                 first = {each: first_samples(value, dims[each], count) for each, value in values.items()}
                 collection.update(name, {**first, "target": None if target is None else target[:count]})
 
@@ -326,15 +328,16 @@ class Evaluator:
         for output, tensor, action in zip(self.collections, tensors, actions, strict=True):
             self._kinds[output] = kind = kind_of(tensor, action, batch.labels)
             self.collections[output].suiting(kind)
-            if kind in ("classes", "pixels", "single"):
+            if kind in ("classes", "pixels", "single") and self.collections[output].needing("target"):
                 self.check_labels(batch.labels.for_logits(tensor))
 
     def check_labels(self, labels: Labels) -> None:
         """Raises a `ValueError` where a measure that was asked for needs labels and there are none."""
-        lacking = self._any.needing("target") if labels.tensor is None else ()
+        needing = [name for collection in self.collections.values() for name in collection.needing("target")]
+        lacking = list(dict.fromkeys(needing)) if labels.tensor is None else []
         if self._demanding and lacking:
             raise ValueError(
-                f"Expected labels for {list(lacking)} but found none: {labels.in_detail()}. Say with "
+                f"Expected labels for {lacking} but found none: {labels.in_detail()}. Say with "
                 "`target=` where they are: one integer a sample, or a place of each sample's mask."
             )
 
@@ -354,7 +357,8 @@ class Evaluator:
         given |= {"target"} if labels.tensor is not None else set()
         if not x.is_floating_point():
             given -= {"saliency", "orbit_saliency"}
-        return self._any.left_out(next(iter(self._kinds.values()), None), given)
+        first = next(iter(self.collections))
+        return self.collections[first].left_out(self._kinds.get(first), given)
 
     def saliency_in_words(self) -> str:
         """The saliency map that is used; nothing where none is."""
@@ -438,8 +442,9 @@ def limits_of(saliency_samples: int, sensitivity_samples: int) -> dict[str, int]
 
 def kind_of(logits: Tensor, action: Action | None, labels: Labels) -> Kind:
     """What the outputs are: that of an action which changes them, of labels, or of their shape."""
-    if action is not None and mixes_values(action, logits):
-        return "vectors"
+    mixed = mixed_dims(action, logits)
+    if mixed != set():
+        return "vectors" if mixed == {-1} else "tensors"
     if is_single(logits):
         return "single"
     if logits.ndim == 2:
@@ -447,13 +452,45 @@ def kind_of(logits: Tensor, action: Action | None, labels: Labels) -> Kind:
     return "pixels" if logits.ndim > 3 and logits.shape[1] >= 2 and labels.of(logits) is not None else "field"
 
 
+def _by_output(measures: Measures | None, names: Sequence[str] | None) -> dict[str | None, Measures | None]:
+    """The measures of each output: ``"forces/..."`` is one of the forces alone, any other name one of all outputs."""
+    if names is None:
+        return {None: measures}
+    if measures is None or isinstance(measures, (str, Mapping)) or not isinstance(measures, Iterable):
+        return dict.fromkeys(names, measures)
+    wanted: dict[str | None, Measures | None] = {}
+    listed = list(measures)
+    for output in names:
+        own = [_of_one(name, output) for name in listed]
+        wanted[output] = [name for name in own if name is not None]
+    strange = [name for name in listed if isinstance(name, str) and "/" in name and name.split("/")[0] not in names]
+    if strange:
+        raise ValueError(f"Expected `measures` to name outputs among {list(names)} but got {strange}.")
+    lacking = [output for output, measures_of_it in wanted.items() if not measures_of_it]
+    if lacking and listed:
+        raise ValueError(
+            f"Expected `measures` to name a measure of each output but got none of {lacking}: leave these out of "
+            "`output_action`."
+        )
+    return wanted
+
+
+def _of_one(name: str, output: str) -> str | None:
+    """A measure's name for an output; None where it is one of another output."""
+    if not isinstance(name, str) or "/" not in name:
+        return name
+    of, _, measure = name.partition("/")
+    return measure if of == output else None
+
+
 def _full(output: str | None, name: str) -> str:
     return name if output is None else f"{output}/{name}"
 
 
-def _unpacked(name: str, value: Tensor, dim: int, packing: Packing, place: int) -> Tensor:
+def _unpacked(name: str, value: Tensor, dim: int, packing: Packing, place: int) -> Tensor | None:
     """One of several outputs; what is no output stays as it is."""
     if value.ndim != dim + 2 or value.shape[-1] != sum(packing.sizes):
         return value
-    unpacked = packing.parts if name == "valid" else packing.unpack
-    return unpacked(value, before=dim + 1)[place]
+    if name == "valid":
+        return unless_whole(packing.parts(value, before=dim + 1)[place])
+    return packing.unpack(value, before=dim + 1)[place]

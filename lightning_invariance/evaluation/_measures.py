@@ -33,11 +33,11 @@ from lightning_invariance.metrics import (
 from lightning_invariance.metrics._base import InvarianceMetric
 
 #: What a network's outputs are: scores of classes ``(B, C)``; such scores at each place ``(B, C, H, W)``; one number a
-#: sample; several numbers ``(B, D)``, or more dimensions of them, that are no classes; vectors, whose components an
-#: output action mixes.
-Kind = Literal["classes", "pixels", "single", "values", "field", "vectors"]
+#: sample; several numbers ``(B, D)``, or more dimensions of them, that are no classes; vectors ``(B, ..., d)``, whose
+#: components an output action mixes; other outputs whose values it changes (vector fields on images, tensors).
+Kind = Literal["classes", "pixels", "single", "values", "field", "vectors", "tensors"]
 
-_ALL: tuple[Kind, ...] = ("classes", "pixels", "single", "values", "field", "vectors")
+_ALL: tuple[Kind, ...] = ("classes", "pixels", "single", "values", "field", "vectors", "tensors")
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ for _measure in (
         "relative_equivariance_error",
         RelativeEquivarianceError,
         "relative error",
-        unasked=("pixels", "values", "field", "vectors"),
+        unasked=("pixels", "values", "field", "vectors", "tensors"),
         logarithmic=True,
     ),
     Measure("vector_cosine_similarity", VectorCosineSimilarity, "cosine", kinds=("vectors",), unasked=("vectors",)),
@@ -252,7 +252,9 @@ class MeasureCollection:
         wrong = [name for name, each in self._named.items() if kind is not None and kind not in each.kinds]
         if not self._demanding:
             return tuple(name for name in self.metrics if name not in wrong)
-        if wrong and kind == "vectors":
+        if kind == "tensors":  # it takes a metric that knows where the components are
+            wrong = [name for name in wrong if name != "vector_cosine_similarity"]
+        if wrong and kind in ("vectors", "tensors"):
             whose = "the network's output" if self._output is None else f"the output {self._output!r}"
             raise ValueError(
                 f"Expected {whose} to be scores of classes for {wrong}, but `output_action` changes its values as "

@@ -31,7 +31,7 @@ def distribution_invariance_values(
     log_q = log_probabilities(scores.orbit_logits, activation)
     # Eq. 1: KL(u_x ‖ q_gx) = Σ_c u_c (log u_c − log q_c)
     divergences = (log_u.exp() * (log_u - log_q)).sum(dim=-1).clamp_min(0.0)
-    return mean_over_elements(mean_over_places(divergences, scores.valid))
+    return mean_over_elements(mean_over_places(divergences, scores.valid), scores.valid)
 
 
 def distribution_invariance_error(

@@ -38,10 +38,12 @@ def logit_invariance_values(
     squares = (base - moved).square()
     distance = (squares if seen is None else torch.where(seen, squares, 0.0)).sum(dim=-1)
     if normalize is None:
-        return mean_over_elements(distance / 2)  # eq. 2: ½ ‖f(x) − f(gx)‖²
+        if seen is not None:
+            distance = distance.masked_fill(~seen.any(dim=-1), torch.nan)  # of no place there is no error
+        return mean_over_elements(distance / 2, seen)  # eq. 2: ½ ‖f(x) − f(gx)‖²
     # Section 4.4: ‖f(x) − f(gx)‖² / ‖f(x)‖². Without logits to compare with (norm 0) it is undefined.
     norm = (base.square() if seen is None else torch.where(seen, base.square(), 0.0)).sum(dim=-1)
-    return mean_over_elements((distance / norm).masked_fill(norm == 0, float("nan")))
+    return mean_over_elements((distance / norm).masked_fill(norm == 0, float("nan")), seen)
 
 
 def logit_invariance_error(

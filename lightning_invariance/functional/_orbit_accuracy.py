@@ -36,7 +36,7 @@ def orbit_accuracy_values(
         target = target[:, None]
     right = scores.orbit_logits.argmax(dim=-1) == target
     if not worst_case:
-        return mean_over_elements(mean_over_places(right.float(), seen))
+        return mean_over_elements(mean_over_places(right.float(), seen), seen)
     everywhere = (right if seen is None else right | ~seen).all(dim=0) & (scores.logits.argmax(dim=-1) == target)
     kept = None if seen is None else (named if logits.ndim > 2 else torch.ones_like(everywhere))
     pairs = mean_over_places(right.float(), seen)

@@ -32,7 +32,7 @@ def orbit_mean_iou_values(logits: Tensor, orbit_logits: Tensor, valid: Tensor | 
         union = (one | other).sum(dim=-1)
         total += (one & other).sum(dim=-1) / union.clamp_min(1)
         present += union > 0
-    return mean_over_elements(total / present)  # 0 / 0 is NaN: no place is valid
+    return mean_over_elements(total / present, scores.valid)  # 0 / 0 is NaN: no place is valid
 
 
 def check_masks(logits: Tensor) -> None:

@@ -34,9 +34,12 @@ class OrbitValues(NamedTuple):
     per_element: Tensor
 
 
-def mean_over_elements(pairs: Tensor) -> OrbitValues:
-    """The values of a measure defined on pairs (x, g), shape ``(|G| - 1, B)``: the mean over g comes first."""
-    return OrbitValues(pairs.mean(dim=0), pairs)
+def mean_over_elements(pairs: Tensor, valid: Tensor | None = None) -> OrbitValues:
+    """The values of a measure defined on pairs (x, g), shape ``(|G| - 1, B)``: the mean over g comes first.
+
+    Where `valid` says that some places are out of sight, it is one over the elements that leave any in view.
+    """
+    return OrbitValues(pairs.mean(dim=0) if valid is None else pairs.nanmean(dim=0), pairs)
 
 
 def reduce_values(values: OrbitValues, reduction: Reduction, measure: str) -> Tensor:
@@ -151,7 +154,9 @@ def mean_over_places(pairs: Tensor, valid: Tensor | None) -> Tensor:
     """The mean over the places of values ``(..., B, N)``, NaN where none is valid; values ``(..., B)`` have none."""
     if valid is None:
         return pairs if pairs.ndim == 2 else pairs.mean(dim=-1)
-    return torch.where(valid, pairs, 0.0).sum(dim=-1) / valid.sum(dim=-1)
+    count = valid.sum(dim=-1)
+    mean = torch.where(valid, pairs, 0.0).sum(dim=-1) / count.clamp_min(1)
+    return mean.masked_fill(count == 0, torch.nan)
 
 
 def check_activation(logits: Tensor, activation: Activation) -> None:

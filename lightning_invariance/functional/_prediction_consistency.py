@@ -24,7 +24,7 @@ def prediction_consistency_values(logits: Tensor, orbit_logits: Tensor, valid: T
     """1 where the predicted class is the same, 0 where it is not, for each pair (x, g)."""
     scores = class_scores(logits, orbit_logits, valid)
     same = (scores.logits.argmax(dim=-1) == scores.orbit_logits.argmax(dim=-1)).float()
-    return mean_over_elements(mean_over_places(same, scores.valid))
+    return mean_over_elements(mean_over_places(same, scores.valid), scores.valid)
 
 
 def prediction_consistency(

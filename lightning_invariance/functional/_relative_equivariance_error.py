@@ -32,7 +32,7 @@ def relative_equivariance_values(logits: Tensor, orbit_logits: Tensor, valid: Te
     norm = torch.linalg.vector_norm(base, dim=-1)
     distance = torch.linalg.vector_norm(moved - base, dim=-1)
     # ‖ρ(g)⁻¹ f(gx) − f(x)‖ / ‖f(x)‖
-    return mean_over_elements((distance / norm).masked_fill(norm == 0, torch.nan))
+    return mean_over_elements((distance / norm).masked_fill(norm == 0, torch.nan), valid)
 
 
 def relative_equivariance_error(

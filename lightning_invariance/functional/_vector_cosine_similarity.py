@@ -36,7 +36,7 @@ def vector_cosine_values(
     seen = None if valid is None else valid.expand(orbit_logits.shape).all(dim=dim)
     if seen is not None:
         seen = seen[..., None].flatten(2)
-    return mean_over_elements(mean_over_places(cosines.flatten(2), seen))
+    return mean_over_elements(mean_over_places(cosines.flatten(2), seen), seen)
 
 
 def check_vectors(logits: Tensor, dim: int | None) -> None:

@@ -54,7 +54,7 @@ for name, argument in (
     refuse(name, f"`{argument}` to have as many elements as `action`", make, **C4, **{argument: others})
     refuse(name, f"`{argument}` to have the elements of `action`", make, **C4, **{argument: li.CyclicTranslations(4)})
     refuse(name, f"`{argument}` to map names of outputs to actions", make, **C4, **{argument: {}})
-    refuse(name, f"`{argument}` to draw its elements with", make, li.SO2(4), **{argument: li.Rotations(5)})
+    refuse(name, f"`{argument}` to draw its elements with", make, li.SO3(2), **{argument: others})
 refuse(
     "InvarianceRegularizer",
     "`output_action` to be None with penalty='saliency'",
@@ -128,7 +128,7 @@ for name in (*CALLBACKS, "SensitivityMonitor"):
         refuse(name, pattern, trained, make, li.C4(), network="head")
     give(name, above_0, trained, make, li.C4(), x=X[:1], y=LABELS[:1], warns="")
     if name == "SensitivityMonitor":
-        refuse(name, f"{FLOATS}but", trained, make, x=INTEGERS, inside=through_floats)
+        refuse(name, f"{FLOATS[:-2]}", trained, make, x=INTEGERS, inside=through_floats)
     else:
         give(name, above_0, trained, make, li.C4(), x=INTEGERS, inside=through_floats)
 name, make = "InvarianceRegularizer", partial(li.InvarianceRegularizer, li.C4())
@@ -140,7 +140,7 @@ give(name, above_0, trained, make, lambda step: torch.tensor(0.5))
 for penalty in (lambda f, fg: f.sum(1), lambda f, fg: 1.0, lambda f, fg: None):
     refuse(name, "expected `penalty` to give a scalar tensor but got", trained, make, 1.0, penalty)
 for penalty in ("distribution", "jensen_shannon"):
-    pattern = r"`logits` to have the shape \(B, C\) with C of at least 2 but got \(2, 1\)"
+    pattern = r"`logits` to have the shape \(B, C\), .* with C of at least 2 but got \(2, 1\)"
     single = {"y": LABELS * 0, "inside": lambda: network(1)}
     refuse(name, pattern, trained, make, 1.0, penalty, **single)
 pattern = "expected target=3 to name 2 integer labels in the batch but got NoneType"

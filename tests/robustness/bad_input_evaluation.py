@@ -63,7 +63,7 @@ for measures, pattern in (
     (5, "name at least one measure in a list but got 5"),
     ([], r"name at least one measure in a list but got \[\]"),
     ({}, "name at least one measure in a list but got {}"),
-    (["accuracy"], r"be among .* but got \['accuracy'\]"),
+    (["exactness"], r"be among .* but got \['exactness'\]"),
     ([["orbit_share"]], r"be among .* but got \[\['orbit_share'\]\]"),
     ([None], r"be among .* but got \[None\]"),
     ({"mine": 3}, r"hold torchmetrics metrics but \['mine'\] are none"),

@@ -22,7 +22,8 @@ MEASURES: list[tuple[Callable[..., Tensor], type[Any], str, float]] = [
 ]
 DIVERGENCES = [function for function, *_ in MEASURES[:2]]
 OF_CLASSES = [*DIVERGENCES, functional.orbit_accuracy, functional.prediction_consistency]
-#: ½ (0 + 4) / 4 pairs; 2 / 1 in one of 4 pairs; over a variance of 1/4; means 5/3 and 2, within (8/9 + 0) / 2 = 4/9, between 1/36.
+#: ½ (0 + 4) / 4 pairs; 2 / 1 in one of 4 pairs; over a variance of 1/4;
+#: means 5/3 and 2, within (8/9 + 0) / 2 = 4/9, between 1/36.
 OF_ONE_OUTPUT = {functional.logit_invariance_error: 0.5, functional.relative_logit_invariance_error: 2.0}
 OF_ONE_OUTPUT |= {functional.orbit_share: 16 / 17, functional.relative_equivariance_error: 0.5}
 ONE_OUTPUT = torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 2.0], [3.0, 2.0]])
@@ -89,7 +90,7 @@ def inputs_of(name: str, measure: Callable[..., Tensor], function: Any, argument
 
 for function, metric, argument, one in MEASURES:
     valid = {argument: BASE, f"orbit_{argument}": ORBIT, **further(function, BASE, ORBIT)}
-    name, measure = entry(function, **valid), partial(of_function, function)
+    name, measure = entry(function, but="dim", **valid), partial(of_function, function)
     inputs_of(name, measure, function, argument, one)
     if function is not functional.orbit_accuracy:  # its labels would be elsewhere
         refuse(name, f"`{argument}` {ON_META}", measure, BASE.to("meta"), ORBIT.to("meta"))
@@ -98,7 +99,7 @@ for function, metric, argument, one in MEASURES:
         refuse(name, f"`{argument}` {finite} 6", measure, spoiled(BASE, value), ORBIT)
         refuse(name, f"`orbit_{argument}` {finite} 12", measure, BASE, spoiled(ORBIT, value))
 
-    name, measure = entry(metric), partial(of_metric, metric)
+    name, measure = entry(metric, but="dim"), partial(of_metric, metric)
     inputs_of(name, measure, function, argument, one)
     if metric is not li.OrbitAccuracy:
         refuse(name, f"`logits` to be on cpu, as {name}'s states", measure, BASE.to("meta"), ORBIT.to("meta"))
