@@ -541,11 +541,17 @@ def check_paired(name: str, action: Action, other: Action, other_name: str) -> N
 
 def check_drawn_together(name: str, action: Action, other: Action) -> None:
     """Raises where the elements of one action are about to be drawn anew, and those of the other could not be."""
-    if action.drawn != other.drawn:
+    if action.drawn == other.drawn:
+        return
+    if other.drawn:
         raise ValueError(
-            f"Expected `{name}` to draw its elements with {other!r}, whose elements are {'' if other.drawn else 'not '}"
-            f"drawn anew, but got {action!r}, whose elements are {'not ' if other.drawn else ''}."
+            f"Expected `{name}` to draw its elements anew, as {other!r} does, but got {action!r}, whose elements are "
+            "fixed."
         )
+    raise ValueError(
+        f"Expected `{name}` to have fixed elements, as {other!r} has, but got {action!r}, whose elements are drawn "
+        "anew."
+    )
 
 
 def fresh_together(

@@ -52,12 +52,18 @@ class Penalty:
         """Whether it is a penalty of gradients."""
         return self.reads == ("saliency", "orbit_saliency")
 
+    def _takes_valid(self) -> bool:
+        try:
+            return "valid" in inspect.signature(self.function).parameters
+        except (TypeError, ValueError):  # written in C, say
+            return False
+
     def of(self, outputs: OrbitOutputs) -> Tensor:
         """The penalty of a batch."""
         base, orbit = (getattr(outputs, name) for name in self.reads)
         if outputs.valid is None:
             return self.function(base, orbit)
-        if "valid" in inspect.signature(self.function).parameters:
+        if self._takes_valid():
             return self.function(base, orbit, valid=outputs.valid)
         return self.function(base, torch.where(outputs.valid, orbit, base))
 

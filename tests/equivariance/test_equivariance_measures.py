@@ -33,8 +33,10 @@ from lightning_invariance import (
     Gradient,
     InvarianceMonitor,
     MonitorRecord,
+    SaliencyInvarianceSimilarity,
     compare,
     evaluate_invariance,
+    functional,
     jacobian_spectral_norm,
 )
 from lightning_invariance.evaluation import (
@@ -271,3 +273,48 @@ def test_records_say_how_outputs_moved_and_what_explained_them():
     assert record.saliency is None
     record = monitored(made(conv_net), InvarianceMonitor(C4(), output_action="same"), masks(8))
     assert (record.saliency, record.output_action) == (None, "same")
+
+
+def test_a_measure_can_be_named_for_one_output_alone() -> None:
+    results = evaluate_invariance(
+        PairPotential(),
+        [points()],
+        SO3(2),
+        output_action={"energy": None, "forces": "same"},
+        measures=["logit_invariance_error", "forces/vector_cosine_similarity"],
+        progress=False,
+    )
+    assert set(results) == {
+        "energy/logit_invariance_error",
+        "forces/logit_invariance_error",
+        "forces/vector_cosine_similarity",
+    }
+    for measures, says in ((["charge/orbit_share"], "outputs among"), (["energy/orbit_share"], "a measure of each")):
+        with pytest.raises(ValueError, match=f"Expected `measures` to name {says}"):
+            InvarianceMonitor(SO3(2), measures, output_action={"energy": None, "forces": "same"})
+
+
+def test_with_the_identity_the_similarity_is_one_of_all_poses() -> None:
+    maps, orbit = torch.randn(5, 1, 4, 4), torch.randn(3, 5, 1, 4, 4)
+    cosines = F.cosine_similarity(maps.flatten(1)[None], orbit.flatten(2), dim=2)
+    metric = SaliencyInvarianceSimilarity(include_identity=True)
+    metric.update(maps, orbit)
+    expected = float(torch.cat([torch.ones(1, 5), cosines]).mean())
+    assert float(metric.compute()) == pytest.approx(expected, abs=1e-6)
+    function = functional.saliency_invariance_similarity(maps, orbit, include_identity=True)
+    assert float(function) == pytest.approx(expected, abs=1e-6)
+
+
+def test_tables_name_the_saliency_map() -> None:
+    data = TensorDataset(torch.randn(8, 1, 6, 6), torch.randint(3, (8,)))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    table = compared(network, data, F.cross_entropy, saliency=Gradient(dither=0.5)).to_markdown()
+    assert "| SI, Gradient(dither=0.5) |" in table.splitlines()[0]
+
+
+def test_a_mask_whose_second_class_is_no_class_is_warned_of() -> None:
+    data = masks()
+    x, y = data.tensors
+    network = nn.Conv2d(x.shape[1], 2, 1)
+    with pytest.warns(UserWarning, match="go from 0 to 255, .* those that are left are of one class alone"):
+        evaluate_invariance(network, [(x, 255 * (y > 0))], C4(), output_action="same", progress=False)

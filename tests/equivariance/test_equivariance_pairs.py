@@ -94,7 +94,7 @@ def test_elements_have_to_be_the_same(action, other, message):
 )
 def test_what_is_drawn_anew_is_drawn_together(make, action, fixed):
     """At once: the elements would not belong together in the first step."""
-    with pytest.raises(ValueError, match="to draw its elements with"):
+    with pytest.raises(ValueError, match="to draw its elements anew"):
         make(action, output_action=fixed)
 
 

@@ -197,6 +197,6 @@ refuse(name, r"`fibres` to have as many elements as `points`, C4\(\), which has 
 refuse(name, "`fibres` to have the elements of `points`", li.FieldAction, li.C4(), li.CyclicTranslations(4))
 refuse(name, "`fibres` to be drawn with the seed of `points`", li.FieldAction, li.SO3(2), li.SO3(2, seed=1))
 still = li.FieldAction(li.SO3(1), li.LinearAction(torch.eye(3).repeat(2, 1, 1)))
-refuse(name, "`fibres` to draw its elements with", still.redrawn, 1)
+refuse(name, "`fibres` to draw its elements anew", still.redrawn, 1)
 refuse("LinearAction", "`labels` to hold 2 distinct names", li.LinearAction, torch.eye(2).repeat(2, 1, 1), labels=["a"])
 refuse("FunctionAction", "`places` to hold negative dimensions", li.FunctionAction, [NEGATE], places=[1])

@@ -54,7 +54,7 @@ for name, argument in (
     refuse(name, f"`{argument}` to have as many elements as `action`", make, **C4, **{argument: others})
     refuse(name, f"`{argument}` to have the elements of `action`", make, **C4, **{argument: li.CyclicTranslations(4)})
     refuse(name, f"`{argument}` to map names of outputs to actions", make, **C4, **{argument: {}})
-    refuse(name, f"`{argument}` to draw its elements with", make, li.SO3(2), **{argument: others})
+    refuse(name, f"`{argument}` to draw its elements anew", make, li.SO3(2), **{argument: others})
 refuse(
     "InvarianceRegularizer",
     "`output_action` to be None with penalty='saliency'",
