@@ -267,7 +267,8 @@ def test_a_value_that_travels_without_its_caches(case: Case) -> None:
         assert twin.labels == action.labels
         assert all(torch.equal(one, other) for one, other in zip(outcomes(twin, x), outcomes(action, x), strict=True))
     if type(action).__name__ not in ("PermutationAction", "AffineAction", "LinearAction", "FunctionAction"):
-        assert case in PRODUCTS.values() or eval(repr(action), vars(actions)) == action
+        of_matrices = "LinearAction(" in repr(action)  # which says how many, and not which
+        assert case in PRODUCTS.values() or of_matrices or eval(repr(action), vars(actions)) == action
 
 
 def test_no_two_cases_are_equal() -> None:

@@ -202,3 +202,9 @@ def test_the_cosine_of_vectors_without_a_direction(base, moved, expected):
     pair = (torch.tensor([[base, [1.0, 0.0]]]), torch.tensor([[[moved, [2.0, 0.0]]]]))
     assert float(functional.vector_cosine_similarity(*pair)) == pytest.approx((expected + 1) / 2, abs=1e-6)
     assert float(functional.vector_cosine_similarity(pair[0][:, 0], pair[1][:, :, 0])) == pytest.approx(expected)
+
+
+def test_classes_of_neither_mask_take_no_part_in_the_iou() -> None:
+    base, moved = torch.tensor([[[0, 0], [1, 1]]]), torch.tensor([[[0, 1], [1, 1]]])
+    scores = [F.one_hot(each, 5).movedim(-1, 1).float() for each in (base, moved)]
+    assert float(functional.orbit_mean_iou(scores[0], scores[1][None])) == pytest.approx((1 / 2 + 2 / 3) / 2)
