@@ -20,6 +20,7 @@ from lightning_invariance._containers import (
     place_in_words,
 )
 from lightning_invariance.actions import Action
+from lightning_invariance.actions._base import is_scaled
 from lightning_invariance.actions._packing import Packing
 
 #: Where a tensor is: a position, a key or a keyword, or several of these joined by dots (``"0.image"``).
@@ -490,7 +491,7 @@ def what_stays(
 
 
 def _has_the_places(action: Action, x: Tensor, other: Tensor) -> bool:
-    """Whether `other` has places, or vectors, that the group moves in `x`."""
+    """Whether `other` has places, or vectors, that the group moves in `x`; it may have fewer, as a feature map has."""
     places = action.places_in(x)
     if places == () and other.shape == x.shape and x.ndim > 2:
         return other.is_floating_point()  # vectors at each of the points
@@ -507,7 +508,10 @@ def _has_the_places(action: Action, x: Tensor, other: Tensor) -> bool:
     moved = places if moved is None else moved
     if not moved or -min(moved) > other.ndim - 1:
         return False
-    if len(places) == 1 and other.ndim < x.ndim and moved == places:
+    if x.ndim >= 4 and other.ndim >= 3 and set(places) <= {-2, -1} and moved == places:
+        return is_scaled(x.shape[-2:], other.shape[-2:])  # an image, whichever of its dimensions are moved
+    whole = not (other.is_floating_point() or other.is_complex())  # labels of each step
+    if len(places) == 1 and other.ndim < x.ndim and moved == places and not whole:
         return False  # a size in common by chance, as many classes as time steps
     return [other.shape[dim] for dim in moved] == [x.shape[dim] for dim in places]
 

@@ -59,6 +59,10 @@ class OutputMotion:
         """Whether there is one output, and it is not to move."""
         return self.names is None and self._specs == (None,)
 
+    def is_same(self, name: str | None) -> bool:
+        """Whether the output of this name moves as the input does."""
+        return self._specs[0 if self.names is None or name is None else self.names.index(name)] == "same"
+
     @property
     def changes_values(self) -> bool:
         """Whether an action is known to change values, and not only to move them from place to place."""
@@ -152,6 +156,10 @@ class OutputMotion:
             if isinstance(spec, Action):
                 spec = spec if logits.is_floating_point() else spec.for_whole_numbers()
                 spec.check(logits)
+                if spec.attached(logits) is not spec:
+                    raise ValueError(
+                        f"{spec!r} would read from it which places are padding: 'same' takes them from the input."
+                    )
                 return spec
             return action.on_output(x, logits)
         except ValueError as error:

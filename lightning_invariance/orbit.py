@@ -27,7 +27,7 @@ from lightning_invariance._output_action import (
     bring_back,
     split_outputs,
 )
-from lightning_invariance.actions import Action
+from lightning_invariance.actions import Action, FieldAction
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.outputs import OrbitOutputs
 from lightning_invariance.saliency import (
@@ -259,7 +259,8 @@ def doubted(network: Network, x: Tensor, logits: Tensor, action: Action, output_
         What to say to the user; None where nothing is better than what was said.
     """
     action = action.attached(x)
-    said = other = still = 0.0
+    said = other = still = turned = 0.0
+    field = output_action if isinstance(output_action, FieldAction) else None
     for element in range(1, min(len(action), 9)):
         moved = run_network(network, action.act(x, element), len(x))
         seen = output_action.in_view(logits, element)
@@ -271,10 +272,14 @@ def doubted(network: Network, x: Tensor, logits: Tensor, action: Action, output_
         said += error(output_action.invert(moved, element))
         other += error(output_action.act(moved, element))
         still += error(moved)
+        if field is not None:
+            turned += error(field.points.invert(field.fibres.act(moved, element), element))
     size = float(logits.double().square().sum())
     if not said > 1e-10 * size:  # as was said, up to rounding
         return None
-    if other < min(_CLEARLY_BETTER["other"] * said, still):
+    if field is not None and turned < min(_CLEARLY_BETTER["other"] * said, other, still):
+        way, least = "its values move the other way (by the inverse elements) while its places move as said", turned
+    elif other < min(_CLEARLY_BETTER["other"] * said, still):
         way, least = "it moves the other way (by the inverse elements)", other
     elif still < _CLEARLY_BETTER["still"] * said:
         way, least = "it stays as it is", still

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_invariance._checks import check_count, check_iterable, check_not_meta, check_seed
+from lightning_invariance._checks import check_count, check_iterable, check_not_meta, check_seed, format_sizes
 from lightning_invariance._containers import describe_value
 
 if TYPE_CHECKING:
@@ -184,6 +184,9 @@ class Action(ABC):
         """
         action = self.alongside(x, output)
         action.check(output)
+        places = self.places_in(x)
+        if places and action.places_in(output) == places:
+            _check_layout(x, output, places)
         return action
 
     def _act_each(self, x: Tensor, index: Tensor) -> Tensor:
@@ -570,6 +573,35 @@ def fresh_together(
 def _is_numbered(labels: tuple[str, ...]) -> bool:
     """Whether the elements have no names of their own."""
     return labels[1:] == tuple(f"element{index}" for index in range(1, len(labels)))
+
+
+def is_scaled(sizes: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether other sizes are these, all divided by the same whole number; up to the rounding of odd ones."""
+    if min(others, default=0) < 2 or any(other > size for size, other in zip(sizes, others, strict=True)):
+        return False
+    factors = {round(size / other) for size, other in zip(sizes, others, strict=True)}
+    if len(factors) != 1:
+        return False
+    (factor,) = factors
+    return all(other in (size // factor, -(-size // factor)) for size, other in zip(sizes, others, strict=True))
+
+
+def _check_layout(x: Tensor, output: Tensor, places: tuple[int, ...]) -> None:
+    """Raises where the places of `x` are no places of `output`: coordinates, classes, channels that come last."""
+    remedy = "give it an action of its own: a LinearAction for vectors, your functions in a FunctionAction for others"
+    if set(places) <= {-2, -1} and x.ndim >= 4:
+        sizes, others = x.shape[-2:], output.shape[-2:]
+        ratios = [other / size for size, other in zip(sizes, others, strict=True)] if output.ndim >= 3 else []
+        if not ratios or abs(ratios[0] - ratios[1]) > 1 / min(sizes):
+            raise ValueError(
+                f"Expected images in the last two dimensions, of the proportions of the input's {format_sizes(sizes)}, "
+                f"but got {tuple(output.shape)}: {remedy}."
+            )
+    elif len(places) == 1 and output.ndim < x.ndim and x.shape[places[0]] % max(output.shape[places[0]], 1):
+        raise ValueError(
+            f"Expected the input's {x.shape[places[0]]} places in dimension {places[0]}, or a fraction of them, but "
+            f"got {tuple(output.shape)}: {remedy}."
+        )
 
 
 def check_generator(generator: object) -> None:

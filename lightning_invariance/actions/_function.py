@@ -122,7 +122,15 @@ class FunctionAction(Action):
         return self._call(self._pairs[element - 1][1], x, element)
 
     def _call(self, function: Transform, x: Tensor, element: int) -> Tensor:
-        out = function(x)
+        try:
+            out = function(x)
+        except (RuntimeError, TypeError) as error:
+            if x.is_floating_point():
+                raise
+            raise ValueError(
+                f"Expected {self.labels[element]!r} of {self!r} to be able to act on {describe_value(x)} but it raised "
+                f"{type(error).__name__}: {error}"
+            ) from error
         if not isinstance(out, Tensor) or out.shape != x.shape:
             got = describe_value(out)
             raise ValueError(

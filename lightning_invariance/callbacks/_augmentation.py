@@ -187,10 +187,16 @@ class _Augmenter(Injector):
         if move is None:
             return target
         moved = move.act(target, drawn)
-        if self._callback.ignore_index is None or target.is_floating_point():
+        ignored = self._callback.ignore_index
+        if ignored is None or (target.is_floating_point() and name is not None):
             return moved
+        if target.is_floating_point() or target.dtype == torch.bool or not _holds(target.dtype, ignored):
+            raise ValueError(
+                f"Expected the target to be of whole numbers that can be ignore_index={ignored} but got "
+                f"{describe_value(target)}."
+            )
         seen = move.act(torch.ones_like(target, dtype=torch.float32), drawn)
-        return torch.where(seen > 0.5, moved, self._callback.ignore_index)
+        return torch.where(seen > 0.5, moved, ignored)
 
     def _tell(self, batch: Arguments, targets: Arguments | None) -> None:
         callback = self._callback
@@ -210,3 +216,8 @@ class _Augmenter(Injector):
                 f"rows too, of the shapes {sorted(others_rows)}. Where several rows belong to one sample (atoms of "
                 "a molecule), move them in the data set instead."
             )
+
+
+def _holds(dtype: torch.dtype, number: int) -> bool:
+    limits = torch.iinfo(dtype)
+    return limits.min <= number <= limits.max

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_invariance._checks import check_choice
+from lightning_invariance._checks import check_callable, check_choice
 from lightning_invariance.functional._distribution_invariance_error import distribution_invariance_values
 from lightning_invariance.functional._jensen_shannon_invariance_error import jensen_shannon_values
 from lightning_invariance.functional._logit_invariance_error import logit_invariance_values
@@ -37,6 +37,9 @@ class Penalty:
             predicted on x, which take second derivatives.
         needs_whole_orbit: whether part of the orbit does not estimate it.
 
+    Raises:
+        ValueError: if `function` cannot be called, or `reads` is neither pair.
+
     Example:
         >>> from lightning_invariance import C4, InvarianceRegularizer, Penalty
         >>> absolute = Penalty(lambda logits, orbit_logits: (orbit_logits - logits).abs().mean())
@@ -46,6 +49,10 @@ class Penalty:
     function: Callable[..., Tensor]
     reads: tuple[str, str] = ("logits", "orbit_logits")
     needs_whole_orbit: bool = False
+
+    def __post_init__(self) -> None:
+        check_callable("function", self.function, "a function of what the penalty reads")
+        check_choice("reads", self.reads, (("logits", "orbit_logits"), ("saliency", "orbit_saliency")))
 
     @property
     def is_of_saliency(self) -> bool:

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 
 from lightning_invariance._checks import check_choice, check_count
 from lightning_invariance._locate import InputSpec, LogitsOf
+from lightning_invariance._output_action import OutputActions
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks._calls import CallSpec
@@ -40,6 +41,7 @@ class SensitivityMonitor(InvarianceMonitor):
         samples: how many samples of each data loader, from the first, are measured.
         every_n_epochs: measures in every n-th training epoch only (validation outside of ``fit`` and tests always).
         layers: whether to measure the layers too.
+        output_action: how the output moves when the input does, for the selectivity; as for `InvarianceMonitor`.
         network: the name of the submodule whose output are the logits; the module's own forward by default.
         input: where the network's arguments hold the input: a position, a keyword or a key, or a list of those that
             change together, all floating point; by default the only tensor that the group can act on.
@@ -75,6 +77,7 @@ class SensitivityMonitor(InvarianceMonitor):
         every_n_epochs: int = 1,
         *,
         layers: bool = False,
+        output_action: OutputActions = None,
         network: str | None = None,
         input: InputSpec = None,
         logits: LogitsOf | None = None,
@@ -89,6 +92,7 @@ class SensitivityMonitor(InvarianceMonitor):
             ["jacobian_spectral_norm"] if action is None else ["jacobian_spectral_norm", "selectivity"],
             every_n_epochs=every_n_epochs,
             sensitivity_samples=samples,
+            output_action=output_action,
             network=network,
             input=input,
             logits=logits,

@@ -122,6 +122,7 @@ class Evaluator:
         self._restricted = measures is None
         self._demanding = demanding and not self._restricted
         self._several = names is not None
+        self._stays = output is None or output.stays
         sources = sources_with(self.saliency)
         self._limits = {source.name: source.samples for source in sources} | dict(limits or {})
         self._kinds: dict[str | None, Kind] = {}
@@ -150,9 +151,15 @@ class Evaluator:
                     f"Expected `{limit_name(source.name)}` to be at least 1 for {self._fed_by(source)}, which need "
                     f"{_CONTENTS.get(source.name, source.name)}, but got 0."
                 )
-            if source.name == "jacobian" and self._several:
+            if self._several and not source.of_several and self._demanding:
                 raise ValueError(
-                    f"Expected one output for {self._fed_by(source)} but got several: name one of them with `logits=`."
+                    f"Expected `output_action` to be no dict for {self._fed_by(source)}, of one output alone: name "
+                    "that one with `logits=`."
+                )
+            if isinstance(source, SaliencySource) and not self._stays and self._demanding:
+                raise ValueError(
+                    f"Expected `output_action` to be None for {self._fed_by(source)}, as maps explain a class's logit, "
+                    f"which the group would move, but got {self.output!r}."
                 )
         self._sources = [source for source in self._sources if self._limits[source.name] != 0]
 
@@ -230,7 +237,8 @@ class Evaluator:
             assert samples.logits is not None
             if not self._is_read(source) or (self._restricted and not source.can_explain(samples.logits, batch.x)):
                 continue
-            given[source] = source.run(samples if count == len(batch.x) else self._first(batch, samples, count))
+            part = samples if count == len(batch.x) else self._first(batch, samples, count)
+            given[source] = _checked(source, source.run(part), count)
         samples = self._with_logits(samples, batch)
         assert samples.logits is not None
         self._feed(given, samples.logits, batch)
@@ -245,7 +253,7 @@ class Evaluator:
     def _is_read(self, source: Source) -> bool:
         """Whether a measure that is taken for what the outputs are, as far as that is known, reads it."""
         fed = set(self._fed_by(source))
-        if self._several and source.name == "saliency":
+        if (self._several and not source.of_several) or (isinstance(source, SaliencySource) and not self._stays):
             return False
         return any(
             fed & set(collection.suiting(self._kinds.get(output))) for output, collection in self.collections.items()
@@ -326,9 +334,10 @@ class Evaluator:
             tensors = packing.unpack(logits)
             actions = moves.moves if isinstance(moves, PackedAction) else [None] * len(tensors)
         for output, tensor, action in zip(self.collections, tensors, actions, strict=True):
-            self._kinds[output] = kind = kind_of(tensor, action, batch.labels)
+            same = self.output is not None and self.output.is_same(output)
+            self._kinds[output] = kind = kind_of(tensor, action, batch.labels, same)
             self.collections[output].suiting(kind)
-            if kind in ("classes", "pixels", "single") and self.collections[output].needing("target"):
+            if self.collections[output].needing("target"):
                 self.check_labels(batch.labels.for_logits(tensor))
 
     def check_labels(self, labels: Labels) -> None:
@@ -357,8 +366,11 @@ class Evaluator:
         given |= {"target"} if labels.tensor is not None else set()
         if not x.is_floating_point():
             given -= {"saliency", "orbit_saliency"}
-        first = next(iter(self.collections))
-        return self.collections[first].left_out(self._kinds.get(first), given)
+        return tuple(
+            _full(output, name)
+            for output, collection in self.collections.items()
+            for name in collection.left_out(self._kinds.get(output), given)
+        )
 
     def saliency_in_words(self) -> str:
         """The saliency map that is used; nothing where none is."""
@@ -440,7 +452,7 @@ def limits_of(saliency_samples: int, sensitivity_samples: int) -> dict[str, int]
     return {source: given[argument] for source, argument in _LIMITS.items()}
 
 
-def kind_of(logits: Tensor, action: Action | None, labels: Labels) -> Kind:
+def kind_of(logits: Tensor, action: Action | None, labels: Labels, same: bool = False) -> Kind:
     """What the outputs are: that of an action which changes them, of labels, or of their shape."""
     mixed = mixed_dims(action, logits)
     if mixed != set():
@@ -448,7 +460,8 @@ def kind_of(logits: Tensor, action: Action | None, labels: Labels) -> Kind:
     if is_single(logits):
         return "single"
     if logits.ndim == 2:
-        return "values" if labels.are_values(logits) else "classes"
+        # What moves as the input's places do is no list of classes.
+        return "values" if same or labels.are_values(logits) else "classes"
     return "pixels" if logits.ndim > 3 and logits.shape[1] >= 2 and labels.of(logits) is not None else "field"
 
 
@@ -485,6 +498,24 @@ def _of_one(name: str, output: str) -> str | None:
 
 def _full(output: str | None, name: str) -> str:
     return name if output is None else f"{output}/{name}"
+
+
+def _checked(source: Source, values: dict[str, Tensor], samples: int) -> dict[str, Tensor]:
+    """What a source gave of so many samples, if it is what it said."""
+    strange = sorted(set(values) - set(source.gives))
+    lacking = sorted(set(source.gives) - set(values) - {"valid"})
+    if strange or lacking:
+        raise ValueError(
+            f"Expected the source {source.name!r} to give {sorted(source.gives)} but got {sorted(values)}."
+        )
+    for name, value in values.items():
+        dim = source.gives[name]
+        if value.ndim <= dim or value.shape[dim] not in (samples, 1):
+            raise ValueError(
+                f"Expected {name!r} of the source {source.name!r} to have {samples} samples in dimension {dim} but got "
+                f"{tuple(value.shape)}."
+            )
+    return values
 
 
 def _unpacked(name: str, value: Tensor, dim: int, packing: Packing, place: int) -> Tensor | None:

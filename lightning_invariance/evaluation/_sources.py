@@ -85,6 +85,9 @@ class Source(ABC):
     #: For how many samples, from the first, it is run unless something else is said; None for all.
     samples: int | None = None
 
+    #: Whether what it gives of several packed outputs can be taken apart again.
+    of_several: bool = False
+
     #: Whether it needs a group.
     needs_action: bool = True
 
@@ -107,6 +110,7 @@ class OrbitSource(Source):
     """Outputs over the orbit."""
 
     name = "orbit"
+    of_several = True
     gives: ClassVar[Mapping[str, int]] = {"logits": 0, "orbit_logits": 1, "valid": 1}
 
     def run(self, samples: Samples) -> dict[str, Tensor]:
@@ -170,6 +174,7 @@ class PerturbationSource(Source):
     """Outputs of random perturbations as large as the group's, beside those of the orbit, in full precision."""
 
     name = "perturbations"
+    of_several = True
     gives: ClassVar[Mapping[str, int]] = {"logits": 0, "orbit_logits": 1, "valid": 1, "perturbed_logits": 1}
     samples = 64
     needs_floating = True

@@ -61,7 +61,10 @@ def warn_undefined(measure: str, undefined: int, samples: int) -> None:
     if samples == 0:
         warn(f"{measure} of no samples is undefined: NaN is returned.")
     elif undefined:
-        warn(f"{measure} is undefined for {undefined} of {samples} samples (a norm is 0): means leave them out.")
+        warn(
+            f"{measure} is undefined for {undefined} of {samples} samples (a norm is 0, or nothing is left to "
+            "compare): means leave them out."
+        )
 
 
 def check_orbit(base: Tensor, orbit: Tensor, name: str = "logits") -> None:
@@ -99,6 +102,8 @@ def check_classes(logits: Tensor, minimum: int, remedy: str = "") -> None:
     if logits.ndim in (0, 1, 3) or logits.shape[1] < minimum:
         if minimum > 1 and is_single(logits):
             remedy = f": this is a measure of classes, and the network gives one output a sample{remedy}"
+        if logits.ndim > 3:
+            remedy = ": scores of one class alone; of a binary mask give those of both, such as cat([-z, z], dim=1) / 2"
         if logits.ndim == 3:
             remedy = ": a sequence's classes are not known to be in dimension 1; move them there and add a dimension"
         raise ValueError(

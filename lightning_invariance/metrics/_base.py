@@ -151,7 +151,10 @@ class InvarianceMetric(Metric):
         if bad and self.nan_strategy == "warn":
             warn(f"{self._measure}: {bad} of {total} samples held NaN or infinite values and are left out.")
         if lacking:
-            warn(f"{self._measure} is undefined for {lacking} of {total} samples (a norm is 0): they are left out.")
+            warn(
+                f"{self._measure} is undefined for {lacking} of {total} samples (a norm is 0, or nothing is left "
+                "to compare): they are left out."
+            )
         if total == bad + lacking:
             warn(f"{self._measure} of no samples is undefined: NaN.")
 
