@@ -81,7 +81,9 @@ def test_other_targets_stay_without_a_word(y: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    "y", [torch.rand(8, 17, 2), torch.rand(8, 9, 4), torch.rand(8, 10), torch.rand(8, 16, 16, 3)], ids=str
+    "y",
+    [torch.rand(8, 17, 2), torch.rand(8, 9, 4), torch.rand(8, 10), torch.rand(8, 16, 16, 3)],
+    ids=["keypoints", "boxes", "classes", "channels last"],
 )
 def test_what_is_no_image_is_not_moved_as_one(y: Tensor) -> None:
     with pytest.raises(ValueError, match=r"OrbitAugmentation: expected `target_action` .* LinearAction for vectors"):

@@ -68,6 +68,11 @@ refuse(
     "OrbitAugmentation", "`ignore_index` to be an integer or None but got", li.OrbitAugmentation, **C4, ignore_index=1.5
 )
 
+name = entry(li.Penalty, function=torch.dist)
+refuse(name, "`function` to be a function of what the penalty reads but got 3", li.Penalty, 3)
+refuse(name, "`reads` to be one of .* but got", li.Penalty, torch.dist, ("logits", "maps"))
+give(name, lambda penalty: penalty.of(li.OrbitOutputs(BASE, ORBIT[0])) > 0, li.Penalty, torch.dist)
+
 ramp = {"start": 0.5, "end": 1, "steps": 3}
 name = entry(li.WeightRamp, **ramp)
 for argument in ("start", "end"):
