@@ -68,7 +68,7 @@ refuse(
     "OrbitAugmentation", "`ignore_index` to be an integer or None but got", li.OrbitAugmentation, **C4, ignore_index=1.5
 )
 
-name = entry(li.Penalty, function=torch.dist)
+name = "Penalty"
 refuse(name, "`function` to be a function of what the penalty reads but got 3", li.Penalty, 3)
 refuse(name, "`reads` to be one of .* but got", li.Penalty, torch.dist, ("logits", "maps"))
 give(name, lambda penalty: penalty.of(li.OrbitOutputs(BASE, ORBIT[0])) > 0, li.Penalty, torch.dist)
