@@ -1,9 +1,9 @@
-"""Measure, and bring about, genuine invariance to a group of transformations with PyTorch Lightning.
+"""Measure, and bring about, genuine invariance to a group of transformations with PyTorch Lightning; equivariance too.
 
 Rooms, in the order that data goes through them: `actions` (groups acting on tensors), `evaluate_orbit`, saliency maps,
-`functional` (measures as functions), metrics (measures over many batches), callbacks (for a Trainer), `compare`
-(several models side by side); `baselines` has networks that are invariant by construction, and `report` tables and
-figures.
+`functional` (measures as functions), metrics (measures over many batches), `evaluation` (measures by name, on a data
+set), callbacks (for a Trainer), `compare` (several models side by side); `baselines` has networks that are invariant by
+construction, and `report` tables and figures.
 """
 
 from lightning_invariance import functional as functional
