@@ -152,3 +152,12 @@ def test_pooling_forces_over_rotations_and_reflections_of_axes():
     for moves in ("same", group, field, {"energy": None, "forces": "same"}):
         with pytest.raises(ValueError, match="`pool` to be 'mean' with output_action"):
             OrbitPooled(network, group, "max", output_action=moves)
+
+
+def test_fresh_elements_are_the_same_for_points_and_what_is_attached_to_them() -> None:
+    action = FieldAction(SO3(2, dim=-2), SO3(2, dim=-1))
+    drawn, index = action.fresh(4, torch.Generator().manual_seed(5))
+    stress = torch.randn(4, 3, 3, dtype=torch.float64)
+    rotations = drawn.fibres.act(torch.eye(3, dtype=torch.float64).repeat(4, 1, 1), index).mT
+    assert not torch.allclose(rotations[0], rotations[1])
+    assert torch.allclose(drawn.act(stress, index), rotations @ stress @ rotations.mT)

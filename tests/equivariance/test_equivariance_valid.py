@@ -23,6 +23,8 @@ from torchmetrics import MeanMetric
 
 from lightning_invariance import (
     SO2,
+    AffineAction,
+    HorizontalFlip,
     InvarianceMonitor,
     Rotations,
     Scalings,
@@ -185,3 +187,14 @@ def test_an_output_that_stays_beside_a_mask_has_all_its_measures(other):
     found = {name: value for name, value in values(beside).items() if name.startswith("other/")}
     assert "other/orbit_share" in alone
     assert found == pytest.approx(values(alone))
+
+
+def test_a_product_loses_what_either_loses() -> None:
+    x = torch.randn(1, 1, 6, 6)
+    shift = AffineAction(torch.tensor([[[1.0, 0, 0], [0, 1, 0]], [[1.0, 0, 1 / 3], [0, 1, 0]]]))  # a pixel to the right
+    seen = torch.ones(1, 1, 6, 6, dtype=torch.bool)
+    seen[..., -1] = False
+    action = shift * HorizontalFlip()
+    assert torch.equal(action.in_view(x, 2).expand_as(seen), seen)
+    assert torch.equal(action.in_view(x, 3).expand_as(seen), seen.flip(-1))  # flipped first: the left column goes
+    assert action.in_view(x, 1) is None  # flipped alone
