@@ -462,7 +462,7 @@ def what_stays(
     places = action.places_in(x)
     said = []
     listed = isinstance(spec, (list, tuple))
-    staying = [] if listed else [path for path, other in arguments.others if _has_the_places(action, x, other)]
+    staying = [] if listed else [path for path, other in arguments.others if _is_left(action, x, other)]
     if staying:
         names = ", ".join([place_in_words(path, where) for path in staying[:4]] + ["..."] * (len(staying) > 4))
         moved = place_in_words(arguments.paths[0], where)
@@ -490,6 +490,18 @@ def what_stays(
     return said
 
 
+def _is_left(action: Action, x: Tensor, other: Tensor) -> bool:
+    """Whether `other` has the places of `x` and would not stay as it is: a mask of padding does, which is not moved."""
+    if not _has_the_places(action, x, other):
+        return False
+    try:
+        reads = action.attached(x) is not action
+        move = action.alongside(x, other)
+        return not reads or any(not torch.equal(move.act(other, g), other) for g in range(1, min(len(action), 5)))
+    except ValueError:
+        return True
+
+
 def _has_the_places(action: Action, x: Tensor, other: Tensor) -> bool:
     """Whether `other` has places, or vectors, that the group moves in `x`; it may have fewer, as a feature map has."""
     places = action.places_in(x)
@@ -508,9 +520,12 @@ def _has_the_places(action: Action, x: Tensor, other: Tensor) -> bool:
     moved = places if moved is None else moved
     if not moved or -min(moved) > other.ndim - 1:
         return False
+    whole = not (other.is_floating_point() or other.is_complex())  # labels of each place
     if x.ndim >= 4 and other.ndim >= 3 and set(places) <= {-2, -1} and moved == places:
-        return is_scaled(x.shape[-2:], other.shape[-2:])  # an image, whichever of its dimensions are moved
-    whole = not (other.is_floating_point() or other.is_complex())  # labels of each step
+        # An image, whichever of its dimensions are moved. Small matrices of numbers are poses, features, attention.
+        if other.ndim < x.ndim and not whole:
+            return x.shape[-2:] == other.shape[-2:]
+        return is_scaled(x.shape[-2:], other.shape[-2:])
     if len(places) == 1 and other.ndim < x.ndim and moved == places and not whole:
         return False  # a size in common by chance, as many classes as time steps
     return [other.shape[dim] for dim in moved] == [x.shape[dim] for dim in places]

@@ -576,32 +576,48 @@ def _is_numbered(labels: tuple[str, ...]) -> bool:
 
 
 def is_scaled(sizes: Sequence[int], others: Sequence[int]) -> bool:
-    """Whether other sizes are these, all divided by the same whole number; up to the rounding of odd ones."""
-    if min(others, default=0) < 2 or any(other > size for size, other in zip(sizes, others, strict=True)):
+    """Whether other sizes are these, all multiplied or divided by the same whole number; up to rounding of odd ones."""
+    if min(others, default=0) < 2:
         return False
-    factors = {round(size / other) for size, other in zip(sizes, others, strict=True)}
-    if len(factors) != 1:
-        return False
-    (factor,) = factors
-    return all(other in (size // factor, -(-size // factor)) for size, other in zip(sizes, others, strict=True))
+    if others[0] > sizes[0]:
+        sizes, others = others, sizes
+    factor = round(sizes[0] / others[0])
+    pairs = zip(sizes, others, strict=True)
+    return factor <= _LARGEST_FACTOR and all(b in (a // factor, -(-a // factor)) for a, b in pairs)
+
+
+#: From an image to its smallest feature map.
+_LARGEST_FACTOR = 32
+
+
+def _is_cropped(sizes: Sequence[int], others: Sequence[int]) -> bool:
+    """Whether other sizes are these less a margin that is the same in both, as convolutions without padding leave."""
+    largest = min(size // max(other, 1) for size, other in zip(sizes, others, strict=True))
+    margins = ([a - factor * b for a, b in zip(sizes, others, strict=True)] for factor in range(1, largest + 1))
+    return any(abs(margin[0] - margin[1]) < max(sizes[0] // others[0], 1) for margin in margins)
 
 
 def _check_layout(x: Tensor, output: Tensor, places: tuple[int, ...]) -> None:
     """Raises where the places of `x` are no places of `output`: coordinates, classes, channels that come last."""
+    if all(output.shape[dim] == x.shape[dim] for dim in places):
+        return
     remedy = "give it an action of its own: a LinearAction for vectors, your functions in a FunctionAction for others"
-    if set(places) <= {-2, -1} and x.ndim >= 4:
+    if set(places) <= {-2, -1} and (x.ndim >= 4 or len(places) == 2):
         sizes, others = x.shape[-2:], output.shape[-2:]
         ratios = [other / size for size, other in zip(sizes, others, strict=True)] if output.ndim >= 3 else []
-        if not ratios or abs(ratios[0] - ratios[1]) > 1 / min(sizes):
+        if not ratios or (abs(ratios[0] - ratios[1]) > 1 / min(sizes) and not _is_cropped(sizes, others)):
             raise ValueError(
                 f"Expected images in the last two dimensions, of the proportions of the input's {format_sizes(sizes)}, "
                 f"but got {tuple(output.shape)}: {remedy}."
             )
-    elif len(places) == 1 and output.ndim < x.ndim and x.shape[places[0]] % max(output.shape[places[0]], 1):
-        raise ValueError(
-            f"Expected the input's {x.shape[places[0]]} places in dimension {places[0]}, or a fraction of them, but "
-            f"got {tuple(output.shape)}: {remedy}."
-        )
+    elif len(places) == 1 and output.ndim < x.ndim:
+        size, other = x.shape[places[0]], output.shape[places[0]]
+        strided = {rounded for power in range(8) for rounded in (size >> power, -(-size >> power))}
+        if other not in strided and other < size / 2 - 2:
+            raise ValueError(
+                f"Expected about the input's {size} places in dimension {places[0]}, or a half or a quarter of them, "
+                f"but got {tuple(output.shape)}: {remedy}."
+            )
 
 
 def check_generator(generator: object) -> None:

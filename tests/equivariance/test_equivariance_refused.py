@@ -204,3 +204,31 @@ def test_padding_is_taken_from_the_input() -> None:
 def test_labels_that_cannot_be_ignored_are_refused(mask: Tensor, ignored: int) -> None:
     with pytest.raises(ValueError, match=f"whole numbers that can be ignore_index={ignored}"):
         augmented(Rotations(8), X, mask, target_action="same", ignore_index=ignored)
+
+
+@pytest.mark.parametrize(
+    ("network", "x", "action"),
+    [
+        (nn.Conv2d(3, 2, 5), X[:, :, :, :12], HorizontalFlip()),
+        (lambda x: x.mean(2, keepdim=True), X, HorizontalFlip()),
+        (lambda x: x.mean(2), X, HorizontalFlip()),
+        (lambda x: nn.functional.avg_pool1d(x, 3, 2, 1)[:, 0], X[:, :, 0, :15], TimeReversal()),
+        (lambda x: x[:, 0, 1:-1], X[:, :, 0], TimeReversal()),
+    ],
+    ids=["cropped", "profile", "profile without height", "strided", "shortened"],
+)
+def test_what_is_a_part_of_the_input_moves_as_it_does(network: Any, x: Tensor, action: Any) -> None:
+    results = evaluate_invariance(network, [x], action, output_action="same", progress=False)
+    if not isinstance(network, nn.Module):
+        assert float(results["logit_invariance_error"].value) < 1e-10
+
+
+def test_masks_of_padding_and_small_matrices_are_left_without_a_word() -> None:
+    tokens = torch.tensor([[7, 8, 9, 0, 0], [3, 4, 5, 6, 0]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", "The number of training batches|The 'train_dataloader'|`isinstance")
+        augmented(SetPermutations(8, dim=-1, padding=0), tokens, (tokens > 0).long(), input="0")
+        augmented(C4(), X, torch.rand(8, 4, 4))
+    with pytest.warns(UserWarning, match="target_action='same'"):
+        augmented(HorizontalFlip(), X, torch.rand(8, 3, 32, 32))
