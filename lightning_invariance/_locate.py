@@ -204,13 +204,10 @@ class Labels:
 
     def for_logits(self, logits: Tensor) -> Labels:
         """The same, without labels where those that there are belong to no such logits."""
-        return replace(self, tensor=self.of(logits))
-
-    def in_detail(self) -> str:
-        """Where was looked and what is there."""
-        if isinstance(self.found, Tensor) and " is " not in self.place:
-            return f"{self.place} is {describe_value(self.found)}"
-        return self.place
+        target = self.of(logits)
+        if target is None and self.tensor is not None:
+            return replace(self, tensor=None, place=f"{self.place} is {describe_value(self.tensor)}")
+        return replace(self, tensor=target)
 
     def first(self, samples: int) -> Labels:
         """Those of the first samples."""
@@ -228,7 +225,7 @@ class Labels:
 
     def in_words(self) -> str:
         """Where they are, or that there are none."""
-        return f"at {self.place}" if self.tensor is not None else f"none ({self.in_detail()}; `target=` names them)"
+        return f"at {self.place}" if self.tensor is not None else f"none ({self.place}; `target=` names them)"
 
 
 def _cut(found: Any, samples: int) -> Any:
@@ -257,7 +254,7 @@ def locate_target(
     for path in _paths_of((batch,), {}, spec):
         value = get({"args": (batch,), "kwargs": {}}, path)
         break
-    if not are_labels(value, samples) and not are_masks(value, samples):
+    if not name_classes(value, samples):
         raise ValueError(
             f"Expected target={spec!r} to name {samples} integer labels in the batch but got "
             f"{describe_value(value)}: the batch is {describe_nested(batch)}."
@@ -269,7 +266,7 @@ def _labels_by_default(batch: Any, samples: int, inputs: Sequence[Tensor], last:
     if isinstance(batch, Mapping):
         named = [key for key in LABEL_NAMES if key in batch]
         for key in named:
-            if are_labels(batch[key], samples) or are_masks(batch[key], samples):
+            if name_classes(batch[key], samples):
                 return Labels(batch[key], f"the batch[{key!r}]", batch[key])
         if named:
             looked = "; ".join(f"the batch[{key!r}] is {describe_value(batch[key])}" for key in named)
@@ -279,7 +276,7 @@ def _labels_by_default(batch: Any, samples: int, inputs: Sequence[Tensor], last:
         place = f"the batch[{len(batch) - 1}]"
         if any(batch[-1] is each for each in inputs):
             return Labels(None, f"{place} is an argument of the network")
-        if are_labels(batch[-1], samples) or are_masks(batch[-1], samples):
+        if name_classes(batch[-1], samples):
             return Labels(batch[-1], place, batch[-1])
         return Labels(None, f"{place} is {describe_value(batch[-1])}", batch[-1])
     return Labels(None, f"the batch is no pair and no mapping but {describe_value(batch)}")
@@ -293,6 +290,11 @@ def are_labels(value: Any, samples: int) -> bool:
         and not value.is_floating_point()
         and not value.is_complex()
     )
+
+
+def name_classes(value: Any, samples: int) -> bool:
+    """Whether `value` holds one class a sample, or one for each of its places."""
+    return are_labels(value, samples) or are_masks(value, samples)
 
 
 def are_masks(value: Any, samples: int) -> bool:
@@ -336,7 +338,6 @@ class OutputReader:
         select: from the output to its logits (to a mapping or an object with those that are named); the output itself,
             or its ``logits``, if None.
         names: the outputs that are named, where there are several.
-
     """
 
     def __init__(self, select: LogitsOf | None, names: Sequence[str] | None = None) -> None:

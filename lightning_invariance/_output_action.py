@@ -61,7 +61,14 @@ class OutputMotion:
 
     def is_same(self, name: str | None) -> bool:
         """Whether the output of this name moves as the input does."""
-        return self._specs[0 if self.names is None or name is None else self.names.index(name)] == "same"
+        return self._spec_of(name) == "same"
+
+    def _spec_of(self, name: str | None) -> OutputAction:
+        return self._specs[0 if self.names is None or name is None else self.names.index(name)]
+
+    def _with(self, specs: Sequence[OutputAction], action: Action) -> OutputMotion:
+        spec = specs[0] if self.names is None else dict(zip(self.names, specs, strict=True))
+        return OutputMotion(spec, action, self._name)
 
     @property
     def changes_values(self) -> bool:
@@ -79,10 +86,8 @@ class OutputMotion:
             ValueError: if the elements of one are drawn, and those of the other are not.
         """
         if not action.drawn and not any(isinstance(each, Action) and each.drawn for each in self._specs):
-            return self if action is self.action else OutputMotion(self.spec, action, self._name)
-        specs = [self._redrawn(each, seed, action) for each in self._specs]
-        spec = specs[0] if self.names is None else dict(zip(self.names, specs, strict=True))
-        return OutputMotion(spec, action, self._name)
+            return self if action is self.action else self._with(self._specs, action)
+        return self._with([self._redrawn(each, seed, action) for each in self._specs], action)
 
     def _redrawn(self, spec: OutputAction, seed: int, action: Action) -> OutputAction:
         if not isinstance(spec, Action):
@@ -97,7 +102,7 @@ class OutputMotion:
             ValueError: if the elements of one are drawn, and those of the other are not.
         """
         if self.action is None or not self.action.drawn:
-            return self if action is self.action else OutputMotion(self.spec, action, self._name)
+            return self if action is self.action else self._with(self._specs, action)
         state = generator.get_state()
         specs: list[OutputAction] = []
         for spec in self._specs:
@@ -106,9 +111,7 @@ class OutputMotion:
                 generator.set_state(state)
                 spec, _ = spec.fresh(n, generator)
             specs.append(spec)
-        return OutputMotion(
-            specs[0] if self.names is None else dict(zip(self.names, specs, strict=True)), action, self._name
-        )
+        return self._with(specs, action)
 
     def of_target(self, name: str | None, action: Action, x: Tensor, target: Tensor) -> Action | None:
         """The action on a target that belongs to `x`; None where it stays.
@@ -116,8 +119,7 @@ class OutputMotion:
         Raises:
             ValueError: if it cannot act on it.
         """
-        spec = self._specs[0] if self.names is None or name is None else self._specs[self.names.index(name)]
-        return self._on_one(spec, action, x, target, "" if name is None else f" {name!r}", "the target")
+        return self._on_one(self._spec_of(name), action, x, target, "" if name is None else f" {name!r}", "the target")
 
     def on(self, action: Action, x: Tensor, logits: Tensor, packing: Packing | None) -> Action | None:
         """The action on the logits of `x`; None where they stay.

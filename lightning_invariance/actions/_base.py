@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from lightning_invariance._containers import describe_value
 
 if TYPE_CHECKING:
     from lightning_invariance.actions._product import ProductAction
+
+
+Kept = TypeVar("Kept")
 
 
 class Action(ABC):
@@ -435,16 +438,17 @@ class Action(ABC):
         element = self._check_element(index)
         return x if element == 0 else one(x, element)
 
-    def _keep(self, key: Hashable, build: Callable[[], Tensor]) -> Tensor:
-        """A constant tensor (an index table, matrices), built once for each size, device and precision."""
+    def _keep(self, key: Hashable, build: Callable[[], Kept]) -> Kept:
+        """A constant (an index table, matrices, places), built once for each size, device and precision."""
         if torch.compiler.is_compiling():
             return build()
-        placed: dict[Hashable, Tensor] = self.__dict__.setdefault("_placed", {})
+        placed: dict[Hashable, Any] = self.__dict__.setdefault("_placed", {})
         if key not in placed:
             # A tensor made under inference mode could not be saved for a later backward.
             with torch.inference_mode(False):
                 placed[key] = build()
-        return placed[key]
+        kept: Kept = placed[key]
+        return kept
 
     def _check_element(self, index: Any) -> int:
         if isinstance(index, Tensor):

@@ -82,7 +82,6 @@ class FunctionAction(Action):
     def places(self) -> tuple[int, ...] | None:
         return self._places
 
-    @torch.no_grad()
     def places_in(self, x: Tensor) -> tuple[int, ...] | None:
         """The dimensions along which the functions move the values of a batch like `x`; see `Action.places_in`.
 
@@ -93,9 +92,13 @@ class FunctionAction(Action):
         sizes = tuple(x.shape[1:])
         if self._places is not None or not sizes or not prod(sizes):
             return self._places
-        # Every place holds its own number: where the functions only move values, these say what has gone where.
         dtype = torch.float64 if x.is_floating_point() else torch.int64
-        numbers = torch.arange(prod(sizes), dtype=dtype, device=x.device).reshape(1, *sizes)
+        return self._keep(("places", sizes, dtype, x.device), lambda: self._found_places(sizes, dtype, x.device))
+
+    @torch.no_grad()
+    def _found_places(self, sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[int, ...] | None:
+        # Every place holds its own number: where the functions only move values, these say what has gone where.
+        numbers = torch.arange(prod(sizes), dtype=dtype, device=device).reshape(1, *sizes)
         moved: set[int] = set()
         for act, _ in self._pairs:
             try:

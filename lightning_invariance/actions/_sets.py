@@ -105,9 +105,10 @@ class SetPermutations(PermutationAction):
 
     def orders(self, size: int, device: torch.device | str = "cpu") -> Tensor:
         """What each place of a set of `size` elements is filled from, shape ``(|G|, size)``."""
-        return self._keep(
+        orders: Tensor = self._keep(
             ("orders", size, str(device)), lambda: _drawn_orders(size, self.samples, self.seed).to(device)
         )
+        return orders
 
     def ranks(self, size: int, device: torch.device | str = "cpu") -> Tensor:
         """Where each place's element goes, shape ``(|G|, size)``: the inverses of `orders`."""

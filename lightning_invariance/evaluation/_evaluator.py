@@ -156,7 +156,7 @@ class Evaluator:
                     f"Expected `output_action` to be no dict for {self._fed_by(source)}, of one output alone: name "
                     "that one with `logits=`."
                 )
-            if isinstance(source, SaliencySource) and not self._stays and self._demanding:
+            if not source.of_moving and not self._stays and self._demanding:
                 raise ValueError(
                     f"Expected `output_action` to be None for {self._fed_by(source)}, as maps explain a class's logit, "
                     f"which the group would move, but got {self.output!r}."
@@ -253,7 +253,7 @@ class Evaluator:
     def _is_read(self, source: Source) -> bool:
         """Whether a measure that is taken for what the outputs are, as far as that is known, reads it."""
         fed = set(self._fed_by(source))
-        if (self._several and not source.of_several) or (isinstance(source, SaliencySource) and not self._stays):
+        if (self._several and not source.of_several) or not (self._stays or source.of_moving):
             return False
         return any(
             fed & set(collection.suiting(self._kinds.get(output))) for output, collection in self.collections.items()
@@ -278,7 +278,7 @@ class Evaluator:
             network=setting.network,
             calm=setting.calm,
             action=setting.action,
-            output=None if self.output is None or self.output.stays else self.output,
+            output=None if self._stays else self.output,
             packing=batch.packing,
             positions=tuple(batch.dealt.positions[:count]),
             max_batch=self.max_batch or max(count, 1),
@@ -294,6 +294,9 @@ class Evaluator:
 
     def _feed(self, given: Mapping[Source, dict[str, Tensor]], logits: Tensor, batch: _Batch) -> None:
         for place, (output, collection) in enumerate(self.collections.items()):
+            own = {source: self._of_output(values, source.gives, place, batch) for source, values in given.items()}
+            base = self._of_output({"logits": logits}, {"logits": 0}, place, batch)
+            target = batch.labels.of(base["logits"])
             for name in collection.suiting(self._kinds[output]):
                 sources = self._feeding[name]
                 if any(source not in given for source in sources):
@@ -303,21 +306,23 @@ class Evaluator:
                 if not count:
                     continue
                 dims = {"logits": 0} | {each: dim for source in sources for each, dim in source.gives.items()}
-                values = {"logits": logits}
-                target = batch.labels.of(self._output_of(logits, place, batch))
+                values = dict(base)
                 for source in sources:  # what is run for a measure's own sake comes before what is there anyway
-                    values |= {each: value for each, value in given[source].items() if each in source.gives}
-                if self._several:
-                    packing = batch.packing()
-                    assert packing is not None
-                    parts = {each: _unpacked(each, value, dims[each], packing, place) for each, value in values.items()}
-                    values = {each: value for each, value in parts.items() if value is not None}
+                    values |= own[source]
                 first = {each: first_samples(value, dims[each], count) for each, value in values.items()}
                 collection.update(name, {**first, "target": None if target is None else target[:count]})
 
-    def _output_of(self, logits: Tensor, place: int, batch: _Batch) -> Tensor:
-        packing = batch.packing() if self._several else None
-        return logits if packing is None else packing.unpack(logits)[place]
+    def _of_output(
+        self, values: Mapping[str, Tensor], dims: Mapping[str, int], place: int, batch: _Batch
+    ) -> dict[str, Tensor]:
+        """What a source gives of one output."""
+        values = {name: value for name, value in values.items() if name in dims}
+        if not self._several:
+            return values
+        packing = batch.packing()
+        assert packing is not None
+        parts = {name: _unpacked(name, value, dims[name], packing, place) for name, value in values.items()}
+        return {name: value for name, value in parts.items() if value is not None}
 
     # What the outputs are ---------------------------------------------------------------------------------------------
 
@@ -346,7 +351,7 @@ class Evaluator:
         lacking = list(dict.fromkeys(needing)) if labels.tensor is None else []
         if self._demanding and lacking:
             raise ValueError(
-                f"Expected labels for {lacking} but found none: {labels.in_detail()}. Say with "
+                f"Expected labels for {lacking} but found none: {labels.place}. Say with "
                 "`target=` where they are: one integer a sample, or a place of each sample's mask."
             )
 
@@ -387,7 +392,7 @@ class Evaluator:
         divisible: bool = True,
     ) -> list[str]:
         """What to warn of: outputs that agree better if they move the other way, or stay, than as was said."""
-        if self.output is None or self.output.stays or self.action is None or not len(x):
+        if self.output is None or self._stays or self.action is None or not len(x):
             return []
         count = min(len(x), 8) if divisible else len(x)
         setting = at(count)

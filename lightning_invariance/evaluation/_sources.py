@@ -88,6 +88,9 @@ class Source(ABC):
     #: Whether what it gives of several packed outputs can be taken apart again.
     of_several: bool = False
 
+    #: Whether it means something of outputs that move with the input.
+    of_moving: bool = True
+
     #: Whether it needs a group.
     needs_action: bool = True
 
@@ -132,6 +135,7 @@ class SaliencySource(Source):
     name = "saliency"
     gives: ClassVar[Mapping[str, int]] = {"saliency": 0, "orbit_saliency": 1}
     samples = 64
+    of_moving = False  # maps explain a class's logit, and the group would move it
 
     def __init__(self, saliency: Saliency) -> None:
         self.saliency = saliency
