@@ -29,6 +29,7 @@ from lightning_invariance.actions import TimeReversal as TimeReversal
 from lightning_invariance.actions import VerticalFlip as VerticalFlip
 from lightning_invariance.callbacks import InvarianceMonitor as InvarianceMonitor
 from lightning_invariance.callbacks import InvarianceRegularizer as InvarianceRegularizer
+from lightning_invariance.callbacks import InvariantWeights as InvariantWeights
 from lightning_invariance.callbacks import MonitorRecord as MonitorRecord
 from lightning_invariance.callbacks import OrbitAugmentation as OrbitAugmentation
 from lightning_invariance.callbacks import Penalty as Penalty
@@ -63,3 +64,5 @@ from lightning_invariance.saliency import PaperSaliency as PaperSaliency
 from lightning_invariance.saliency import Saliency as Saliency
 from lightning_invariance.sensitivity import jacobian_spectral_norm as jacobian_spectral_norm
 from lightning_invariance.sensitivity import layer_spectral_norms as layer_spectral_norms
+from lightning_invariance.symmetry import WeightSymmetry as WeightSymmetry
+from lightning_invariance.symmetry import symmetrize as symmetrize

@@ -351,12 +351,20 @@ class OutputReader:
         Raises:
             ValueError: if there are none, or they are not floating point, one row a sample.
         """
+        found = self.tensors(output, samples)
+        if self._names is None:
+            return found[None]
+        self._packing = Packing.of(tuple(found.values()))
+        return self._packing.pack(found.values())
+
+    def tensors(self, output: Any, samples: int) -> dict[str | None, Tensor]:
+        """The logits by their names, or by None where there is one tensor; errors are those of `read`."""
         if self._names is None:
             logits = logits_of(output, self._select)
             check_rows(logits, samples)
-            return logits
+            return {None: logits}
         given = output if self._select is None else self._select(output)
-        found: dict[str, Any] = {name: _entry(given, name) for name in self._names}
+        found: dict[str | None, Any] = {name: _entry(given, name) for name in self._names}
         lacking = [name for name, value in found.items() if not isinstance(value, Tensor)]
         if lacking:
             raise ValueError(
@@ -366,8 +374,7 @@ class OutputReader:
             )
         for name, value in found.items():
             check_rows(value, samples, f"the output {name!r} of the network")
-        self._packing = Packing.of(tuple(found.values()))
-        return self._packing.pack(found.values())
+        return found
 
     def in_words(self, logits: Tensor) -> str:
         """What the logits are; of several, each."""

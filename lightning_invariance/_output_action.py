@@ -121,6 +121,14 @@ class OutputMotion:
         """
         return self._on_one(self._spec_of(name), action, x, target, "" if name is None else f" {name!r}", "the target")
 
+    def of_output(self, name: str | None, action: Action, x: Tensor, output: Tensor) -> Action | None:
+        """The action on the network's output of this name; None where it stays.
+
+        Raises:
+            ValueError: if it cannot act on it.
+        """
+        return self._on_one(self._spec_of(name), action, x, output, "" if name is None else f" {name!r}")
+
     def on(self, action: Action, x: Tensor, logits: Tensor, packing: Packing | None) -> Action | None:
         """The action on the logits of `x`; None where they stay.
 

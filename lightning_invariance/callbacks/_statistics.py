@@ -1,0 +1,113 @@
+"""Running statistics of batch normalisation, estimated anew for weights that have changed."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_invariance._containers import Path, get, map_tensors, replace_at, walk
+from lightning_invariance._isolation import preserved_random_state
+from lightning_invariance.symmetry._weights import WeightSymmetry
+
+#: The most batches that are looked at.
+_MOST_BATCHES = 1000
+
+
+@dataclass(frozen=True)
+class CallOfBatch:
+    """How a step calls its network: which of the arguments are which tensors of the batch.
+
+    Attributes:
+        args: the positional arguments, their tensors left out.
+        kwargs: the keyword arguments, likewise.
+        sources: for each tensor among them, its place, and its place in the batch.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    sources: tuple[tuple[Path, Path], ...]
+
+    @classmethod
+    def found(cls, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallOfBatch | None:
+        """The call; None where an argument is no tensor of the batch, but made of some."""
+        places = {id(tensor): path for path, tensor in walk(batch)}
+        given = list(walk({"args": args, "kwargs": kwargs}))
+        if not given or any(id(tensor) not in places for _, tensor in given):
+            return None
+        sources = tuple((path, places[id(tensor)]) for path, tensor in given)
+        return cls(map_tensors(_nothing, args), map_tensors(_nothing, kwargs), sources)
+
+    def of(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments for another batch."""
+        root: Any = {"args": self.args, "kwargs": self.kwargs}
+        for path, source in self.sources:
+            root = replace_at(root, path, get(batch, source))
+        return root["args"], root["kwargs"]
+
+
+def _nothing(tensor: Tensor) -> Any:
+    return None
+
+
+@torch.no_grad()
+def estimate_statistics(
+    trainer: Trainer, module: LightningModule, network: nn.Module, symmetry: WeightSymmetry, call: CallOfBatch | None
+) -> str | None:
+    """Estimates the running statistics of a network's batch normalisations anew, by a pass over the training data.
+
+    Args:
+        trainer: which has the data.
+        module: the user's module.
+        network: the network.
+        symmetry: the symmetry of its weights; the statistics are made invariant.
+        call: how a step calls the network.
+
+    Returns:
+        What was done, in words; None where the network has no such statistics.
+    """
+    norms = [
+        each
+        for each in network.modules()
+        if isinstance(each, nn.modules.batchnorm._BatchNorm) and each.training and each.running_mean is not None
+    ]
+    if not norms:
+        return None
+    loader: Any = trainer.train_dataloader
+    if call is None or not hasattr(loader, "__iter__"):
+        return (
+            "the running statistics of batch normalisation are the projected ones of the last steps; they could not be "
+            "estimated anew, as the step makes the network's input of the batch"
+        )
+    modes = [(each, each.training) for each in network.modules()]
+    momenta = [each.momentum for each in norms]
+    batches = 0
+    with preserved_random_state(module.device):
+        try:
+            for each, _ in modes:
+                each.training = False
+            for norm in norms:
+                norm.training, norm.momentum = True, None  # the mean over all batches
+                norm.reset_running_stats()
+            limit = int(min(trainer.num_training_batches, _MOST_BATCHES))
+            for batch in itertools.islice(loader, limit):
+                moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), module.device)
+                args, kwargs = call.of(moved)
+                with trainer.precision_plugin.forward_context():
+                    network(*args, **kwargs)
+                batches += 1
+        finally:
+            for each, training in modes:
+                each.training = training
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+    for norm in norms:
+        for statistic in (norm.running_mean, norm.running_var):
+            assert statistic is not None
+            statistic.copy_(trainer.strategy.reduce(statistic, reduce_op="mean"))
+    symmetry.project_statistics_()
+    return f"the running statistics of batch normalisation were estimated anew on {batches} training batches"

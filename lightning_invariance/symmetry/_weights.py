@@ -1,0 +1,783 @@
+"""An ordinary network's weights, kept on the subspace that a group fixes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_invariance._arguments import Arguments
+from lightning_invariance._checks import check_number, format_sizes
+from lightning_invariance._containers import describe_value
+from lightning_invariance._isolation import undisturbed
+from lightning_invariance._locate import (
+    InputSpec,
+    LogitsOf,
+    OutputReader,
+    check_input_spec,
+    check_logits_of,
+    locate_in_call,
+)
+from lightning_invariance._messages import warn
+from lightning_invariance._output_action import OutputActions, OutputMotion
+from lightning_invariance.actions import Action
+from lightning_invariance.actions._base import check_action
+from lightning_invariance.symmetry import _rules_of_layers, _rules_of_shape  # noqa: F401  (they register themselves)
+from lightning_invariance.symmetry._factors import (
+    Channels,
+    Dim,
+    Dims,
+    Joined,
+    Listed,
+    Places,
+    Refusal,
+    Solver,
+    Trivial,
+    resolve,
+    trivial,
+)
+from lightning_invariance.symmetry._group import SpatialGroup
+from lightning_invariance.symmetry._projection import Projection, joined
+from lightning_invariance.symmetry._trace import Trace, Watch, Weight, listen_to
+
+#: How many places larger and smaller inputs are tried where a layer does not fit.
+_SIZES_TRIED = 16
+
+#: What rounding does to outputs, relative to the largest.
+_ROUNDING = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
+
+#: How many samples the network is run on to be understood and checked.
+_SAMPLES = 4
+
+
+@dataclass(frozen=True)
+class WeightRow:
+    """One weight in a report.
+
+    Attributes:
+        weight: its name in ``state_dict``.
+        shape: its shape.
+        representation: of each of its dimensions, in words.
+        free: the share of its entries that can be chosen.
+    """
+
+    weight: str
+    shape: tuple[int, ...]
+    representation: tuple[str, ...]
+    free: float
+
+
+@dataclass(frozen=True)
+class WeightReport:
+    """What a network's weights have become; as a string, a table.
+
+    Attributes:
+        rows: one for each weight.
+        few: hidden layers with few fields, in words.
+    """
+
+    rows: tuple[WeightRow, ...]
+    few: tuple[str, ...] = ()
+
+    @property
+    def free(self) -> float:
+        """The share of all entries that can be chosen."""
+        sizes = [torch.Size(row.shape).numel() for row in self.rows]
+        return sum(row.free * size for row, size in zip(self.rows, sizes, strict=True)) / max(sum(sizes), 1)
+
+    def __str__(self) -> str:
+        head = ("weight", "shape", "representation", "free")
+        lines = [
+            (row.weight, "×".join(map(str, row.shape)), ", ".join(row.representation), f"{100 * row.free:.1f} %")
+            for row in self.rows
+        ]
+        widths = [max(len(line[column]) for line in [head, *lines]) for column in range(4)]
+        table = [head, tuple("-" * width for width in widths), *lines]
+        text = "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
+        )
+        return "\n".join([text, f"free in all: {100 * self.free:.1f} %", *self.few])
+
+
+@dataclass(frozen=True)
+class Break:
+    """Where a network stops to be invariant.
+
+    Attributes:
+        element: the label of the element that shows it most.
+        deviation: of the output, relative to its size.
+        place: the submodule and the operation after which tensors do not move as they should; None if none does so
+            before the output.
+    """
+
+    element: str
+    deviation: float
+    place: str | None
+
+    def __str__(self) -> str:
+        where = "in no operation that can be seen" if self.place is None else f"first after {self.place}"
+        return f"{self.element!r} changes the output by {self.deviation:.1e} of its size, {where}"
+
+
+class WeightSymmetry:
+    r"""The weights of a network that are fixed by a group, and the projection on them; made by `symmetrize`.
+
+    Each weight moves under the group, :math:`w \mapsto g w`, such that the network with moved weights does to moved
+    inputs what it does to inputs, :math:`f_{gw}(gx) = f_w(x)`. A network whose weights stay, :math:`g w = w` for all g,
+    is therefore invariant, and the mean over the group
+
+    .. math::
+        P w = \frac{1}{|G|} \sum_{g \in G} g w
+
+    is the projection on such weights (the Reynolds operator). For invariant weights :math:`P \nabla L` is the gradient
+    of the mean of the loss over the orbit: one forward sees all poses.
+
+    Attributes:
+        network: the network.
+        action: the group.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        action: Action,
+        trace: Trace,
+        arguments: Arguments,
+        motion: OutputMotion,
+        reader: OutputReader,
+        tolerance: float,
+    ) -> None:
+        self.network = network
+        self.action = action
+        self.tolerance = tolerance
+        self._solver = trace.solver
+        self._weights = [weight for weight in trace.weights.values() if weight.used_by]
+        self._unused = [weight.name for weight in trace.weights.values() if not weight.used_by]
+        self._arguments = arguments
+        self._motion = motion
+        self._reader = reader
+        self._statistics: Projection | None = None
+        kept: dict[Any, Projection] = {}
+        self._projections: dict[int, Projection] = {}
+        for weight in self._weights:
+            key = (tuple(weight.tensor.shape), _key(weight.dims))
+            if key not in kept:
+                kept[key] = self._projection_of(weight)
+            self._projections[id(weight.tensor)] = kept[key]
+
+    def _projection_of(self, weight: Weight) -> Projection:
+        elements = 1 if self._solver.trivial_throughout(weight.dims) else len(self._solver.group)
+        return Projection([_table_of(self._solver, weight.dims, element, weight.name) for element in range(elements)])
+
+    # What users call ------------------------------------------------------------------------------------------------
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters that are seen to it."""
+        return (weight.tensor for weight in self._weights if isinstance(weight.tensor, nn.Parameter))
+
+    @torch.no_grad()
+    def project_(self, *, keep_norms: bool = False) -> None:
+        r"""Makes the weights invariant, :math:`w \leftarrow P w`, with the statistics of normalisations.
+
+        Args:
+            keep_norms: whether each parameter is scaled to the norm that it had: a mean over the group of random
+                numbers is smaller than they are, so that a network is to be started so.
+        """
+        for weight in self._weights:
+            projection = self._of(weight)
+            if projection.is_identity:
+                continue
+            before = weight.tensor.detach().norm() if keep_norms and not weight.is_statistic else None
+            projection.mean_(weight.tensor.detach())
+            if before is not None:
+                after = weight.tensor.detach().norm()
+                if 0 < after < before:
+                    weight.tensor.detach().mul_(before / after)
+
+    @torch.no_grad()
+    def project_gradients_(self, among: Iterable[nn.Parameter] | None = None) -> None:
+        r"""Replaces the gradients that there are by :math:`P \nabla L`.
+
+        Args:
+            among: the parameters whose gradients are meant; all if None.
+
+        Raises:
+            ValueError: if one is sparse.
+        """
+        for weight in self._among(among):
+            gradient = weight.tensor.grad
+            if gradient is None or self._of(weight).is_identity:
+                continue
+            if gradient.layout != torch.strided:
+                raise ValueError(
+                    f"Expected the gradient of {weight.name!r} to be dense but got a sparse one: use `sparse=False`."
+                )
+            self._of(weight).mean_(gradient)
+
+    @torch.no_grad()
+    def merge_(self, strength: float, among: Iterable[nn.Parameter] | None = None) -> None:
+        r"""Draws the weights towards the invariant ones, :math:`w \leftarrow w - a\,(w - P w)`, statistics included.
+
+        Args:
+            strength: a, from 0 (nothing) to 1 (`project_`).
+            among: the parameters that are meant; all if None.
+
+        Raises:
+            ValueError: if it is out of its range.
+        """
+        check_strength(strength)
+        for weight in self._among(among):
+            self._of(weight).mean_(weight.tensor.detach(), strength)
+
+    @torch.no_grad()
+    def match_(self) -> None:
+        r"""Puts hidden channels in an order in which the weights are nearer to invariant ones; the function stays the
+        same.
+
+        Layer by layer, those channels become a regular field whose filters are nearly one filter, moved:
+        :math:`w_r \approx g_r w_e`. Before a merge of a network that is trained already: two channels that have learned
+        the same thing in two poses are then drawn together, and not two by chance. Optimiser states are not put in
+        order: call it before training.
+        """
+        for channels, filters in self._hidden():
+            fields = self._solver.kinds.of(channels.size)
+            order = self._matched(filters, fields.count(len(self._solver.group)))
+            for weight in self._weights:
+                if _holds(weight.dims, channels):
+                    index = self._solver.rearrangement(weight.dims, channels, order).to(weight.tensor.device)
+                    weight.tensor.detach().copy_(weight.tensor.flatten()[index].view(weight.tensor.shape))
+
+    def _hidden(self) -> Iterator[tuple[Channels, Weight]]:
+        """Hidden channels in the order of the network, each with the weight whose rows make them."""
+        seen: set[int] = set()
+        for weight in self._weights:
+            rows = resolve(weight.dims[0]) if weight.tensor.ndim > 1 else ()
+            if len(rows) != 1 or not isinstance(rows[0], Channels) or rows[0].still or id(rows[0]) in seen:
+                continue
+            seen.add(id(rows[0]))
+            if not _holds(weight.dims[1:], rows[0]):
+                yield rows[0], weight
+
+    def _matched(self, filters: Weight, fields: int) -> Tensor:
+        """The order of the rows of a weight: fields of the strongest row left and those nearest to it, moved."""
+        rows = filters.tensor.detach().flatten(1).double().cpu()
+        moves = [self._solver.table(filters.dims[1:], element) for element in range(len(self._solver.group))]
+        left = rows.norm(dim=1).argsort(descending=True).tolist()
+        order: list[int] = []
+        for _ in range(fields):
+            seed = left.pop(0)
+            order.append(seed)
+            for move in moves[1:]:
+                distances = (rows[left] - rows[seed][move]).norm(dim=1)
+                order.append(left.pop(int(distances.argmin())))
+        return torch.tensor(order + sorted(left))
+
+    @torch.no_grad()
+    def project_statistics_(self) -> None:
+        """Makes the running statistics of normalisations invariant, all at once."""
+        tensors = [weight.tensor for weight in self._weights if weight.is_statistic]
+        if not tensors:
+            return
+        if self._statistics is None:
+            self._statistics = joined([self._projections[id(each)] for each in tensors])
+        mean = self._statistics.mean(torch.cat([each.flatten() for each in tensors]))
+        parts = mean.split([each.numel() for each in tensors])
+        torch._foreach_copy_(tensors, [part.view(each.shape) for part, each in zip(parts, tensors, strict=True)])
+
+    @torch.no_grad()
+    def asymmetry(self) -> float:
+        r"""How far the parameters are from the invariant ones: :math:`\|w - P w\| / \|w\|`, from 0 to 1."""
+        apart, whole = 0.0, 0.0
+        for weight in self._weights:
+            if not weight.is_statistic:
+                given = weight.tensor.detach()
+                apart += float((given - self._of(weight).mean(given)).double().square().sum())
+                whole += float(given.double().square().sum())
+        return (apart / whole) ** 0.5 if whole else 0.0
+
+    def report(self) -> WeightReport:
+        """What each weight has become: its representation, and the share of it that is free."""
+        self._solver.names_dimensions = False
+        rows = [
+            WeightRow(
+                weight.name,
+                tuple(weight.tensor.shape),
+                tuple(self._solver.in_words(dim) for dim in weight.dims),
+                self._of(weight).free,
+            )
+            for weight in self._weights
+            if not weight.is_statistic
+        ]
+        self._solver.names_dimensions = True
+        return WeightReport(tuple(rows), tuple(self._few()))
+
+    def check(self, x: Any = None) -> Break | None:
+        r"""Whether the network, as it is, is invariant on a batch; where not, the first place that breaks.
+
+        Args:
+            x: what the network is called with, as the example of `symmetrize`; that example if None.
+
+        Returns:
+            None if :math:`f(gx)` is :math:`f(x)` to `tolerance`, relative to its size, for every element.
+        """
+        arguments = self._arguments
+        if x is not None:
+            arguments = call_of(x, self._input_spec, self.action, self.network).first(_SAMPLES)
+        return self._check(arguments, {})
+
+    # What the callback needs ----------------------------------------------------------------------------------------
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters that are seen to, by name."""
+        return ((each.name, each.tensor) for each in self._weights if isinstance(each.tensor, nn.Parameter))
+
+    def mean_of(self, name: str, value: Tensor) -> Tensor:
+        """The mean over the group of something of a weight's shape."""
+        return self._of(next(each for each in self._weights if each.name == name)).mean(value)
+
+    def asymmetry_of(self, name: str) -> float:
+        """`asymmetry` of one weight."""
+        given = next(each.tensor for each in self._weights if each.name == name).detach()
+        whole = float(given.double().norm())
+        return float((given - self.mean_of(name, given)).double().norm()) / whole if whole else 0.0
+
+    def fields_in_words(self) -> str:
+        """How hidden channels are shared out."""
+        sizes = {
+            each.size
+            for weight in self._weights
+            for dim in weight.dims
+            for each in resolve(dim)
+            if isinstance(each, Channels)
+        }
+        return ", ".join(f"{size} channels are {self._solver.in_words((Channels(size),))}" for size in sorted(sizes))
+
+    _input_spec: InputSpec = None
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether there is no weight that the group moves."""
+        return all(self._of(weight).is_identity for weight in self._weights)
+
+    @property
+    def unused(self) -> list[str]:
+        """Parameters that the run did not use, and that nothing is known of."""
+        return self._unused
+
+    def _among(self, among: Iterable[nn.Parameter] | None) -> list[Weight]:
+        if among is None:
+            return self._weights
+        members = {id(parameter) for parameter in among}
+        return [weight for weight in self._weights if weight.is_statistic or id(weight.tensor) in members]
+
+    def _of(self, weight: Weight) -> Projection:
+        return self._projections[id(weight.tensor)]
+
+    def _few(self) -> list[str]:
+        """Hidden channels that have few fields, and outputs that have fewer to be made of than there are of them."""
+        order = len(self._solver.group)
+        said: dict[int, str] = {}
+        for weight in self._weights:
+            factors = [resolve(dim) for dim in weight.dims]
+            for factor in (each for dim in factors for each in dim):
+                if isinstance(factor, Channels) and not factor.still and factor.size < 2 * order:
+                    said.setdefault(
+                        id(factor),
+                        f"{factor.size} channels of {weight.name!r} are {self._solver.in_words((factor,))}, as many "
+                        f"features "
+                        f"as {-(-factor.size // order)} channels have in {order} poses",
+                    )
+            if len(factors) == 2 and all(isinstance(each, Channels) for each in factors[1]):
+                outputs = [each.size for each in factors[0] if isinstance(each, Trivial)]
+                width = weight.tensor.shape[1]
+                if outputs and 1 < width // order < outputs[0]:
+                    said.setdefault(
+                        id(weight),
+                        f"{outputs[0]} outputs of {weight.name!r} are made of {width // order} fields: its input "
+                        f"would have "
+                        f"to be {order * outputs[0]} wide for as many",
+                    )
+        return list(said.values())
+
+    def invariant_weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Copies of all parameters and buffers in another precision, made invariant; floating-point ones alone."""
+        named = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
+        copies: dict[str, Tensor] = {}
+        for name, tensor in named.items():
+            copies[name] = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
+            if id(tensor) in self._projections:
+                copies[name] = copies[name].clone()
+                self._projections[id(tensor)].mean_(copies[name])
+        return copies
+
+    def verify(self) -> Break | None:
+        """`check` of the network as it will be: with invariant weights, in double precision where it can run so."""
+        arguments = self._arguments
+        try:
+            return self._check(_in_precision(arguments, torch.float64), self.invariant_weights(torch.float64))
+        except RuntimeError:  # a network that is bound to one precision
+            dtype = next((each.dtype for each in self.parameters()), torch.float32)
+            return self._check(arguments, self.invariant_weights(dtype))
+
+    @torch.no_grad()
+    def _check(self, arguments: Arguments, weights: Mapping[str, Tensor]) -> Break | None:
+        acting = arguments.acting(self.action)
+        x = arguments.x
+        base = self._run(arguments, x, weights)
+        move = self._motion.on(
+            self.action, x if arguments.joint is None else arguments.inputs[0], base, self._reader.packed()
+        )
+        size = float(base.double().abs().max()) or 1.0
+        tolerance = max(self.tolerance, _ROUNDING.get(base.dtype, 0.0))
+        worst, deviation = 0, 0.0
+        for element in range(1, len(self.action)):
+            moved = self._run(arguments, acting.act(x, element), weights)
+            back = moved if move is None else move.invert(moved, element)
+            apart = float((back - base).double().abs().max()) / size
+            if not apart <= deviation:
+                worst, deviation = element, apart
+        if deviation <= tolerance:
+            return None
+        place = self._first_break(arguments, acting, worst, weights, tolerance)
+        return Break(self.action.labels[worst], deviation, place)
+
+    def _run(
+        self, arguments: Arguments, x: Tensor, weights: Mapping[str, Tensor], watch: Watch | None = None
+    ) -> Tensor:
+        args, kwargs = arguments.with_input(x)
+        with undisturbed(self.network, x.device), nullcontext() if watch is None else watch.running():
+            if weights:
+                output = torch.func.functional_call(self.network, dict(weights), args, kwargs)
+            else:
+                output = self.network(*args, **kwargs)
+            return self._reader.read(output, len(arguments.inputs[0]))
+
+    def _first_break(
+        self, arguments: Arguments, acting: Any, element: int, weights: Mapping[str, Tensor], tolerance: float
+    ) -> str | None:
+        """The first operation whose output does not move as it should."""
+        trace = trace_of(self.network, self._solver, self._arguments, self._reader)
+        solve_output(trace, self._motion, self.action, self._arguments.inputs[0])
+        kept: list[tuple[str, list[Tensor]]] = []
+
+        def keep(name: str, function: Any, bound: Any, tensors: Any, output: Any) -> None:
+            leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+            kept.append((name, [leaf.detach().clone() for leaf in leaves]))
+
+        runs = []
+        for x in (arguments.x, acting.act(arguments.x, element)):
+            kept = []
+            self._run(arguments, x, weights, Watch(keep))
+            runs.append(kept)
+        if [name for name, _ in runs[0]] != [name for name, _ in runs[1]]:
+            return "an operation that only some inputs go through"
+        for step, (_, before), (_, after) in zip(trace.steps, *runs, strict=False):
+            for a, b, dims in zip(before, after, step.dims, strict=False):
+                if dims is None or not a.is_floating_point() or self._solver.unpaired(dims) is not None:
+                    continue
+                moved = a.flatten()[self._solver.table(dims, element).to(a.device)].view(a.shape)
+                size = float(a.abs().max()) or 1.0
+                if not float((moved - b).abs().max()) / size <= tolerance:
+                    return f"{step.place} ({step.operation})"
+        return None
+
+
+def check_strength(strength: object) -> None:
+    """Raises a `ValueError` unless `strength` is a number from 0 to 1."""
+    check_number("strength", strength, minimum=0.0)
+    if strength > 1:  # type: ignore[operator]
+        raise ValueError(f"Expected `strength` to be at most 1 but got {strength!r}.")
+
+
+def _holds(dims: Dims, channels: Channels) -> bool:
+    factors = [factor for dim in dims for factor in resolve(dim)]
+    return any(
+        factor is channels or (isinstance(factor, Joined) and _holds(factor.parts, channels)) for factor in factors
+    )
+
+
+def _key(dims: Dims) -> Any:
+    """Tensors of one key move alike."""
+
+    def of(factor: Any) -> Any:
+        if isinstance(factor, Channels):
+            return ("channels", factor.size, factor.still)
+        if isinstance(factor, Joined):
+            return ("joined", *(_key((part,)) for part in factor.parts))
+        return factor
+
+    return tuple(tuple(of(factor) for factor in resolve(dim)) for dim in dims)
+
+
+def _in_precision(arguments: Arguments, dtype: torch.dtype) -> Arguments:
+    from lightning_invariance._containers import map_tensors
+
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    converted = Arguments(map_tensors(convert, arguments.args), map_tensors(convert, arguments.kwargs), arguments.paths)
+    return converted if arguments.joint is None else converted.joined(arguments.joint.action)
+
+
+# Making one -----------------------------------------------------------------------------------------------------------
+
+
+def symmetrize(
+    network: nn.Module,
+    action: Action,
+    example: Any,
+    *,
+    input: InputSpec = None,
+    output_action: OutputActions = None,
+    logits: LogitsOf | None = None,
+    tolerance: float = 1e-6,
+) -> WeightSymmetry:
+    r"""Finds out how a group acts on the weights of an ordinary network, so that they can be kept invariant.
+
+    The network is run once on the example, and each tensor's representation is worked out, operation by operation: the
+    input's channels and the logits are trivial, hidden channels are regular fields (channel = field · :math:`|G|` + r;
+    those left over are quotient fields, down to trivial ones), and a weight moves by its dimensions: for a convolution,
+
+    .. math::
+        (gK)[o, r; i, s] = \mathrm{rot}_g\, K[o, g^{-1} r; i, g^{-1} s].
+
+    The network is not changed, until `WeightSymmetry.project_` is called. What is found is verified on the example:
+    with invariant weights, :math:`f(gx) = f(x)` in double precision.
+
+    Args:
+        network: any module; it is run in eval mode, and left as it was.
+        action: a finite group that moves places exactly: `C4`, `D4`, flips, `CyclicTranslations`, `TimeReversal`, a
+            `PermutationAction`, products of these.
+        example: what the network is called with: a batch, or a tuple of its positional arguments, or a dict of its
+            keywords. Sizes matter: a layer may fit the group on 32×32 and not on 36×36.
+        input: where these hold the tensor that the group acts on; a list of several that move together; by default the
+            only one that it can act on.
+        output_action: how the output moves with the input, as in `evaluate_orbit`: None, it stays; ``"same"``, an
+            `Action`, or a dict of these.
+        logits: a function from the network's output to what is to be invariant; by default the output itself, or its
+            ``logits``.
+        tolerance: how far :math:`f(gx)` and :math:`f(x)` may be apart, relative to the largest output; in single and
+            half precision what rounding does is allowed too.
+
+    Returns:
+        The weights' symmetry.
+
+    Raises:
+        ValueError: if the group is not finite or does not move places exactly, or a layer stands in the way: the
+            message names it, and says what to change.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_invariance import C4, symmetrize
+        >>> _ = torch.manual_seed(0)
+        >>> network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 10))
+        >>> x = torch.randn(5, 1, 8, 8)
+        >>> symmetry = symmetrize(network, C4(), x)
+        >>> symmetry.project_(keep_norms=True)
+        >>> torch.allclose(network(x), network(C4().act(x, 1)), atol=1e-5)
+        True
+        >>> print(symmetry.report())
+        weight    shape    representation                               free
+        --------  -------  -------------------------------------------  -------
+        0.weight  8×1×3×3  2 regular, 1, 3 places, 3 places             25.0 %
+        0.bias    8        2 regular                                    25.0 %
+        4.weight  10×72    10 trivial, 2 regular × 3 places × 3 places  25.0 %
+        4.bias    10       10 trivial                                   100.0 %
+        free in all: 25.9 %
+    """
+    check_action(action)
+    check_input_spec("input", input)
+    check_logits_of(logits)
+    check_number("tolerance", tolerance, above=0.0)
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"Expected `network` to be a module but got {describe_value(network)}.")
+    arguments = call_of(example, input, action, network)
+    motion = OutputMotion(output_action, action)
+    symmetry = symmetry_of(network, action, arguments, motion, OutputReader(logits, motion.names), tolerance)
+    symmetry._input_spec = input
+    return symmetry
+
+
+def call_of(example: Any, input: InputSpec, action: Action, network: nn.Module) -> Arguments:
+    """The call that an example stands for."""
+    args: tuple[Any, ...] = (example,)
+    kwargs: dict[str, Any] = {}
+    if isinstance(example, tuple):
+        args = example
+    elif isinstance(example, dict):
+        args, kwargs = (), example
+    return locate_in_call(args, kwargs, input, action).joined(action)
+
+
+def symmetry_of(
+    network: nn.Module,
+    action: Action,
+    arguments: Arguments,
+    motion: OutputMotion,
+    reader: OutputReader,
+    tolerance: float,
+) -> WeightSymmetry:
+    """The symmetry of a network that is called so, verified.
+
+    Raises:
+        ValueError: if a layer stands in the way.
+    """
+    network = getattr(network, "_orig_mod", network)
+    if arguments.is_divisible:
+        arguments = arguments.first(_SAMPLES)
+    solver = Solver(SpatialGroup(action, arguments.inputs[0]))
+    try:
+        trace = trace_of(network, solver, arguments, reader)
+        solve_output(trace, motion, action, arguments.inputs[0])
+        _check_constants(trace)
+        symmetry = WeightSymmetry(network, action, trace, arguments, motion, reader, tolerance)
+    except Refusal as refusal:
+        sizes = _sizes_that_do(network, action, arguments, motion, reader) if refusal.of_size else []
+        hint = f" Inputs of {' or '.join(sizes)} would do for the whole network." if sizes else ""
+        raise ValueError(
+            f"Expected {type(network).__name__} to allow invariant weights under {action!r}, but in {refusal}.{hint}"
+        ) from None
+    broken = symmetry.verify()
+    if broken is not None:
+        raise ValueError(
+            f"Expected {type(network).__name__} to be invariant under {action!r} with invariant weights, but {broken}."
+        )
+    few = symmetry.report().few
+    if few:
+        warn(f"Few fields under {action!r}: {'; '.join(few)}.")
+    return symmetry
+
+
+def _sizes_that_do(
+    network: nn.Module, action: Action, arguments: Arguments, motion: OutputMotion, reader: OutputReader
+) -> list[str]:
+    """Sizes of the input near its own with which no layer stands in the way: the next below and above."""
+    found: list[str] = []
+    if arguments.joint is not None:
+        return found
+    x = arguments.x
+    dims = SpatialGroup(action, x).dims
+    for direction in (-1, 1):
+        for change in range(1, _SIZES_TRIED + 1):
+            sizes = list(x.shape)
+            for dim in dims:
+                sizes[dim] += direction * change
+            if min(sizes[1:]) < 1:
+                break
+            args, kwargs = arguments.with_input(x.new_zeros(sizes))
+            other = Arguments(args, kwargs, arguments.paths)
+            try:
+                trace = trace_of(network, Solver(SpatialGroup(action, other.x)), other, reader)
+                solve_output(trace, motion, action, other.x)
+            except (ValueError, RuntimeError):
+                continue
+            found.append(format_sizes([sizes[dim] for dim in dims]))
+            break
+    return found
+
+
+def trace_of(network: nn.Module, solver: Solver, arguments: Arguments, reader: OutputReader) -> Trace:
+    """Runs the network and works out how each tensor moves."""
+    with undisturbed(network, arguments.inputs[0].device):
+        trace = Trace(network, solver)
+        for place, tensor in enumerate(arguments.inputs):
+            trace.know(tensor, _input_dims(solver, arguments, tensor, first=place == 0))
+        for _, tensor in arguments.others:
+            trace.know(tensor, tuple(trivial(size) for size in tensor.shape))
+        with trace.place.followed(), Watch(listen_to(trace)).running():
+            output = network(*arguments.args, **arguments.kwargs)
+            trace.outputs = reader.tensors(output, len(arguments.inputs[0]))
+    buffers = dict(network.named_buffers())
+    for weight in trace.weights.values():
+        if weight.is_statistic:  # what was seen is a copy
+            weight.tensor = buffers[weight.name]
+    return trace
+
+
+def _input_dims(solver: Solver, arguments: Arguments, tensor: Tensor, first: bool) -> Dims:
+    group = solver.group
+    if not first:
+        moved = group.action.alongside(arguments.inputs[0], tensor)
+        other = SpatialGroup(moved, tensor)
+        if not other.same_motion(group):
+            raise Refusal(f"the inputs, {describe_value(tensor)} is moved in another way than the first one is")
+        group = other
+    return places_of(group, tensor)
+
+
+def places_of(group: SpatialGroup, tensor: Tensor) -> Dims:
+    """The dimensions of a tensor whose places a group moves; the others stay."""
+    dims: list[Dim] = [trivial(size) for size in tensor.shape]
+    for axis, dim in enumerate(group.dims):
+        size = tensor.shape[dim]
+        if group.maps is None:
+            dims[dim] = (Listed(axis, size, group),)
+        elif group.flips(axis) or group.shifts(axis) or len(group.partners[axis]) > 1:
+            dims[dim] = (Places(axis, size, True),) if size > 1 else ()
+    return tuple(dims)
+
+
+def solve_output(trace: Trace, motion: OutputMotion, action: Action, x: Tensor) -> None:
+    """Makes the output move as it should.
+
+    Raises:
+        Refusal: if it cannot.
+        ValueError: if the output action cannot act on it.
+    """
+    for name, output in trace.outputs.items():
+        move = motion.of_output(name, action, x, output)
+        wanted = _wanted_output(trace, move, output)
+        whose = "its output" if name is None else f"its output {name!r}"
+        try:
+            for dim, other in zip(trace.of(output), wanted, strict=True):
+                trace.solver.equate(dim, other)
+        except Refusal as refusal:
+            hint = " average it over its places, or, if it moves with the input, say so with output_action='same'"
+            raise Refusal(
+                f"{whose}: {refusal};{hint if move is None else ' another `output_action` may be meant'}"
+            ) from None
+
+
+def _wanted_output(trace: Trace, move: Action | None, output: Tensor) -> Dims:
+    if move is None:
+        return tuple(trivial(size) for size in output.shape)
+    group = SpatialGroup(move, output)
+    own = trace.group
+    if group.dims == own.dims and group.maps is not None and group.maps == own.maps:
+        return places_of(own, output)
+    dims: list[Dim] = [trivial(size) for size in output.shape]
+    for axis, dim in enumerate(group.dims):
+        dims[dim] = (Listed(axis, output.shape[dim], group),)
+    return tuple(dims)
+
+
+def _check_constants(trace: Trace) -> None:
+    """Raises a `Refusal` where a constant is not the same in places or channels that the group exchanges."""
+    for constant in trace.constants.values():
+        if trace.solver.trivial_throughout(constant.dims):
+            continue
+        flat = constant.tensor.flatten()
+        for element in range(1, len(trace.group)):
+            moved = flat[_table_of(trace.solver, constant.dims, element, constant.name).to(flat.device)]
+            if not torch.allclose(moved.double(), flat.double(), rtol=1e-5, atol=1e-6):
+                sizes = tuple(constant.tensor.shape)
+                raise Refusal(
+                    f"{constant.where}: {constant.name}, of shape {sizes}, differs where {trace.group.action!r} "
+                    f"exchanges "
+                    f"its entries ({', '.join(trace.solver.in_words(dim) for dim in constant.dims)}): leave it out, or "
+                    "make it a parameter, which is made invariant"
+                )
+
+
+def _table_of(solver: Solver, dims: Dims, element: int, name: str) -> Tensor:
+    lacking = solver.unpaired(dims)
+    if lacking is not None:
+        raise Refusal(
+            f"{name!r}: it has {solver.in_words((lacking,))} without the axis that the group exchanges it with"
+        )
+    return solver.table(dims, element)
