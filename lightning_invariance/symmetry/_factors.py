@@ -211,6 +211,7 @@ class Solver:
                     self.settle(tuple(left))
                     self.settle(tuple(right))
                     return
+                continue  # what was cut would be merged again
             left, right = list(resolve(left)), list(resolve(right))
 
     def _bind_to_front(self, unknown: Channels, other: list[Factor]) -> bool:

@@ -388,18 +388,16 @@ class WeightSymmetry:
                     said.setdefault(
                         id(factor),
                         f"{factor.size} channels of {weight.name!r} are {self._solver.in_words((factor,))}, as many "
-                        f"features "
-                        f"as {-(-factor.size // order)} channels have in {order} poses",
+                        f"features as {-(-factor.size // order)} channels have in {order} poses",
                     )
-            if len(factors) == 2 and all(isinstance(each, Channels) for each in factors[1]):
+            if len(factors) >= 2 and not any(factors[2:]) and all(isinstance(each, Channels) for each in factors[1]):
                 outputs = [each.size for each in factors[0] if isinstance(each, Trivial)]
                 width = weight.tensor.shape[1]
                 if outputs and 1 < width // order < outputs[0]:
                     said.setdefault(
                         id(weight),
                         f"{outputs[0]} outputs of {weight.name!r} are made of {width // order} fields: its input "
-                        f"would have "
-                        f"to be {order * outputs[0]} wide for as many",
+                        f"would have to be {order * outputs[0]} wide for as many",
                     )
         return list(said.values())
 
@@ -477,7 +475,7 @@ class WeightSymmetry:
             return "an operation that only some inputs go through"
         for step, (_, before), (_, after) in zip(trace.steps, *runs, strict=False):
             for a, b, dims in zip(before, after, step.dims, strict=False):
-                if dims is None or not a.is_floating_point() or self._solver.unpaired(dims) is not None:
+                if dims is None or not (a.is_floating_point() or a.is_complex()) or self._solver.unpaired(dims):
                     continue
                 moved = a.flatten()[self._solver.table(dims, element).to(a.device)].view(a.shape)
                 size = float(a.abs().max()) or 1.0

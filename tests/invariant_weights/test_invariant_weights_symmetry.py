@@ -1,0 +1,383 @@
+"""Which weights a group fixes: held to the networks themselves in double precision, and to closed forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from invariant_weights_networks import (
+    IMAGE_NETWORKS,
+    MAP_NETWORKS,
+    Residual,
+    Segmenting,
+    circular,
+    perceptron,
+    sensors,
+)
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_invariance import (
+    C4,
+    D4,
+    SO3,
+    Action,
+    CyclicTranslations,
+    FunctionAction,
+    HorizontalFlip,
+    LinearAction,
+    PermutationAction,
+    Rotations,
+    SetPermutations,
+    TimeReversal,
+    symmetrize,
+)
+from lightning_invariance.symmetry import _rules, register_rule
+
+pytestmark = pytest.mark.filterwarnings("ignore:Few fields")
+
+C3 = PermutationAction(torch.tensor([[0, 1, 2, 3, 4, 5], [2, 0, 1, 5, 3, 4], [1, 2, 0, 4, 5, 3]]))
+C3_CLASSES = PermutationAction(torch.tensor([[0, 1, 2], [2, 0, 1], [1, 2, 0]]))
+
+
+def made(make: Callable[[], nn.Module]) -> nn.Module:
+    """A network whose normalisations are not those of a fresh one, in which all channels are alike."""
+    torch.manual_seed(0)
+    network = make().eval()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    return network
+
+
+def noise(*sizes: int) -> Tensor:
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def error(network: nn.Module, x: Tensor, act: Any, back: Any = None) -> float:
+    """max |back f(gx) - f(x)| over max |f(x)|, in double precision."""
+    network, x = network.double(), x.double()
+    base = network(x)
+    moved = network(act(x))
+    return float(((moved if back is None else back(moved)) - base).abs().max() / base.abs().max())
+
+
+def quarter(x: Tensor) -> Tensor:
+    return torch.rot90(x, 1, (-2, -1))
+
+
+def flipped(x: Tensor) -> Tensor:
+    return x.flip(-1)
+
+
+@pytest.mark.parametrize("name", IMAGE_NETWORKS)
+def test_projected_networks_are_invariant_and_other_ones_are_not(name: str) -> None:
+    network, x = made(IMAGE_NETWORKS[name]), noise(3, 3, 16, 16)
+    symmetry = symmetrize(network, D4(), x)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    assert error(made(IMAGE_NETWORKS[name]), x, quarter) > 1e-4
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
+    symmetry.project_(keep_norms=True)
+    assert symmetry.asymmetry() < 1e-7
+    assert symmetry.check() is None
+    for key, parameter in network.named_parameters():
+        assert float(parameter.detach().norm()) == pytest.approx(float(before[key].norm()), rel=1e-5)
+    assert error(network, x, quarter) < 1e-12
+    assert error(network, x, flipped) < 1e-12
+    # Not by having lost everything: samples differ as much as before.
+    with torch.no_grad():
+        spread = network(x.double()).std(dim=0).mean()
+        assert spread > 0.05 * made(IMAGE_NETWORKS[name])(x).std(dim=0).mean()
+
+
+@pytest.mark.parametrize("name", MAP_NETWORKS)
+def test_maps_move_with_the_input(name: str) -> None:
+    network, x = made(MAP_NETWORKS[name]), noise(2, 3, 16, 16)
+    symmetrize(network, C4(), x, output_action="same").project_()
+    assert error(network, x, quarter, lambda y: torch.rot90(y, -1, (-2, -1))) < 1e-12
+    assert error(network, x, quarter) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "action", "x", "act", "back"),
+    [
+        pytest.param(sensors, TimeReversal(), noise(3, 4, 32), flipped, None, id="reversed sensors"),
+        pytest.param(circular, CyclicTranslations(4), noise(3, 1, 16, 16), lambda x: x.roll(4, -1), None, id="shifted"),
+        pytest.param(
+            circular,
+            CyclicTranslations(4) * HorizontalFlip(),
+            noise(3, 1, 16, 16),
+            lambda x: x.flip(-1).roll(8, -1),
+            None,
+            id="shifted and flipped",
+        ),
+        pytest.param(
+            circular,
+            CyclicTranslations(2, dim=-2) * CyclicTranslations(4),
+            noise(3, 1, 16, 16),
+            lambda x: x.roll((8, 4), (-2, -1)),
+            None,
+            id="shifted both ways",
+        ),
+        pytest.param(
+            lambda: perceptron(64),
+            CyclicTranslations(4),
+            noise(3, 1, 8, 8),
+            lambda x: x.roll(2, -1),
+            None,
+            id="shifted perceptron",
+        ),
+        pytest.param(lambda: perceptron(6), C3, noise(3, 6), lambda x: x[:, [2, 0, 1, 5, 3, 4]], None, id="listed"),
+        pytest.param(
+            lambda: perceptron(6, 3),
+            C3,
+            noise(3, 6),
+            lambda x: x[:, [2, 0, 1, 5, 3, 4]],
+            lambda y: y[:, [1, 2, 0]],
+            id="classes exchanged",
+        ),
+        pytest.param(
+            lambda: perceptron(64),
+            FunctionAction([(lambda x: x.transpose(-2, -1), lambda x: x.transpose(-2, -1))], places=(-2, -1)),
+            noise(3, 1, 8, 8),
+            lambda x: x.transpose(-2, -1),
+            None,
+            id="transposed by a function",
+        ),
+        pytest.param(lambda: perceptron(64), Rotations(4), noise(3, 1, 8, 8), quarter, None, id="exact rotations"),
+    ],
+)
+def test_other_groups(make: Any, action: Action, x: Tensor, act: Any, back: Any) -> None:
+    network = made(make)
+    output_action = C3_CLASSES if back is not None else None
+    symmetrize(network, action, x, output_action=output_action).project_()
+    assert error(network, x, act, back) < 1e-12
+    with torch.no_grad():
+        assert float(network(x.double()).std(dim=0).min()) > 1e-5
+
+
+def test_kernels_move_as_the_equation_says() -> None:
+    # (gK)[o, r; i, s] = rot_g K[o, r - g; i, s - g], and the mean over g, written out.
+    network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 12, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(*network, nn.Linear(12, 2))
+    first, second, head = (network[place].weight.detach().clone() for place in (0, 1, 4))
+    bias = network[1].bias.detach().clone()
+    symmetrize(network, C4(), noise(2, 1, 9, 9)).project_()
+    for o, r, i, s in product(range(3), range(4), range(2), range(4)):
+        turned = [torch.rot90(second[4 * o + (r - g) % 4, 4 * i + (s - g) % 4], g) for g in range(4)]
+        assert torch.allclose(network[1].weight[4 * o + r, 4 * i + s], sum(turned) / 4, atol=1e-7)
+    for o, r in product(range(2), range(4)):
+        turned = [torch.rot90(first[4 * o + (r - g) % 4, 0], g) for g in range(4)]
+        assert torch.allclose(network[0].weight[4 * o + r, 0], sum(turned) / 4, atol=1e-7)
+    assert torch.allclose(network[1].bias, bias.view(3, 4).mean(1).repeat_interleave(4), atol=1e-7)
+    assert torch.allclose(network[4].weight, head.view(2, 3, 4).mean(2).repeat_interleave(4, 1), atol=1e-7)
+
+
+def test_gradients_become_those_of_the_mean_over_the_orbit() -> None:
+    network, x = made(Residual).double(), noise(4, 3, 16, 16).double()
+    y = torch.tensor([0, 1, 2, 3])
+    symmetry = symmetrize(network, D4(), x)
+    symmetry.project_()
+    F.cross_entropy(network(x), y).backward()
+    symmetry.project_gradients_()
+    projected = [parameter.grad.clone() for parameter in network.parameters()]
+    network.zero_grad()
+    torch.stack([F.cross_entropy(network(D4().act(x, g)), y) for g in range(8)]).mean().backward()
+    for ours, parameter in zip(projected, network.parameters(), strict=True):
+        assert (ours - parameter.grad).abs().max() <= 1e-12 * parameter.grad.abs().max()
+
+
+def test_free_entries_are_as_many_as_burnside_counts() -> None:
+    # Orbits are as many as the mean number of entries that an element leaves in place.
+    network = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 16))
+    report = symmetrize(network, C4(), noise(2, 3, 8, 8)).report()
+    rows = {row.weight: row for row in report.rows}
+    assert rows["0.weight"].free == pytest.approx((12 * 27 + 0 + 0 + 0) / 4 / (12 * 27))
+    assert rows["3.weight"].free == pytest.approx(1 / 4)
+    assert rows["3.bias"].free == 1.0
+    narrow = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    rows = {row.weight: row for row in symmetrize(narrow, C4(), noise(2, 1, 8, 8)).report().rows}
+    # A field of two cosets, which quarter turns exchange, and a trivial one: kernels have 9, 1, 1, 1 places that stay.
+    assert rows["0.weight"].free == pytest.approx(((2 * 9 + 2 * 1) + (9 + 3 * 1)) / 4 / 27)
+
+
+def test_merging_goes_a_part_of_the_way() -> None:
+    network, x = made(Residual), noise(2, 3, 16, 16)
+    symmetry = symmetrize(network, C4(), x)
+    before = symmetry.asymmetry()
+    for _ in range(3):
+        symmetry.merge_(0.5)
+    # w - P w is halved each time; P w stays.
+    rest = before * 0.125
+    assert symmetry.asymmetry() == pytest.approx(rest / (1 - before**2 + rest**2) ** 0.5, rel=1e-4)
+
+
+def test_channels_of_a_trained_network_are_paired() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3, padding=1), nn.ReLU())
+    network = nn.Sequential(*network, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    x = noise(3, 1, 8, 8)
+    symmetry = symmetrize(network, C4(), x)
+    symmetry.project_(keep_norms=True)
+    order, later = torch.randperm(16), torch.randperm(8)
+    with torch.no_grad():  # the same function, its channels in disorder
+        network[0].weight.copy_(network[0].weight[order])
+        network[0].bias.copy_(network[0].bias[order])
+        network[2].weight.copy_(network[2].weight[later][:, order])
+        network[2].bias.copy_(network[2].bias[later])
+        network[6].weight.copy_(network[6].weight[:, later])
+        outputs = network(x)
+    assert symmetry.asymmetry() > 0.5
+    symmetry.match_()
+    assert torch.allclose(network(x), outputs, atol=1e-6)
+    assert symmetry.asymmetry() < 1e-6
+
+
+def test_check_names_the_first_place_that_breaks() -> None:
+    network, x = made(Residual), noise(2, 3, 16, 16)
+    symmetry = symmetrize(network, C4(), x)
+    symmetry.project_()
+    with torch.no_grad():
+        network.blocks[1].second.weight[:, :, 0, 1] += 0.5
+    broken = symmetry.check()
+    assert broken is not None
+    assert "blocks.1.second" in str(broken)
+    assert broken.deviation > 1e-4
+    assert broken.element in C4().labels[1:]
+
+
+SIZED = [
+    (nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1)), 9, ("'1'", "8 or 10")),
+    (nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1), nn.AdaptiveAvgPool2d(1)), 32, ("'0'", "31 or 33")),
+    (nn.Sequential(nn.Conv2d(1, 16, 2, padding="same"), nn.AdaptiveAvgPool2d(1)), 8, ("'0'", "0 places in front")),
+    (nn.Sequential(nn.Upsample(size=12), nn.Conv2d(1, 16, 3), nn.AdaptiveAvgPool2d(1)), 8, ("'0'", "bilinear")),
+    (nn.Sequential(nn.ConvTranspose2d(1, 16, 3, 2, 1, 1), nn.AdaptiveAvgPool2d(1)), 8, ("'0'", "output_padding")),
+    (nn.Sequential(nn.Conv2d(1, 16, (3, 1), padding=(1, 0)), nn.AdaptiveAvgPool2d(1)), 8, ("'0.weight'", "without the axis")),
+]
+
+
+@pytest.mark.parametrize(("layers", "size", "said"), SIZED, ids=range(len(SIZED)))
+def test_layers_that_break_are_named_with_the_remedy(layers: nn.Module, size: int, said: tuple[str, str]) -> None:
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 2))
+    with pytest.raises(ValueError, match="allow invariant weights under C4") as caught:
+        symmetrize(network, C4(), noise(2, 1, size, size))
+    assert all(part in str(caught.value) for part in said)
+
+
+def test_a_size_for_the_whole_network_is_proposed() -> None:
+    network = nn.Sequential(*(nn.Conv2d(c, 16, 3, 2, 1) for c in (1, 16, 16)), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ValueError, match="Inputs of 25×25 or 33×33 would do for the whole network"):
+        symmetrize(network, C4(), noise(2, 1, 32, 32))
+    symmetrize(network, C4(), noise(2, 1, 33, 33))
+
+
+class Positions(nn.Module):
+    def __init__(self, learned: bool) -> None:
+        super().__init__()
+        values = noise(1, 16, 4, 4)
+        if learned:
+            self.positions = nn.Parameter(values)
+        else:
+            self.register_buffer("positions", values)
+        self.patches, self.head = nn.Conv2d(1, 16, 2, 2), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.patches(x) + self.positions).relu().mean((2, 3)))
+
+
+class Spectrum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.fft.fft2(x).abs().mean((2, 3)))
+
+
+class FirstPlace(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.head = nn.Conv2d(1, 16, 3, padding=1), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.wide(x)[:, :, 0, 0])
+
+
+class HalfSum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.head = nn.Conv2d(1, 16, 3, padding=1), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.wide(x).sum(-1).relu().sum(-1))
+
+
+@pytest.mark.parametrize(
+    ("make", "action", "x", "said"),
+    [
+        (lambda: perceptron(30), SO3(samples=3), noise(2, 10, 3), "draws from a larger one"),
+        (lambda: perceptron(30), SetPermutations(samples=3), noise(2, 10, 3), "draws from a larger one"),
+        (lambda: perceptron(64), Rotations(8), noise(2, 1, 8, 8), "interpolates or changes"),
+        (
+            lambda: perceptron(30),
+            LinearAction(torch.tensor([[[1.0, 0, 0], [0, 1, 0], [0, 0, 1]], [[-1, 0, 0], [0, -1, 0], [0, 0, 1]]])),
+            noise(2, 10, 3),
+            "changes values where they are",
+        ),
+        (circular, C4() * CyclicTranslations(2), noise(2, 1, 16, 16), "a group in which no element occurs twice"),
+        (Residual, CyclicTranslations(4), noise(2, 3, 16, 16), "padding_mode='circular'"),
+        (Segmenting, C4(), noise(2, 3, 16, 16), "output_action='same'"),
+        (lambda: Positions(learned=False), C4(), noise(2, 1, 8, 8), "the buffer 'positions'"),
+        (Spectrum, C4(), noise(2, 1, 8, 8), "register_rule('aten._fft_"),
+        (FirstPlace, C4(), noise(2, 1, 8, 8), "are taken, which the group exchanges"),
+        (HalfSum, C4(), noise(2, 1, 8, 8), "without the axis"),
+    ],
+    ids=range(11),
+)
+def test_what_cannot_be_is_refused_with_the_reason(make: Any, action: Action, x: Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match="Expected") as caught:
+        symmetrize(made(make), action, x)
+    assert said in str(caught.value)
+
+
+def test_learned_positions_are_made_invariant() -> None:
+    network = made(lambda: Positions(learned=True))
+    symmetrize(network, C4(), noise(2, 1, 8, 8)).project_()
+    assert error(network, noise(2, 1, 8, 8), quarter) < 1e-12
+
+
+def test_rules_can_be_added_and_what_is_found_with_them_is_verified() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), Magnitudes(), nn.AdaptiveMaxPool2d(4), nn.Flatten())
+    network = nn.Sequential(*network, nn.Linear(16 * 16, 2))
+
+    @register_rule("aten._fft_r2c", "aten._fft_c2c")
+    def _(trace: Any, output: Tensor, self: Tensor, **_: Any) -> Any:
+        return trace.of(self)
+
+    try:
+        # Frequencies do not move as places do: the zeroth stays in its corner.
+        with pytest.raises(ValueError, match=r"changes the output by .*first after .*_fft_"):
+            symmetrize(network, C4(), noise(2, 1, 8, 8))
+    finally:
+        for name in ("aten._fft_r2c", "aten._fft_c2c"):
+            del _rules._RULES[name]
+
+
+class Magnitudes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.fft.fft2(x).abs()
+
+
+def test_narrow_layers_are_warned_of() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 2))
+    with pytest.warns(UserWarning, match=r"6 channels of '0.weight' are 1 quotient of 4 \+ 1 quotient of 2"):
+        symmetrize(network, D4(), noise(2, 1, 8, 8))
+    wide = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+    with pytest.warns(UserWarning, match=r"10 outputs of '3.weight' are made of 8 fields: .* 40 wide"):
+        symmetrize(wide, C4(), noise(2, 1, 8, 8))
