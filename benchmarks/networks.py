@@ -58,6 +58,16 @@ def residual(channels: int = 3, widths: tuple[int, ...] = (16, 32, 64), classes:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
 
 
+def residual18(channels: int = 3, width: int = 64, classes: int = CLASSES) -> nn.Sequential:
+    """ResNet-18 (He et al., 2016); its strides fit odd sizes: 65, not 64."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 7, 2, padding=3, bias=False), nn.BatchNorm2d(width)]
+    layers += [nn.ReLU(), nn.MaxPool2d(3, 2, padding=1), Block(width, width, 1), Block(width, width, 1)]
+    for before, after in pairwise((width, 2 * width, 4 * width, 8 * width)):
+        layers += [Block(before, after, 2), Block(after, after, 1)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, classes))
+
+
 def perceptron(inputs: int, classes: int, hidden: int = 5) -> nn.Sequential:
     """The paper's network: hidden layers of 128."""
     torch.manual_seed(0)

@@ -16,6 +16,9 @@ from benchmarks.pairs import Pair, Setting, measure
 ROWS: dict[str, Callable[[Setting], Pair]] = {
     "step": training.all_elements,
     "step_one_element": training.one_element,
+    "invariant_weights": training.invariant_weights,
+    "pooled": training.pooled,
+    "escnn_channels": training.steerable_channels,
     "augmentation": actions.augmentation,
     "orbit": actions.orbit,
     "measures": measures.collection,

@@ -10,10 +10,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from torch.nn import functional as F
 
-from benchmarks.networks import CLASSES, Batches, Classifier, convolutional, trainer_on
+from benchmarks.networks import CLASSES, Batches, Classifier, convolutional, poses, residual18, trainer_on
 from benchmarks.pairs import Pair, Setting, Timed
-from lightning_invariance import C4, InvarianceRegularizer
-from lightning_invariance.baselines import SteerableClassifier
+from lightning_invariance import C4, InvarianceRegularizer, InvariantWeights
+from lightning_invariance.baselines import OrbitPooled, SteerableClassifier
 from lightning_invariance.comparison._times import training_step_seconds
 
 WEIGHT = 0.1
@@ -62,12 +62,54 @@ def against_steerable(setting: Setting) -> Pair:
     )
 
 
+def invariant_weights(setting: Setting) -> Pair:
+    """Gradients projected before each step, of a network of 11 million parameters."""
+    size = setting.size(64, 4)
+    shape, width = (3, 65, 65) if not setting.quick else (3, 33, 33), setting.size(64, 8)
+    return Pair(
+        f"step of a ResNet-18 with InvariantWeights, C4, {size} samples of {shape[1]}×{shape[2]}",
+        "plain step",
+        step(setting, Classifier(residual18(width=width)), size, [InvariantWeights(C4())], shape, steps=5),
+        step(setting, Classifier(residual18(width=width)), size, (), shape, steps=5),
+        1.1,
+        partial(difference_of_poses, setting, width, shape),
+    )
+
+
+def pooled(setting: Setting) -> Pair:
+    """What an exactly invariant network costs that runs on all poses."""
+    size = setting.size(64, 4)
+    return Pair(
+        f"step of OrbitPooled around a convolutional network, C4, {size} samples",
+        "plain step",
+        step(setting, Classifier(OrbitPooled(convolutional(), C4())), size),
+        step(setting, Classifier(convolutional()), size),
+        None,
+        lambda: float("nan"),
+    )
+
+
+def steerable_channels(setting: Setting) -> Pair:
+    """What one costs that is invariant by its layers, with as many channels."""
+    size, shape = setting.size(64, 4), (1, 28, 28)
+    steerable = SteerableClassifier("C4", 1, CLASSES, 28, width=4)
+    return Pair(
+        f"step of escnn's C4 network, as many channels, {size} samples",
+        "step of a plain convolutional network",
+        step(setting, Classifier(steerable), size, (), shape),
+        step(setting, Classifier(convolutional(1, (16, 32, 64))), size, (), shape),
+        None,
+        lambda: float("nan"),
+    )
+
+
 def step(
     setting: Setting,
     module: LightningModule,
     size: int,
     callbacks: Sequence[Callback] = (),
     shape: tuple[int, ...] = SHAPE,
+    steps: int = 15,
 ) -> Timed:
     """A step inside `Trainer.fit`: forward, backward, optimiser."""
     return partial(
@@ -76,7 +118,7 @@ def step(
         callbacks,
         Batches(setting, size, shape),
         partial(trainer_on, setting),
-        setting.size(15, 1),
+        setting.size(steps, 1),
     )
 
 
@@ -103,3 +145,14 @@ def difference_from_hand(setting: Setting, size: int, elements: int | None) -> f
         )
         differences.append(float((ours - hand).norm() / (hand - before).norm()))
     return min(differences)
+
+
+def difference_of_poses(setting: Setting, width: int, shape: tuple[int, ...]) -> float:
+    """How far the outputs of turned images are from each other after two steps, over their size."""
+    module = Classifier(residual18(width=width)).to(setting.device)
+    data = Batches(setting, 4, shape, batches=2)
+    trainer_on(setting, [InvariantWeights(C4())], max_epochs=1, limit_val_batches=0).fit(module, datamodule=data)
+    module = module.to(setting.device).eval().double()
+    with torch.no_grad():
+        x, *moved = (module(pose) for pose in poses(setting.rand(4, *shape).double()))
+    return max(float((each - x).abs().max() / x.abs().max()) for each in moved)

@@ -34,6 +34,7 @@ from lightning_invariance.callbacks._injection import Injector, is_compiled
 from lightning_invariance.callbacks._intercept import intercepted
 from lightning_invariance.callbacks._schedule import WeightRamp, WeightSchedule
 from lightning_invariance.callbacks._statistics import CallOfBatch, estimate_statistics
+from lightning_invariance.symmetry._group import refuse_drawn
 from lightning_invariance.symmetry._weights import WeightSymmetry, call_of, check_strength, symmetry_of
 
 _NAME = "InvariantWeights"
@@ -129,6 +130,7 @@ class InvariantWeights(NetworkCallback):
         prefix: str | None = None,
     ) -> None:
         check_action(action)
+        refuse_drawn(action)
         check_choice("mode", mode, ("project", "merge"))
         if strength is not None and not callable(strength):
             check_strength(strength)

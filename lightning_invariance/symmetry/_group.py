@@ -41,12 +41,7 @@ class SpatialGroup:
     """
 
     def __init__(self, action: Action, x: Tensor) -> None:
-        if action.drawn:
-            raise ValueError(
-                f"Expected `action` to be a finite group but {action!r} lists draws from a larger one: weights are "
-                f"kept "
-                f"invariant to {_HAS}."
-            )
+        refuse_drawn(action)
         action.check(x)
         self.action = action
         self.dims = _moved_dims(action, x)
@@ -138,6 +133,15 @@ class SpatialGroup:
         if self.maps is None or other.maps is None:
             return self.sizes == other.sizes and torch.equal(self.table, other.table)
         return self.maps == other.maps
+
+
+def refuse_drawn(action: Action) -> None:
+    """Raises a `ValueError` where the elements of an action are draws from a larger group."""
+    if action.drawn:
+        raise ValueError(
+            f"Expected `action` to be a finite group but {action!r} lists draws from a larger one: weights are kept "
+            f"invariant to {_HAS}."
+        )
 
 
 def _moved_dims(action: Action, x: Tensor) -> tuple[int, ...]:

@@ -425,6 +425,7 @@ class WeightSymmetry:
     def _check(self, arguments: Arguments, weights: Mapping[str, Tensor]) -> Break | None:
         acting = arguments.acting(self.action)
         x = arguments.x
+        acting.check(x)
         base = self._run(arguments, x, weights)
         move = self._motion.on(
             self.action, x if arguments.joint is None else arguments.inputs[0], base, self._reader.packed()
@@ -628,6 +629,7 @@ def symmetry_of(
     network = getattr(network, "_orig_mod", network)
     if arguments.is_divisible:
         arguments = arguments.first(_SAMPLES)
+    arguments.acting(action).verify(arguments.x)
     solver = Solver(SpatialGroup(action, arguments.inputs[0]))
     try:
         trace = trace_of(network, solver, arguments, reader)

@@ -258,7 +258,11 @@ SIZED = [
     (nn.Sequential(nn.Conv2d(1, 16, 2, padding="same"), nn.AdaptiveAvgPool2d(1)), 8, ("'0'", "0 places in front")),
     (nn.Sequential(nn.Upsample(size=12), nn.Conv2d(1, 16, 3), nn.AdaptiveAvgPool2d(1)), 8, ("'0'", "bilinear")),
     (nn.Sequential(nn.ConvTranspose2d(1, 16, 3, 2, 1, 1), nn.AdaptiveAvgPool2d(1)), 8, ("'0'", "output_padding")),
-    (nn.Sequential(nn.Conv2d(1, 16, (3, 1), padding=(1, 0)), nn.AdaptiveAvgPool2d(1)), 8, ("'0.weight'", "without the axis")),
+    (
+        nn.Sequential(nn.Conv2d(1, 16, (3, 1), padding=(1, 0)), nn.AdaptiveAvgPool2d(1)),
+        8,
+        ("'0.weight'", "without the axis"),
+    ),
 ]
 
 

@@ -10,7 +10,7 @@ from helpers import fit
 from oracles import Noting, mlp
 from torch.utils.data import DataLoader, TensorDataset
 
-CALLBACKS = ("InvarianceMonitor", "InvarianceRegularizer", "OrbitAugmentation")
+CALLBACKS = ("InvarianceMonitor", "InvarianceRegularizer", "InvariantWeights", "OrbitAugmentation")
 C4 = {"action": li.C4()}
 
 for name in CALLBACKS:
@@ -43,6 +43,18 @@ refuse(
 )
 pattern = "`elements_per_step` to be None with penalty='jensen_shannon', .* but got 2"
 refuse(name, pattern, make, 1.0, "jensen_shannon", 2)
+
+name, make = "InvariantWeights", partial(li.InvariantWeights, li.C4())
+refuse_each(name, r"`mode` to be one of \['project', 'merge'\] but got", make, ["Project", None, 1], "mode")
+refuse_each(
+    name, "`strength` to be a finite number of at least 0.0 but got", make, [-0.1, NAN, INF, "1", True], "strength"
+)
+refuse(name, "`strength` to be at most 1 but got 1.5", make, strength=1.5)
+refuse(name, "`action` to be a finite group but SO3.* lists draws from a larger one", li.InvariantWeights, li.SO3(2))
+refuse_each(name, "`tolerance` to be a finite number above 0.0 but got", make, [0, -1, NAN, None, "0"], "tolerance")
+refuse(name, "`logits` to be a function of the network's output or None but got 3", make, logits=3)
+refuse(name, "`network` to be the name of a submodule or None but got 3", make, network=3)
+refuse(name, "`prefix` to be a name without slashes at its ends, or None, but got 'a/'", make, prefix="a/")
 
 others = li.LinearAction(torch.eye(2).repeat(3, 1, 1))
 for name, argument in (

@@ -37,6 +37,31 @@ for inner in (nn.Flatten(0), Call(lambda x: x.mean()), Call(lambda x: (x,))):
     refuse(name, "`network` to give a tensor of 8 rows, one a sample, but got", pooled(inner), X)
 give(name, of_shape(2, 16), pooled(Call(lambda x: x.flatten(1).double())), INTEGERS)
 
+# Invariant weights -----------------------------------------------------------------------------------------------
+
+name = entry(li.symmetrize, network=NET, action=li.C4(), example=X)
+refuse(name, r"`action` to be an Action, such as C4\(\), but got None", li.symmetrize, NET, None, X)
+refuse(name, TRIVIAL, li.symmetrize, NET, li.Rotations(1), X)
+refuse(name, SQUARE, li.symmetrize, network(pixels=24), li.C4(), WIDE)
+refuse(name, "to find the input in the network's arguments, which holds .*float", li.symmetrize, NET, li.C4(), [[1.0]])
+refuse(name, "`output_action` to be None .* but got 3", li.symmetrize, NET, li.C4(), X, output_action=3)
+refuse_each(
+    name,
+    "`tolerance` to be a finite number above 0.0",
+    li.symmetrize,
+    [0, NAN, "1"],
+    "tolerance",
+    network=NET,
+    action=li.C4(),
+    example=X,
+)
+name = "WeightSymmetry"
+symmetry = li.symmetrize(NET, li.C4(), X)
+refuse_each(name, "`strength` to be a finite number of at least 0.0 but got", symmetry.merge_, [-1, NAN, "1"])
+refuse(name, "`strength` to be at most 1 but got 2", symmetry.merge_, 2)
+refuse(name, SQUARE, symmetry.check, WIDE)
+give(name, lambda row: row is None, symmetry.check, torch.zeros(2, 1, 4, 4))
+
 name = entry(baselines.TiedFirstLayerMLP, action=li.C4(), in_shape=(1, 4, 4), num_classes=3)
 refuse(name, "`action` to list all elements of a group .* but got", tied, action=NO_GROUPS[1], in_shape=(4, 4))
 refuse(name, "`action` to be exact, .* but got Rotations", tied, action=li.Rotations(4))

@@ -1,0 +1,1 @@
+"""What invariant weights are worth: against augmentation, regularization, pooling over the orbit and tied layers."""
