@@ -1,11 +1,12 @@
 """Is a network invariant to rotations, or did it memorise the orbits that it saw?
 
-Trains three networks on scikit-learn's handwritten digits (without the 9, which is a 6 upside down), all on images
+Trains four networks on scikit-learn's handwritten digits (without the 9, which is a 6 upside down), all on images
 rotated at random:
 
 - DA: a plain multilayer perceptron; data augmentation is all it gets.
 - IR: the same, with the logit invariance error added to its loss.
-- WT: weight-tied in its first layer, invariant by construction.
+- IW: the same network, its weights drawn to invariant ones while it learns; nothing else changes.
+- WT: another network, weight-tied in its first layer: invariant by construction.
 
 Then it measures them on upright test images, and again while the images drift towards patches of photographs. The
 table and the figures land in a folder. The LightningModule below is an ordinary one: everything about invariance is in
@@ -33,6 +34,7 @@ from lightning_invariance import (
     C4,
     InvarianceMonitor,
     InvarianceRegularizer,
+    InvariantWeights,
     OrbitAugmentation,
     PaperSaliency,
     WeightRamp,
@@ -168,6 +170,7 @@ def main() -> None:
     models = {
         "DA": (perceptron, []),
         "IR": (perceptron, [InvarianceRegularizer(C4(), ramp)]),
+        "IW": (perceptron, [InvariantWeights(C4(), mode="merge")]),
         "WT": (lambda: TiedFirstLayerMLP(C4(), (1, SIDE, SIDE), CLASSES), []),
     }
     networks: dict[str, nn.Module] = {}

@@ -26,9 +26,17 @@ RATES_TRIED = (3e-3, 1e-2, 3e-2)
 #: `--search`. Other groups and Fashion-MNIST keep it. Methods that are not here have that of the one they go by, see
 #: `Method.rate`.
 RATES: dict[str, dict[str, float]] = {
-    "CNN": {"DA": 1e-2, "project + DA": 1e-2, "merge": 1e-2, "merge, late": 1e-2},
-    "ResNet": {"DA": 1e-2, "project + DA": 1e-2, "merge": 1e-2, "merge, late": 1e-2},
-    "perceptron": {"DA": 1e-2, "project + DA": 1e-2, "merge": 1e-2, "merge, late": 1e-2},
+    "CNN": {
+        "DA": 1e-2,
+        "project + DA": 3e-2,
+        "merge": 3e-2,
+        "merge, late": 1e-2,
+        "pooled": 1e-2,
+        "escnn, as many parameters": 3e-2,
+        "escnn, as many channels": 3e-2,
+    },
+    "ResNet": {"DA": 3e-2, "project + DA": 3e-2, "merge": 3e-2, "merge, late": 1e-2},
+    "perceptron": {"DA": 3e-2, "project + DA": 1e-2, "merge": 1e-2, "merge, late": 1e-2},
 }
 #: Of the two ways to project and of the two ramps of a merge, those that each network is trained with everywhere: the
 #: better ones in the same search.

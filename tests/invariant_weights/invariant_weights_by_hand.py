@@ -1,18 +1,18 @@
-"""What `InvariantWeights` is held against: networks, how C4 moves their weights, and trainings, all written by hand.
+"""What `InvariantWeights` is held against: how C4 moves the weights of a few networks, and trainings, written by hand.
 
-Nothing of the package is used here, and no Trainer.
+Nothing of the package is used here.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from helpers import CLASSES, fit, loader, made
-from lightning.pytorch import LightningModule
 from oracles import Classifier
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -152,17 +152,214 @@ def asymmetry(network: nn.Module, layout: Layout) -> float:
 
 
 def variation(network: nn.Module, back: Callable[[Tensor, int], Tensor] = lambda fx, turns: fx) -> float:
-    """How far f(gx) is from f(x) at most, relative to the largest output, in double precision."""
-    network = made(lambda: copied(network)).double().eval()
-    x = torch.randn(5, 1, SIDE, SIDE, dtype=torch.float64)
+    """How far f(gx), brought back, is from f(x), relative to the largest output, in double precision."""
+    network = copy.deepcopy(network).double().eval()
+    x = torch.randn(5, 1, SIDE, SIDE, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         fx = network(x)
         apart = [back(network(torch.rot90(x, turns, (-2, -1))), turns) - fx for turns in (1, 2, 3)]
     return float(torch.stack(apart).abs().max() / fx.abs().max())
 
 
-def copied(network: nn.Module) -> nn.Module:
-    """Of modules that knew nothing of what is in their dictionaries."""
-    import copy
+# Training --------------------------------------------------------------------------------------------------------
 
-    return copy.deepcopy(network)
+
+def sgd(parameters: Any, lr: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=0.01, eps=1e-3)
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=0.01, eps=1e-3, weight_decay=0.3)
+
+
+def lbfgs(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.LBFGS(parameters, lr=0.1, max_iter=3)
+
+
+class Trained(Classifier):
+    """An ordinary module, for a Trainer."""
+
+    def __init__(self, network: Callable[[], nn.Module] = cnn, optimizer: Callable[..., Any] = sgd) -> None:
+        super().__init__(network)
+        self.optimizer = optimizer
+
+    def configure_optimizers(self) -> Any:
+        return self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+
+
+@torch.no_grad()
+def start(network: nn.Module, layout: Layout) -> None:
+    """Invariant parameters, each with the norm that it had."""
+    for name, parameter in network.named_parameters():
+        before = parameter.norm()
+        if name in layout and before > 0:
+            parameter.copy_(mean(parameter, layout[name]))
+            parameter.mul_(before / parameter.norm())
+
+
+@torch.no_grad()
+def pull(network: nn.Module, layout: Layout, strength: float) -> None:
+    """w <- w - a (w - P w), of running statistics too."""
+    for name, value in weights_of(network).items():
+        if name in layout:
+            value -= strength * (value - mean(value, layout[name]))
+
+
+def project_gradients(network: nn.Module, layout: Layout) -> None:
+    for name, parameter in network.named_parameters():
+        if name in layout and parameter.grad is not None:
+            parameter.grad.copy_(mean(parameter.grad, layout[name]))
+
+
+@dataclass(frozen=True)
+class ByHand:
+    """A training without a Trainer.
+
+    Attributes:
+        network: of `LAYOUTS`.
+        optimizer: from parameters to one.
+        mode: "project", "merge", or "plain", which knows of no group.
+        strength: of the pull, from the number of steps taken, this one included; None without one.
+        begin: what becomes of the network before anything else.
+        count: of samples.
+        processes: that each have a part of them.
+        epochs: how often they are seen.
+        accumulate: over how many batches gradients are averaged.
+        clip: what becomes of gradients before a step.
+        precision: as a Trainer calls it.
+        scaler: of gradients in half precision.
+        after: is called after each step.
+        estimates: whether running statistics are those of a pass over the data at the end.
+    """
+
+    network: Callable[[], nn.Module] = cnn
+    optimizer: Callable[..., Any] = sgd
+    mode: str = "project"
+    strength: Callable[[int], float] | None = None
+    begin: Callable[[nn.Module], Any] = lambda network: None
+    count: int = 12
+    processes: int = 1
+    epochs: int = 2
+    accumulate: int = 1
+    clip: Callable[[list[nn.Parameter]], Any] = lambda parameters: None
+    precision: str = "32-true"
+    scaler: Any = None
+    after: Callable[[nn.Module], Any] = lambda network: None
+    estimates: bool = True
+
+    @property
+    def layout(self) -> Layout:
+        return {} if self.mode == "plain" else LAYOUTS[self.network]
+
+    def plain(self) -> nn.Module:
+        """Trained without a word of the group."""
+        scaler = None if self.scaler is None else type(self.scaler)()
+        return replace(self, mode="plain", strength=None, scaler=scaler, after=lambda network: None).run()
+
+    def by_trainer(self, callbacks: Sequence[Any], kind: type[Any] = Trained, **options: Any) -> Any:
+        """The module that a Trainer gives."""
+        settings = {"data": loader(self.count, side=SIDE), "precision": self.precision, "max_epochs": self.epochs}
+        if self.accumulate > 1:
+            settings["accumulate_grad_batches"] = self.accumulate
+        return fit(lambda: kind(self.network, self.optimizer), callbacks, **{**settings, **options})
+
+    def run(self) -> nn.Module:
+        """The network, trained."""
+        network = made(self.network)
+        self.begin(network)
+        network.to({"64-true": torch.float64, "bf16-true": torch.bfloat16}.get(self.precision, torch.float32))
+        if self.mode == "project":
+            start(network, self.layout)
+        optimizer = self.optimizer(parameter for parameter in network.parameters() if parameter.requires_grad)
+        steps = 0
+        for place, shards in enumerate(self.batches() * self.epochs):
+            due = (place + 1) % self.accumulate == 0
+            if isinstance(optimizer, torch.optim.LBFGS):
+                optimizer.step(lambda shards=shards: self.gradients(network, optimizer, shards, True, True))
+            else:
+                self.gradients(network, optimizer, shards, place % self.accumulate == 0, due)
+                if due and self.scaler is None:
+                    optimizer.step()
+                elif due:
+                    self.scaler.step(optimizer)
+                    self.scaler.update()
+            if due:
+                steps += 1
+                if self.strength is not None:
+                    pull(network, self.layout, self.strength(steps))
+                self.after(network)
+        if self.strength is None or self.strength(steps) == 1.0:
+            self.end(network)
+        return network
+
+    def batches(self) -> list[list[tuple[Tensor, Tensor]]]:
+        """For each batch the shards of the processes."""
+        x, y = (torch.stack(parts) for parts in zip(*loader(self.count, side=SIDE).dataset, strict=True))
+        parts = [zip(x[n :: self.processes].split(4), y[n :: self.processes].split(4)) for n in range(self.processes)]
+        return [list(shards) for shards in zip(*parts, strict=True)]
+
+    def gradients(self, network: nn.Module, optimizer: Any, shards: Any, first: bool, due: bool) -> Tensor:
+        """Those of a batch, as the optimiser sees them if a step is due; and the loss."""
+        if first:
+            optimizer.zero_grad()
+        loss = torch.stack([self.loss(network, x, y) for x, y in shards]).mean()
+        scaled = loss / self.accumulate
+        (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
+        if due:
+            if self.scaler is not None:
+                self.scaler.unscale_(optimizer)
+            if self.mode == "project" and self.strength is None:
+                project_gradients(network, self.layout)
+            self.clip(optimizer.param_groups[0]["params"])
+        return loss
+
+    def loss(self, network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        with self.autocast():
+            return F.cross_entropy(network(x.to(next(network.parameters()).dtype)), y)
+
+    def autocast(self) -> Any:
+        halves = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        return torch.autocast("cpu", halves[self.precision]) if self.precision in halves else nullcontext()
+
+    @torch.no_grad()
+    def end(self, network: nn.Module) -> None:
+        """Exact weights, and running statistics that are the means of those of all batches, projected."""
+        pull(network, self.layout, 1.0)
+        if self.network is not cnn or self.mode == "plain" or not self.estimates:
+            return
+        means, variances = [], []
+        for x, _ in (shard for shards in self.batches() for shard in shards):
+            with self.autocast():
+                z = network[0](x.to(network[0].weight.dtype))
+            z = z.to(network[1].running_mean.dtype).transpose(0, 1).flatten(1)
+            means.append(z.mean(dim=1))
+            variances.append(z.var(dim=1))
+        network[1].running_mean.copy_(mean(torch.stack(means).mean(dim=0), FIELD))
+        network[1].running_var.copy_(mean(torch.stack(variances).mean(dim=0), FIELD))
+
+
+def ramp(steps: int) -> Callable[[int], float]:
+    """From 0 to 1 in so many steps."""
+    return lambda step: min(1.0, step / steps)
+
+
+# Comparing -------------------------------------------------------------------------------------------------------
+
+
+def apart(one: nn.Module, other: nn.Module) -> float:
+    """The largest difference of parameters and running statistics."""
+    pairs = zip(weights_of(one).values(), weights_of(other).values(), strict=True)
+    return max(float((a.detach().double() - b.detach().double()).abs().max()) for a, b in pairs)
+
+
+def assert_as_by_hand(network: nn.Module, hand: ByHand, tolerance: float = 1e-6, invariant: bool = True) -> None:
+    """It was trained as by hand, which is not how it would have been without, and is invariant, as it is to be."""
+    expected = hand.run()
+    assert apart(network, expected) < tolerance
+    assert apart(expected, hand.plain()) > 1000 * tolerance
+    assert (variation(expected) < 1e-12) == invariant
+    assert (variation(network) < 1e-12) == invariant
