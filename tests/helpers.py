@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,32 @@ def loader(
     **packed: Any,
 ) -> DataLoader[Any]:
     return DataLoader(Images(count, seed, **packed), batch_size=batch_size, shuffle=shuffle)
+
+
+class Batches:
+    """Shuffled anew in each epoch; knows where it was, which Lightning asks of a loader resumed within an epoch."""
+
+    def __init__(self, batches: int, batch_size: int = 4, **packed: Any) -> None:
+        self.data = Images(batches * batch_size, **packed).tensors
+        self.batches, self.batch_size = batches, batch_size
+        self.epoch = self.next = 0
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        if self.next == self.batches:
+            self.epoch, self.next = self.epoch + 1, 0
+        order = torch.randperm(len(self.data[0]), generator=torch.Generator().manual_seed(self.epoch))
+        for rows in order.split(self.batch_size)[self.next :]:
+            self.next += 1
+            yield [part[rows] for part in self.data]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "next": self.next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.next = state["epoch"], state["next"]
 
 
 def trainer_for(callbacks: Sequence[Callback] = (), **options: Any) -> Trainer:

@@ -235,8 +235,7 @@ class InvariantWeights(NetworkCallback):
                 self._warn_of(
                     f"training ended when the strength of the merge was {self._present:.2g}, and the weights are "
                     f"{self.symmetry.asymmetry():.1e} of their norm away from invariant ones: they are left so. Give "
-                    f"the "
-                    "schedule with `strength=`, WeightRamp(0.0, 1.0, steps=...) for instance."
+                    "the schedule with `strength=`, WeightRamp(0.0, 1.0, steps=...) for instance."
                 )
             return
         self._project()
@@ -362,9 +361,8 @@ class InvariantWeights(NetworkCallback):
         if self._schedule is None and asymmetry > max(_DRIFT, self._asymmetry):
             self._warn_of(
                 f"the optimiser has taken the weights {asymmetry:.1e} of their norm away from invariant ones, more "
-                f"than "
-                "rounding does: it does not treat all entries alike. They are projected before each validation and at "
-                "the end; strength=1.0 does so after each step."
+                "than rounding does: it does not treat all entries alike. They are projected before each validation "
+                "and at the end; strength=1.0 does so after each step."
             )
         self._asymmetry = max(self._asymmetry, asymmetry)
         self.symmetry.project_()
@@ -429,8 +427,7 @@ def _refuse_shards(trainer: Trainer) -> None:
     if is_sharded(trainer) or any("DeepSpeed" in name for name in names):
         raise ValueError(
             f"Expected parameters that each process has as a whole but got {type(trainer.strategy).__name__}: the "
-            f"entries "
-            "that a group exchanges lie in the shards of several processes. Use DDP."
+            "entries that a group exchanges lie in the shards of several processes. Use DDP."
         )
 
 
@@ -441,10 +438,8 @@ def _refuse_frozen(symmetry: WeightSymmetry) -> None:
         listed = ", ".join(repr(name) for name in moved[:4]) + (", ..." if len(moved) > 4 else "")
         raise ValueError(
             f"Expected frozen parameters to be invariant but {listed} are not, and are not to be changed: train them "
-            f"too "
-            "(mode='merge' keeps what a trained network has learned), or make them invariant before they are frozen, "
-            "with "
-            "`symmetrize(...).project_()`."
+            "too (mode='merge' keeps what a trained network has learned), or make them invariant before they are "
+            "frozen, with `symmetrize(...).project_()`."
         )
 
 

@@ -129,8 +129,7 @@ def _check_slide(trace: Trace, places: Places, size: int, window: tuple[int, int
             raise Refusal(
                 f"{what}, gives {size} places for {whole} that are shifted: the number of places has to be a multiple "
                 f"of {s * group.smallest(places.axis)}, and circular padding of {reach - 1} has to be around them "
-                f"where "
-                "windows overlap",
+                "where windows overlap",
                 of_size=True,
             )
     if group.flips(places.axis) and left_over:

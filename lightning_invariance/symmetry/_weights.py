@@ -768,9 +768,8 @@ def _check_constants(trace: Trace) -> None:
                 sizes = tuple(constant.tensor.shape)
                 raise Refusal(
                     f"{constant.where}: {constant.name}, of shape {sizes}, differs where {trace.group.action!r} "
-                    f"exchanges "
-                    f"its entries ({', '.join(trace.solver.in_words(dim) for dim in constant.dims)}): leave it out, or "
-                    "make it a parameter, which is made invariant"
+                    f"exchanges its entries ({', '.join(trace.solver.in_words(dim) for dim in constant.dims)}): leave "
+                    "it out, or make it a parameter, which is made invariant"
                 )
 
 

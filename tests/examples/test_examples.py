@@ -45,7 +45,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
 def test_digits_says_the_same_twice(run, tmp_path: Path) -> None:
     rows = run("digits.py", tmp_path / "first", "--epochs", "1")
-    assert list(rows) == [f"{model}, {data}" for data in ("test", "drift β = 0.2") for model in ("DA", "IR", "IW", "WT")]
+    assert list(rows) == [
+        f"{model}, {data}" for data in ("test", "drift β = 0.2") for model in ("DA", "IR", "IW", "WT")
+    ]
     for data in ("test", "drift β = 0.2"):
         assert float(rows[f"WT, {data}"]["LI"].split()[0]) < 1e-8
         assert float(rows[f"DA, {data}"]["LI"].split()[0]) > 1e-4

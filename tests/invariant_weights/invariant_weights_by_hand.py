@@ -299,8 +299,10 @@ class ByHand:
     def batches(self) -> list[list[tuple[Tensor, Tensor]]]:
         """For each batch the shards of the processes."""
         x, y = (torch.stack(parts) for parts in zip(*loader(self.count, side=SIDE).dataset, strict=True))
-        parts = [zip(x[n :: self.processes].split(4), y[n :: self.processes].split(4)) for n in range(self.processes)]
-        return [list(shards) for shards in zip(*parts, strict=True)]
+        shards = [
+            (x[rank :: self.processes].split(4), y[rank :: self.processes].split(4)) for rank in range(self.processes)
+        ]
+        return [[(images[n], labels[n]) for images, labels in shards] for n in range(len(shards[0][0]))]
 
     def gradients(self, network: nn.Module, optimizer: Any, shards: Any, first: bool, due: bool) -> Tensor:
         """Those of a batch, as the optimiser sees them if a step is due; and the loss."""
@@ -357,9 +359,8 @@ def apart(one: nn.Module, other: nn.Module) -> float:
 
 
 def assert_as_by_hand(network: nn.Module, hand: ByHand, tolerance: float = 1e-6, invariant: bool = True) -> None:
-    """It was trained as by hand, which is not how it would have been without, and is invariant, as it is to be."""
+    """It was trained as by hand, which is not how it would have been without, and is exactly invariant, or is not."""
     expected = hand.run()
     assert apart(network, expected) < tolerance
     assert apart(expected, hand.plain()) > 1000 * tolerance
-    assert (variation(expected) < 1e-12) == invariant
-    assert (variation(network) < 1e-12) == invariant
+    assert variation(network) < 1e-12 if invariant else variation(network) > 1e-3

@@ -200,7 +200,6 @@ def test_logged(mode: Any, strength: Any, logged: tuple[float, float]) -> None:
     noting = Noting()
     trainer = trainer_for([InvariantWeights(C4(), mode=mode, strength=strength), noting])
     trainer.fit(made(lambda: Trained(mlp)), loader(side=SIDE))
-    assert noting.logged == [
-        (pytest.approx(expected[step], rel=1e-4, abs=1e-6), value) for step, value in zip((2, 5), logged, strict=True)
-    ]
-    assert (max(expected[2:3]) > 0.1) == (mode == "merge")
+    by_hand = [(expected[step], value) for step, value in zip((2, 5), logged, strict=True)]
+    assert noting.logged == [pytest.approx(values, rel=1e-4, abs=1e-6) for values in by_hand]
+    assert (expected[2] > 0.1) == (mode == "merge")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import Images, loader, seed_all, trainer_for
+from helpers import Batches, loader, seed_all, trainer_for
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from oracles import Noting, assert_identical, same
@@ -20,32 +20,6 @@ BATCHES, EPOCHS = 6, 3
 
 # Lightning's own word on the ModelCheckpoint, which the trainer that resumes does not have.
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create")
-
-
-class Batches:
-    """Shuffled anew in each epoch; knows where it was, which Lightning asks of a loader resumed within an epoch."""
-
-    def __init__(self, batches: int = BATCHES, batch_size: int = 4) -> None:
-        self.data = Images(batches * batch_size).tensors
-        self.batches, self.batch_size = batches, batch_size
-        self.epoch = self.next = 0
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        if self.next == self.batches:
-            self.epoch, self.next = self.epoch + 1, 0
-        order = torch.randperm(len(self.data[0]), generator=torch.Generator().manual_seed(self.epoch))
-        for rows in order.split(self.batch_size)[self.next :]:
-            self.next += 1
-            yield [part[rows] for part in self.data]
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "next": self.next}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.next = state["epoch"], state["next"]
 
 
 class Noted(Noting):
@@ -94,7 +68,7 @@ def train(
     saving = [] if folder is None else [ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)]
     settings: dict[str, Any] = {"max_epochs": EPOCHS, "enable_checkpointing": folder is not None, **options}
     trainer = trainer_for([*callbacks, *saving], **settings)
-    trainer.fit(module, Batches(), loader(8, seed=1), ckpt_path=ckpt)
+    trainer.fit(module, Batches(BATCHES), loader(8, seed=1), ckpt_path=ckpt)
     return module, trainer
 
 
