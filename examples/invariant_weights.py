@@ -17,7 +17,6 @@ LightningModule is that of `digits.py`, an ordinary one.
 from __future__ import annotations
 
 import argparse
-import warnings
 from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
@@ -81,10 +80,7 @@ def main() -> None:
             module, each, data, max(arguments.epochs // 3, 1) if name == "merged" else arguments.epochs
         )
 
-    with warnings.catch_warnings():
-        # A few steps are timed of a training that then ends, and a merge says that it is not complete.
-        warnings.filterwarnings("ignore", message="InvariantWeights: training ended")
-        comparison = compare(models, data, group, callbacks=callbacks, rounds=arguments.rounds, accelerator="cpu")
+    comparison = compare(models, data, group, callbacks=callbacks, rounds=arguments.rounds, accelerator="cpu")
     table = comparison.to_markdown()
     print(f"\n{table}\n")
     image = digits.test.tensors[0][0]

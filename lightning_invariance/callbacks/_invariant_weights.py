@@ -152,6 +152,7 @@ class InvariantWeights(NetworkCallback):
         self._active = False
         self._started = False  # whether the first step of the whole training, a resumed one included, has been taken
         self._steps = 0
+        self._batches = 0  # of this fit
         self._present = 0.0  # the strength after the last step
         self._asymmetry = 0.0  # the largest of the epoch, before it was projected off
         self._schedule: WeightSchedule | None = None
@@ -160,6 +161,15 @@ class InvariantWeights(NetworkCallback):
         self._undo: list[Callable[[], Any]] = []
         self._call: CallOfBatch | None = None
         self._findings.forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy is for another training; the network that this one has been of does not go along.
+        run = ("symmetry", "_undo", "_clock", "_projected", "_call", "_schedule")
+        return {name: value for name, value in self.__dict__.items() if name not in run}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
 
     def logged_names(self) -> tuple[str, ...]:
         """The names that it logs by, without stage and prefix."""
@@ -211,6 +221,7 @@ class InvariantWeights(NetworkCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._batches += 1
         if self.symmetry is not None and self._is_invariant:
             self.symmetry.project_statistics_()  # a checkpoint may be written next
 
@@ -239,7 +250,10 @@ class InvariantWeights(NetworkCallback):
                 )
             return
         self._project()
-        said = estimate_statistics(trainer, pl_module, self._network_of(pl_module), self.symmetry, self._call)
+        # Over no more batches than have trained: a fit may have been short.
+        said = estimate_statistics(
+            trainer, pl_module, self._network_of(pl_module), self.symmetry, self._call, self._batches
+        )
         if said:
             rank_zero_info(f"{_NAME}: {said}.")
 
@@ -275,7 +289,7 @@ class InvariantWeights(NetworkCallback):
             if self.mode == "project":
                 symmetry.project_(keep_norms=True)
                 _project_states(symmetry, module.trainer.optimizers)
-            elif not any(optimizer.state for optimizer in module.trainer.optimizers):
+            elif symmetry.sees_all and not any(optimizer.state for optimizer in module.trainer.optimizers):
                 symmetry.match_()
         self.symmetry = symmetry
         self._findings.say(

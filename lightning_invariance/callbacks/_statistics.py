@@ -56,7 +56,12 @@ def _nothing(tensor: Tensor) -> Any:
 
 @torch.no_grad()
 def estimate_statistics(
-    trainer: Trainer, module: LightningModule, network: nn.Module, symmetry: WeightSymmetry, call: CallOfBatch | None
+    trainer: Trainer,
+    module: LightningModule,
+    network: nn.Module,
+    symmetry: WeightSymmetry,
+    call: CallOfBatch | None,
+    most: int,
 ) -> str | None:
     """Estimates the running statistics of a network's batch normalisations anew, by a pass over the training data.
 
@@ -66,6 +71,7 @@ def estimate_statistics(
         network: the network.
         symmetry: the symmetry of its weights; the statistics are made invariant.
         call: how a step calls the network.
+        most: how many batches are looked at, at the most.
 
     Returns:
         What was done, in words; None where the network has no such statistics.
@@ -93,7 +99,7 @@ def estimate_statistics(
             for norm in norms:
                 norm.training, norm.momentum = True, None  # the mean over all batches
                 norm.reset_running_stats()
-            limit = int(min(trainer.num_training_batches, _MOST_BATCHES))
+            limit = int(min(trainer.num_training_batches, most, _MOST_BATCHES))
             for batch in itertools.islice(loader, limit):
                 moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), module.device)
                 args, kwargs = call.of(moved)

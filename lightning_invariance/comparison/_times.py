@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from statistics import median
@@ -67,7 +68,9 @@ def training_step_seconds(
     module.train()  # a checkpoint that was loaded is in eval mode
     # Epochs without end, since one may hold few batches: the timer ends the fit. A schedule may want their number.
     trainer = make_trainer([timer, *deepcopy(list(callbacks))], max_epochs=WARM_UP + steps, limit_val_batches=0)
-    trainer.fit(module, datamodule=datamodule)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*training ended when the strength of the merge")  # it is cut short
+        trainer.fit(module, datamodule=datamodule)
     if not timer.seconds:
         raise ValueError("Expected `datamodule` to give batches to train on but got none.")
     return timer.median()

@@ -62,6 +62,7 @@ class Trace:
         self.constants: dict[int, Constant] = {}
         self.unpaired: dict[int, str] = {}  # tensors that have one axis of a grid without the other, and why
         self.outputs: dict[str | None, Tensor] = {}
+        self.sees_all = True  # whether the network has no other outputs
         self.partial: dict[int, str] = {}  # those of them that were summed over the other, and how
         self.steps: list[Step] = []
         self.place = _ModuleStack(network)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._checks import check_number, format_sizes
@@ -156,6 +158,7 @@ class WeightSymmetry:
         self.tolerance = tolerance
         self._solver = trace.solver
         self._weights = [weight for weight in trace.weights.values() if weight.used_by]
+        self._sees_all = trace.sees_all
         self._unused = [weight.name for weight in trace.weights.values() if not weight.used_by]
         self._arguments = arguments
         self._motion = motion
@@ -364,6 +367,11 @@ class WeightSymmetry:
         return all(self._of(weight).is_identity for weight in self._weights)
 
     @property
+    def sees_all(self) -> bool:
+        """Whether every parameter and every output of the network had a part in what was found."""
+        return self._sees_all and not self._unused
+
+    @property
     def unused(self) -> list[str]:
         """Parameters that the run did not use, and that nothing is known of."""
         return self._unused
@@ -417,7 +425,7 @@ class WeightSymmetry:
         arguments = self._arguments
         try:
             return self._check(_in_precision(arguments, torch.float64), self.invariant_weights(torch.float64))
-        except RuntimeError:  # a network that is bound to one precision
+        except (RuntimeError, TypeError):  # a network, or a device, that is bound to one precision
             dtype = next((each.dtype for each in self.parameters()), torch.float32)
             return self._check(arguments, self.invariant_weights(dtype))
 
@@ -464,7 +472,7 @@ class WeightSymmetry:
         kept: list[tuple[str, list[Tensor]]] = []
 
         def keep(name: str, function: Any, bound: Any, tensors: Any, output: Any) -> None:
-            leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+            leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
             kept.append((name, [leaf.detach().clone() for leaf in leaves]))
 
         runs = []
@@ -627,6 +635,9 @@ def symmetry_of(
         ValueError: if a layer stands in the way.
     """
     network = getattr(network, "_orig_mod", network)
+    lazy = [name for name, parameter in network.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ValueError(f"Expected parameters that have a size but {lazy[0]!r} has none yet: run the network once.")
     if arguments.is_divisible:
         arguments = arguments.first(_SAMPLES)
     arguments.acting(action).verify(arguments.x)
@@ -660,6 +671,8 @@ def _sizes_that_do(
     found: list[str] = []
     if arguments.joint is not None:
         return found
+    if arguments.is_divisible:
+        arguments = arguments.first(1)
     x = arguments.x
     dims = SpatialGroup(action, x).dims
     for direction in (-1, 1):
@@ -692,6 +705,8 @@ def trace_of(network: nn.Module, solver: Solver, arguments: Arguments, reader: O
         with trace.place.followed(), Watch(listen_to(trace)).running():
             output = network(*arguments.args, **arguments.kwargs)
             trace.outputs = reader.tensors(output, len(arguments.inputs[0]))
+        leaves = [leaf for leaf in tree_leaves(output) if not isinstance(leaf, (int, float, str, type(None)))]
+        trace.sees_all = {id(leaf) for leaf in leaves} == {id(each) for each in trace.outputs.values()}
     buffers = dict(network.named_buffers())
     for weight in trace.weights.values():
         if weight.is_statistic:  # what was seen is a copy
