@@ -150,6 +150,7 @@ class InvariantWeights(NetworkCallback):
     def _forget(self) -> None:
         self.symmetry = None
         self._active = False
+        self._looked = False  # whether it is known how a step calls the network
         self._started = False  # whether the first step of the whole training, a resumed one included, has been taken
         self._steps = 0
         self._batches = 0  # of this fit
@@ -182,12 +183,18 @@ class InvariantWeights(NetworkCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """How far the training has come."""
-        return {"started": self._started, "steps": self._steps, "strength": self._present}
+        return {
+            "started": self._started,
+            "steps": self._steps,
+            "batches": self._batches,
+            "strength": self._present,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where a training was interrupted."""
         self._started = bool(state_dict["started"])
         self._steps = int(state_dict["steps"])
+        self._batches = int(state_dict["batches"])
         self._present = float(state_dict["strength"])
 
     # The trainer's hooks ----------------------------------------------------------------------------------------------
@@ -289,7 +296,7 @@ class InvariantWeights(NetworkCallback):
             if self.mode == "project":
                 symmetry.project_(keep_norms=True)
                 _project_states(symmetry, module.trainer.optimizers)
-            elif symmetry.sees_all and not any(optimizer.state for optimizer in module.trainer.optimizers):
+            elif symmetry.sees_all and not any(map(_has_moved, module.trainer.optimizers)):
                 symmetry.match_()
         self.symmetry = symmetry
         self._findings.say(
@@ -395,19 +402,22 @@ class _Keeper(Injector):
 
     def before_step(self, module: LightningModule, args: tuple[Any, ...]) -> tuple[Any, ...]:
         callback = self.callback
-        if not callback._active or callback.symmetry is not None:
+        if not callback._active or callback._looked:
             return args
         if is_compiled(module):  # no call can be seen
             located = locate_in_batch(args[0] if args else None, callback.input, callback.action)
-            callback._begin(module, Arguments.positional(located.inputs).joined(callback.action))
+            if callback.symmetry is None:
+                callback._begin(module, Arguments.positional(located.inputs).joined(callback.action))
+            callback._looked = True
             return args
         network = callback._network_of(module)
 
         def look(original: Callable[..., Any], whole: bool, *given: Any, **named: Any) -> Any:
-            if callback.symmetry is None and self._seen is None:
+            if self._seen is None:
                 self._seen = (given, named)  # what is run to find the symmetry is seen too
-                with errors_of(_NAME):
-                    callback._begin(module, self._arguments(network, given, named))
+                if callback.symmetry is None:
+                    with errors_of(_NAME):
+                        callback._begin(module, self._arguments(network, given, named))
             return original(*given, **named)
 
         self._stack.enter_context(intercepted(network, look))
@@ -416,10 +426,13 @@ class _Keeper(Injector):
     def after_step(self, module: LightningModule, args: tuple[Any, ...], output: Any, log: CallLog | None) -> Any:
         callback = self.callback
         if callback._active and callback.symmetry is None:
+            if output is None and module.automatic_optimization:  # a batch that is skipped
+                return output
             raise ValueError(f"Expected {callback._without_call(module)}")
         if self._seen is not None:
             callback._call = CallOfBatch.found(args[0] if args else None, *self._seen)
             self._seen = None
+            callback._looked = True
         return output
 
     def leave_step(self, module: LightningModule) -> None:
@@ -465,3 +478,8 @@ def _project_states(symmetry: WeightSymmetry, optimizers: list[Optimizer]) -> No
                 if isinstance(value, Tensor) and value.shape == parameter.shape and value.is_floating_point():
                     with torch.no_grad():
                         value.copy_(symmetry.mean_of(name, value))
+
+
+def _has_moved(optimizer: Optimizer) -> bool:
+    """Whether it has taken a step: LBFGS has counters before its first closure has run."""
+    return any(isinstance(value, Tensor) for state in optimizer.state.values() for value in state.values())

@@ -83,8 +83,8 @@ def estimate_statistics(
     ]
     if not norms:
         return None
-    loader: Any = trainer.train_dataloader
-    if call is None or not hasattr(loader, "__iter__"):
+    loader: Any = trainer.fit_loop._combined_loader
+    if call is None or loader is None:
         return (
             "the running statistics of batch normalisation are the projected ones of the last steps; they could not be "
             "estimated anew, as the step makes the network's input of the batch"
@@ -92,6 +92,7 @@ def estimate_statistics(
     modes = [(each, each.training) for each in network.modules()]
     momenta = [each.momentum for each in norms]
     batches = 0
+    before = [[each.clone() for each in (norm.running_mean, norm.running_var, norm.num_batches_tracked)] for norm in norms]
     with preserved_random_state(module.device):
         try:
             for each, _ in modes:
@@ -100,8 +101,9 @@ def estimate_statistics(
                 norm.training, norm.momentum = True, None  # the mean over all batches
                 norm.reset_running_stats()
             limit = int(min(trainer.num_training_batches, most, _MOST_BATCHES))
-            for batch in itertools.islice(loader, limit):
-                moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch), module.device)
+            for batch, _, _ in itertools.islice(loader, limit):
+                moved = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
+                moved = trainer.strategy.batch_to_device(moved, module.device)
                 args, kwargs = call.of(moved)
                 with trainer.precision_plugin.forward_context():
                     network(*args, **kwargs)
@@ -111,6 +113,11 @@ def estimate_statistics(
                 each.training = training
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+    if not batches:
+        for norm, values in zip(norms, before, strict=True):
+            for each, value in zip((norm.running_mean, norm.running_var, norm.num_batches_tracked), values, strict=True):
+                each.copy_(value)
+        return "no pass"
     for norm in norms:
         for statistic in (norm.running_mean, norm.running_var):
             assert statistic is not None

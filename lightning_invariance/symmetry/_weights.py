@@ -190,6 +190,7 @@ class WeightSymmetry:
             keep_norms: whether each parameter is scaled to the norm that it had: a mean over the group of random
                 numbers is smaller than they are, so that a network is to be started so.
         """
+        self._refresh()
         for weight in self._weights:
             projection = self._of(weight)
             if projection.is_identity:
@@ -233,6 +234,7 @@ class WeightSymmetry:
             ValueError: if it is out of its range.
         """
         check_strength(strength)
+        self._refresh()
         for weight in self._among(among):
             self._of(weight).mean_(weight.tensor.detach(), strength)
 
@@ -282,6 +284,7 @@ class WeightSymmetry:
     @torch.no_grad()
     def project_statistics_(self) -> None:
         """Makes the running statistics of normalisations invariant, all at once."""
+        self._refresh()
         tensors = [weight.tensor for weight in self._weights if weight.is_statistic]
         if not tensors:
             return
@@ -381,6 +384,15 @@ class WeightSymmetry:
             return self._weights
         members = {id(parameter) for parameter in among}
         return [weight for weight in self._weights if weight.is_statistic or id(weight.tensor) in members]
+
+    def _refresh(self) -> None:
+        """Buffers may have become other tensors: weight averaging and `Module.to` exchange them."""
+        for weight in self._weights:
+            if weight.is_statistic:
+                now = self.network.get_buffer(weight.name)
+                if now is not weight.tensor:
+                    self._projections[id(now)] = self._projections.pop(id(weight.tensor))
+                    weight.tensor = now
 
     def _of(self, weight: Weight) -> Projection:
         return self._projections[id(weight.tensor)]

@@ -1,6 +1,6 @@
 """What `InvariantWeights` is held against: how C4 moves the weights of a few networks, and trainings, written by hand.
 
-Nothing of the package is used here.
+Nothing of the package is used here but for the order of the channels that a merge begins with.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from helpers import CLASSES, fit, loader, made
 from oracles import Classifier
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lightning_invariance import C4, symmetrize
 
 #: Of the images.
 SIDE = 6
@@ -126,8 +128,8 @@ def moved(tensor: Tensor, row: tuple[tuple[int, ...], str], turns: int) -> Tenso
 
 
 def mean(tensor: Tensor, row: tuple[tuple[int, ...], str]) -> Tensor:
-    """P w, the mean over the four turns."""
-    wide = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+    """P w, the mean over the four turns; sums are double, so that those of one orbit are rounded alike."""
+    wide = tensor.detach().double()
     total = torch.zeros_like(wide)
     for turns in range(4):
         total = total + moved(wide, row, turns)
@@ -342,6 +344,11 @@ class ByHand:
             variances.append(z.var(dim=1))
         network[1].running_mean.copy_(mean(torch.stack(means).mean(dim=0), FIELD))
         network[1].running_var.copy_(mean(torch.stack(variances).mean(dim=0), FIELD))
+
+
+def matched(network: nn.Module, output: str | None = None) -> None:
+    """The order that a merge begins with: `test_matching` says which."""
+    symmetrize(network, C4(), torch.zeros(2, 1, SIDE, SIDE), output_action=output).match_()
 
 
 def ramp(steps: int) -> Callable[[int], float]:

@@ -23,6 +23,7 @@ from invariant_weights_by_hand import (
     cnn,
     lbfgs,
     maps,
+    matched,
     mlp,
     moved,
     pull,
@@ -66,12 +67,16 @@ def test_the_mean_by_hand_is_that_of_the_package_and_makes_networks_invariant(ma
     assert apart(twin, network) < 1e-15
 
 
+def test_running_statistics_are_found_after_the_network_has_moved() -> None:
+    network = made(cnn)
+    symmetry = symmetrize(network, C4(), torch.randn(4, 1, SIDE, SIDE))
+    network.double()  # its buffers are other tensors now
+    network[1].running_mean.normal_()
+    symmetry.project_()
+    assert variation(network) < 1e-12
+
+
 # Training --------------------------------------------------------------------------------------------------------
-
-
-def matched(network: nn.Module) -> None:
-    """A merge begins with channels in another order: `test_matching` says which."""
-    symmetrize(network, C4(), torch.zeros(2, 1, SIDE, SIDE)).match_()
 
 
 def constant(value: float) -> Callable[[int], float]:
