@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from math import isnan
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -314,7 +315,11 @@ def _percent(values: Sequence[float]) -> str:
 def _spread(values: Sequence[float]) -> str:
     if not values:
         return "–"
-    return f"{mean(values):.3g}" + (f" ± {stdev(values):.1g}" if len(values) > 1 else "")
+    defined = [value for value in values if not isnan(value)]  # a constant network has no maps
+    if not defined:
+        return "undefined"
+    spread = f" ± {stdev(defined):.1g}" if len(defined) > 1 else ""
+    return f"{mean(defined):.3g}{spread}" + (f" ({len(defined)} of {len(values)} seeds)" if defined != values else "")
 
 
 def _ratio(value: float | None) -> str:

@@ -205,7 +205,20 @@ class InvariantWeights(NetworkCallback):
             with errors_of(_NAME):
                 self._network_of(pl_module)  # a wrong name fails before any work is done
                 _refuse_shards(trainer)
+                self._refuse_two(trainer)
         super().setup(trainer, pl_module, stage)
+
+    def _refuse_two(self, trainer: Trainer) -> None:
+        own = self.network or ""
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if other is self or not isinstance(other, InvariantWeights):
+                continue
+            name = other.network or ""
+            if not own or not name or f"{own}.".startswith(f"{name}.") or f"{name}.".startswith(f"{own}."):
+                raise ValueError(
+                    f"Expected one {_NAME} for a network but there are two, for {self.action!r} and {other.action!r}: "
+                    "use a group that has both, such as D4() or a product (`*`)."
+                )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not before: the learning-rate finder and the batch-size scaler try steps and put the weights back.

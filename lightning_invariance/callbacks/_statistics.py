@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from math import log
 from typing import Any
 
 import torch
@@ -50,6 +51,25 @@ class CallOfBatch:
         return root["args"], root["kwargs"]
 
 
+#: After so many times 1 / momentum batches running statistics are those of the data.
+_SETTLED = 3.0
+
+#: Why statistics are left as they were.
+_OTHERS = "estimated anew, as what the network sees in a step has other statistics than what the loaders give it"
+
+
+def _buffers(norm: nn.Module) -> tuple[Any, ...]:
+    return norm.running_mean, norm.running_var, norm.num_batches_tracked
+
+
+def _are_others(norm: nn.Module, before: list[Tensor]) -> bool:
+    """Whether the first statistics of the network are far from those of the last steps: its input is another."""
+    mean, var = before[0].double(), before[1].double().clamp_min(1e-12)
+    apart = (norm.running_mean.double() - mean).abs() / var.sqrt()  # type: ignore[operator]
+    ratio = (norm.running_var.double().clamp_min(1e-12) / var).log().abs()  # type: ignore[operator]
+    return bool(apart.median() > 1) or bool(ratio.median() > log(4))
+
+
 def _nothing(tensor: Tensor) -> Any:
     return None
 
@@ -92,7 +112,7 @@ def estimate_statistics(
     modes = [(each, each.training) for each in network.modules()]
     momenta = [each.momentum for each in norms]
     batches = 0
-    before = [[each.clone() for each in (norm.running_mean, norm.running_var, norm.num_batches_tracked)] for norm in norms]
+    before = [[each.clone() for each in _buffers(norm)] for norm in norms]
     with preserved_random_state(module.device):
         try:
             for each, _ in modes:
@@ -102,7 +122,9 @@ def estimate_statistics(
                 norm.reset_running_stats()
             limit = int(min(trainer.num_training_batches, most, _MOST_BATCHES))
             for batch, _, _ in itertools.islice(loader, limit):
-                moved = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
+                moved = module._on_before_batch_transfer(
+                    trainer.precision_plugin.convert_input(batch), dataloader_idx=0
+                )
                 moved = trainer.strategy.batch_to_device(moved, module.device)
                 args, kwargs = call.of(moved)
                 with trainer.precision_plugin.forward_context():
@@ -113,11 +135,17 @@ def estimate_statistics(
                 each.training = training
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-    if not batches:
+    counts = torch.tensor(batches, device=module.device)
+    fewest = int(trainer.strategy.reduce(counts.float(), reduce_op="min")) if trainer.world_size > 1 else batches
+    settled = most * (0.1 if momenta[0] is None else momenta[0]) >= _SETTLED
+    if not fewest or (settled and _are_others(norms[0], before[0])):
         for norm, values in zip(norms, before, strict=True):
-            for each, value in zip((norm.running_mean, norm.running_var, norm.num_batches_tracked), values, strict=True):
+            for each, value in zip(_buffers(norm), values, strict=True):
                 each.copy_(value)
-        return "no pass"
+        return (
+            "the running statistics of batch normalisation are the projected ones of the last steps; they could not be "
+            + ("estimated anew, as the training data can be read once only" if not fewest else _OTHERS)
+        )
     for norm in norms:
         for statistic in (norm.running_mean, norm.running_var):
             assert statistic is not None

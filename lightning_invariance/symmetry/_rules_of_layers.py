@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from lightning_invariance.symmetry._factors import Dim, Dims, Places, Refusal, Trivial, resolve, trivial
+from lightning_invariance.symmetry._factors import Channels, Dim, Dims, Places, Refusal, Trivial, resolve, trivial
 from lightning_invariance.symmetry._rules import register_rule
 from lightning_invariance.symmetry._rules_of_shape import broadcast, only_factor
 
@@ -94,11 +94,14 @@ def slide(
     out: list[Dim] = []
     window: list[Dim] = []
     options: dict[int, tuple[int, int, int, int]] = {}
-    for dim, size, k, s, p, d in zip(dims, sizes, kernel, stride, padding, dilation, strict=True):
+    for place, (dim, size, k, s, p, d) in enumerate(
+        zip(dims, sizes, kernel, stride, padding, dilation, strict=True), start=-len(dims)
+    ):
         if (k, s, p) == (1, 1, 0):
             out.append(dim)
             window.append(())
             continue
+        take_for_grid(trace, dim, place)
         factor = only_factor(trace, dim, "it slides")
         if isinstance(factor, Places):
             _check_slide(trace, factor, size, (k, s, p, d), f"{what} with {k} wide windows, stride {s}, padding {p}")
@@ -112,6 +115,17 @@ def slide(
             out.append(trivial(size))
             window.append(trivial(k))
     return out, window
+
+
+def take_for_grid(trace: Trace, dim: Dim, place: int) -> None:
+    """Takes a dimension of which nothing is known for an axis of the grid: what a decoder makes of its latents."""
+    factors, group = resolve(dim), trace.group
+    if len(factors) != 1 or not isinstance(factors[0], Channels) or place not in group.dims or group.maps is None:
+        return
+    axis = group.dims.index(place)
+    moved = group.flips(axis) or group.shifts(axis) or len(group.partners[axis]) > 1
+    if moved and group.fits(axis, factors[0].size):
+        trace.solver.equate(dim, (Places(axis, factors[0].size, True),))
 
 
 def _check_slide(trace: Trace, places: Places, size: int, window: tuple[int, int, int, int], what: str) -> None:
@@ -216,6 +230,7 @@ def _spread(
     window: list[Dim] = []
     for axis, dim in enumerate(space):
         size, k = output.shape[2 + axis], weight.shape[2 + axis]
+        take_for_grid(trace, dim, axis - len(space))
         factor = only_factor(trace, dim, "it slides")
         if not isinstance(factor, Places):
             if isinstance(factor, Trivial) or k > 1 or size > 1:
@@ -340,7 +355,7 @@ def _(
             trace.solver.equate(dims[1], trace.of(each)[0])
     for each in (running_mean, running_var):
         if each is not None:
-            trace.solver.equate(dims[1], trace.use_statistic(each)[0])
+            trace.solver.equate(dims[1], trace.of(each)[0])
     return [dims, *[None] * (len(output) - 1)]
 
 

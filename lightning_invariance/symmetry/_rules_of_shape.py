@@ -58,6 +58,11 @@ def broadcast(trace: Trace, tensors: Sequence[Tensor]) -> Dims:
     "aten._prelu_kernel",
     "aten.rrelu_with_noise",
     "aten.log_sigmoid_forward",
+    "aten.hardswish",
+    "aten.hardsigmoid",
+    "aten.hardtanh",
+    "aten.softplus",
+    "aten.threshold",
 )
 def _(trace: Trace, output: Any, **arguments: Any) -> Any:
     tensors = [each for each in arguments.values() if isinstance(each, Tensor)]
@@ -156,20 +161,29 @@ def _(trace: Trace, output: Tensor, self: Tensor, dim: Any = None) -> Dims:
     return trace.solver.view(tuple(given), output.shape)
 
 
+@register_rule("aten.native_channel_shuffle", "aten.channel_shuffle")
+def _(trace: Trace, output: Tensor, self: Tensor, groups: int) -> Dims:
+    batch, depth, *space = trace.of(self)
+    group, inner = trace.solver.view((depth,), (groups, self.shape[1] // groups))
+    return (batch, (*inner, *group), *space)
+
+
 @register_rule("aten.expand", "aten.expand_as", takes_parts=True)
 def _(trace: Trace, output: Tensor, self: Tensor, **_: Any) -> Dims:
     _keep_part(trace, self, output)
     given = trace.of(self)
     added = output.ndim - len(given)
     sizes = output.shape[added:]
-    kept = [dim if size_of(dim) == size else trivial(size) for dim, size in zip(given, sizes, strict=True)]
-    return (*(trivial(size) for size in output.shape[:added]), *kept)
+    # What is the same in all places moves as anything does.
+    kept = [dim if size_of(dim) == size else channels(size, still=True) for dim, size in zip(given, sizes, strict=True)]
+    return (*(channels(size, still=True) for size in output.shape[:added]), *kept)
 
 
 @register_rule("aten.repeat")
 def _(trace: Trace, output: Tensor, self: Tensor, repeats: Sequence[int]) -> Dims:
     given = ((),) * (len(repeats) - self.ndim) + trace.of(self)
-    return tuple((*trivial(times), *dim) for times, dim in zip(repeats, given, strict=True))
+    pairs = zip(repeats, given, strict=True)
+    return tuple((*(trivial(times) if size_of(dim) > 1 else channels(times, still=True)), *dim) for times, dim in pairs)
 
 
 # Pieces ---------------------------------------------------------------------------------------------------------------
@@ -299,8 +313,8 @@ def _rows_of(trace: Trace, rows: Dim, indices: Tensor) -> Dims:
         if all(isinstance(factor, Trivial) for factor in factors):
             return tuple(trivial(each) for each in indices.shape)
         raise Refusal(
-            "it takes entries by an index; a shuffle of channels is known where it is written as view, transpose, "
-            "flatten"
+            "it takes entries by an index, as tables of relative positions do, of which is not known how they move; a "
+            "shuffle of channels is known where it is written as view, transpose, flatten"
         )
     taken = trace.solver.cut(rows, [first[0], len(first), size - first[0] - len(first)])[1]
     return (*(trivial(each) for each in indices.shape[:-1]), *((taken,) if indices.ndim else ()))
@@ -521,7 +535,7 @@ def _resampled(trace: Trace, given: Tensor, output: Tensor, smooth: bool) -> Dim
                 raise Refusal("interpolation does not go on behind the border, where shifts do: use mode='nearest'")
             dims[place] = (Places(factor.axis, new, factor.shifts),)
         elif size != new:
-            dims[place] = trivial(new)
+            dims[place] = trivial(new) if size > 1 else channels(new, still=True)
     return tuple(dims)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -76,6 +77,10 @@ class Trace:
             self.know(parameter, dims)
         for name, buffer in network.named_buffers():
             self._names[id(buffer)] = f"the buffer {name!r}"
+        for path, module in network.named_modules():
+            if isinstance(module, _NormBase):
+                for name in ("running_mean", "running_var"):
+                    self._add_statistic(f"{path}.{name}" if path else name, getattr(module, name))
 
     def know(self, tensor: Tensor, dims: Dims | None) -> None:
         """Notes how a tensor moves; None for one of which nothing can be said, such as positions of maxima."""
@@ -108,15 +113,11 @@ class Trace:
         """Whether a tensor depends neither on the input nor on parameters."""
         return id(tensor) not in self._dims or id(tensor) in self.constants
 
-    def use_statistic(self, buffer: Tensor) -> Dims:
-        """The representation of running statistics, which is the one of their channels."""
-        if id(buffer) not in self.weights:
+    def _add_statistic(self, name: str, buffer: Tensor | None) -> None:
+        if buffer is not None:
             dims = tuple(channels(size) for size in buffer.shape)
-            name = self._names.get(id(buffer), "").removeprefix("the buffer ").strip("'")
+            self.weights[id(buffer)] = Weight(name, buffer, dims, is_statistic=True)
             self.know(buffer, dims)
-            if name:  # a copy of some is no buffer
-                self.weights[id(buffer)] = Weight(name, buffer, dims, is_statistic=True, used_by=[self.place.name])
-        return self.of(buffer)
 
     def _add_constant(self, tensor: Tensor, name: str) -> None:
         dims = tuple(channels(size, still=True) for size in tensor.shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -157,7 +157,7 @@ class WeightSymmetry:
         self.action = action
         self.tolerance = tolerance
         self._solver = trace.solver
-        self._weights = [weight for weight in trace.weights.values() if weight.used_by]
+        self._known = [weight for weight in trace.weights.values() if weight.used_by]
         self._sees_all = trace.sees_all
         self._unused = [weight.name for weight in trace.weights.values() if not weight.used_by]
         self._arguments = arguments
@@ -165,12 +165,12 @@ class WeightSymmetry:
         self._reader = reader
         self._statistics: Projection | None = None
         kept: dict[Any, Projection] = {}
-        self._projections: dict[int, Projection] = {}
-        for weight in self._weights:
+        self._projections: dict[str, Projection] = {}
+        for weight in self._known:
             key = (tuple(weight.tensor.shape), _key(weight.dims))
             if key not in kept:
                 kept[key] = self._projection_of(weight)
-            self._projections[id(weight.tensor)] = kept[key]
+            self._projections[weight.name] = kept[key]
 
     def _projection_of(self, weight: Weight) -> Projection:
         elements = 1 if self._solver.trivial_throughout(weight.dims) else len(self._solver.group)
@@ -190,7 +190,6 @@ class WeightSymmetry:
             keep_norms: whether each parameter is scaled to the norm that it had: a mean over the group of random
                 numbers is smaller than they are, so that a network is to be started so.
         """
-        self._refresh()
         for weight in self._weights:
             projection = self._of(weight)
             if projection.is_identity:
@@ -234,7 +233,6 @@ class WeightSymmetry:
             ValueError: if it is out of its range.
         """
         check_strength(strength)
-        self._refresh()
         for weight in self._among(among):
             self._of(weight).mean_(weight.tensor.detach(), strength)
 
@@ -284,12 +282,12 @@ class WeightSymmetry:
     @torch.no_grad()
     def project_statistics_(self) -> None:
         """Makes the running statistics of normalisations invariant, all at once."""
-        self._refresh()
-        tensors = [weight.tensor for weight in self._weights if weight.is_statistic]
+        weights = [weight for weight in self._weights if weight.is_statistic]
+        tensors = [weight.tensor for weight in weights]
         if not tensors:
             return
         if self._statistics is None:
-            self._statistics = joined([self._projections[id(each)] for each in tensors])
+            self._statistics = joined([self._of(weight) for weight in weights])
         mean = self._statistics.mean(torch.cat([each.flatten() for each in tensors]))
         parts = mean.split([each.numel() for each in tensors])
         torch._foreach_copy_(tensors, [part.view(each.shape) for part, each in zip(parts, tensors, strict=True)])
@@ -385,17 +383,15 @@ class WeightSymmetry:
         members = {id(parameter) for parameter in among}
         return [weight for weight in self._weights if weight.is_statistic or id(weight.tensor) in members]
 
-    def _refresh(self) -> None:
-        """Buffers may have become other tensors: weight averaging and `Module.to` exchange them."""
-        for weight in self._weights:
-            if weight.is_statistic:
-                now = self.network.get_buffer(weight.name)
-                if now is not weight.tensor:
-                    self._projections[id(now)] = self._projections.pop(id(weight.tensor))
-                    weight.tensor = now
+    @property
+    def _weights(self) -> list[Weight]:
+        """The weights as they are: casts, copies and weight averaging put other tensors in their place."""
+        for weight in self._known:
+            weight.tensor = _present(self.network, weight)
+        return self._known
 
     def _of(self, weight: Weight) -> Projection:
-        return self._projections[id(weight.tensor)]
+        return self._projections[weight.name]
 
     def _few(self) -> list[str]:
         """Hidden channels that have few fields, and outputs that have fewer to be made of than there are of them."""
@@ -410,6 +406,12 @@ class WeightSymmetry:
                         f"{factor.size} channels of {weight.name!r} are {self._solver.in_words((factor,))}, as many "
                         f"features as {-(-factor.size // order)} channels have in {order} poses",
                     )
+            if weight.tensor.ndim >= 2 and not weight.is_statistic and self._is_alike_in_all_poses(factors):
+                said.setdefault(
+                    id(weight),
+                    f"{weight.name!r} has no fields but trivial ones: it is the same in all poses, and what it makes "
+                    "is one feature where it could be several",
+                )
             if len(factors) >= 2 and not any(factors[2:]) and all(isinstance(each, Channels) for each in factors[1]):
                 outputs = [each.size for each in factors[0] if isinstance(each, Trivial)]
                 width = weight.tensor.shape[1]
@@ -421,15 +423,22 @@ class WeightSymmetry:
                     )
         return list(said.values())
 
+    def _is_alike_in_all_poses(self, factors: Sequence[Dim]) -> bool:
+        """Whether a weight has places that are moved, as a kernel has, and no channels that are moved with them."""
+        flat = [factor for dim in factors for factor in dim]
+        return any(isinstance(each, (Places, Listed)) for each in flat) and all(
+            isinstance(each, (Places, Listed, Trivial)) for each in flat
+        )
+
     def invariant_weights(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Copies of all parameters and buffers in another precision, made invariant; floating-point ones alone."""
         named = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         copies: dict[str, Tensor] = {}
         for name, tensor in named.items():
             copies[name] = tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
-            if id(tensor) in self._projections:
+            if name in self._projections:
                 copies[name] = copies[name].clone()
-                self._projections[id(tensor)].mean_(copies[name])
+                self._projections[name].mean_(copies[name])
         return copies
 
     def verify(self) -> Break | None:
@@ -479,8 +488,9 @@ class WeightSymmetry:
         self, arguments: Arguments, acting: Any, element: int, weights: Mapping[str, Tensor], tolerance: float
     ) -> str | None:
         """The first operation whose output does not move as it should."""
-        trace = trace_of(self.network, self._solver, self._arguments, self._reader)
-        solve_output(trace, self._motion, self.action, self._arguments.inputs[0])
+        own = self._arguments if weights else arguments  # in the precision of the network as it is
+        trace = trace_of(self.network, self._solver, own, self._reader)
+        solve_output(trace, self._motion, self.action, own.inputs[0])
         kept: list[tuple[str, list[Tensor]]] = []
 
         def keep(name: str, function: Any, bound: Any, tensors: Any, output: Any) -> None:
@@ -503,6 +513,27 @@ class WeightSymmetry:
                 if not float((moved - b).abs().max()) / size <= tolerance:
                     return f"{step.place} ({step.operation})"
         return None
+
+
+def _present(network: nn.Module, weight: Weight) -> Tensor:
+    """The tensor that has a weight's name by now.
+
+    Raises:
+        ValueError: if there is none of its shape.
+    """
+    path, _, name = weight.name.rpartition(".")
+    try:
+        module = network.get_submodule(path)
+        found = (module._buffers if weight.is_statistic else module._parameters).get(name)
+    except AttributeError:
+        found = None
+    if found is None or found.shape != weight.tensor.shape:
+        got = "there is none" if found is None else f"got {tuple(found.shape)}"
+        raise ValueError(
+            f"Expected {type(network).__name__} to have a weight {weight.name!r} of shape {tuple(weight.tensor.shape)} "
+            f"still but {got}: make the symmetry anew when layers have been exchanged, pruned or wrapped."
+        )
+    return found
 
 
 def check_strength(strength: object) -> None:

@@ -542,7 +542,12 @@ REFUSED: dict[str, tuple[type[Trained], list[InvariantWeights], dict[str, Any], 
     "frozen": (FrozenInDisorder, [keeping()], {}, r"frozen parameters .* but 'model\.3\.weight', 'model\.3\.bias' are"),
     "no call": (CallsItsNetwork, [keeping()], {}, r"saw no such call: name .* `network=` \(such as 'model'\)"),
     "no end": (Trained, [keeping("merge")], {"max_epochs": -1}, "how many steps .* but it has no end"),
-    "two of one name": (Trained, [keeping(), keeping(network="model")], {}, "tell them apart with `prefix=`"),
+    "two of one network": (
+        Trained,
+        [keeping(), keeping(network="model", prefix="b")],
+        {},
+        "for a network but there are",
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -376,6 +377,66 @@ def test_rules_can_be_added_and_what_is_found_with_them_is_verified() -> None:
 class Magnitudes(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.fft.fft2(x).abs()
+
+
+def test_tensors_are_found_by_name() -> None:
+    # Casts, copies and loading put other tensors in place of those that were there.
+    network, x = made(Residual), noise(2, 3, 16, 16)
+    symmetry = symmetrize(network, C4(), x)
+    copied = copy.deepcopy(symmetry)
+    network.double()
+    outputs = network(x.double())
+    symmetry.match_()
+    assert torch.allclose(network(x.double()), outputs, rtol=1e-10)
+    network.load_state_dict({key: value.clone() for key, value in network.state_dict().items()}, assign=True)
+    symmetry.project_()
+    assert error(network, x, quarter) < 1e-12
+    assert symmetry.check(x.double()) is None
+    copied.project_()
+    assert error(copied.network, x, quarter) < 1e-12
+    network.blocks[0] = nn.Identity()
+    with pytest.raises(ValueError, match=r"a weight 'blocks.0.first.weight' of shape \(16, 16, 3, 3\) still"):
+        symmetry.project_()
+
+
+class Decoding(nn.Module):
+    """Latents that are made maps, a gate that is spread over places, halves that change places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.latent = nn.Conv2d(1, 16, 4, 4), nn.Linear(64, 16)
+        self.spread, self.decode = nn.Linear(16, 64), nn.ConvTranspose2d(16, 16, 4, 4)
+        self.gate, self.shuffle, self.head = nn.Linear(16, 16), nn.ChannelShuffle(2), nn.Conv2d(16, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        latent = F.hardswish(self.latent(F.relu(self.encode(x)).flatten(1)))
+        maps = self.decode(self.spread(latent).view(-1, 16, 2, 2))
+        gate = self.gate(latent)[:, :, None, None]
+        return self.head(self.shuffle(maps * gate.expand_as(maps) + F.interpolate(gate, size=maps.shape[2:])))
+
+
+def test_decoders_make_maps_that_move_with_the_input() -> None:
+    network, x = made(Decoding), noise(3, 1, 8, 8)
+    symmetrize(network, C4(), x, output_action="same").project_()
+    assert error(network, x, quarter, lambda y: torch.rot90(y, -1, (-2, -1))) < 1e-12
+
+
+def test_statistics_of_instances_are_kept_too() -> None:
+    layers = [nn.Conv2d(1, 16, 3, padding=1), nn.InstanceNorm2d(16, track_running_stats=True), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2)).eval()
+    nn.init.normal_(network[1].running_mean)
+    symmetrize(network, C4(), noise(3, 1, 8, 8)).project_()
+    assert error(network, noise(3, 1, 8, 8), quarter) < 1e-12
+
+
+def test_filters_that_are_the_same_in_all_poses_are_warned_of() -> None:
+    class Sorted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.cumsum(1)
+
+    network = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), Sorted(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.warns(UserWarning, match="'0.weight' has no fields but trivial ones"):
+        symmetrize(nn.Sequential(*network, nn.Linear(16, 2)), C4(), noise(2, 1, 8, 8))
 
 
 def test_narrow_layers_are_warned_of() -> None:

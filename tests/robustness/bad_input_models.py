@@ -56,7 +56,7 @@ refuse_each(
     example=X,
 )
 name = "WeightSymmetry"
-symmetry = li.symmetrize(NET, li.C4(), X)
+symmetry = li.symmetrize(nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.Linear(16, 3)), li.C4(), X)
 refuse_each(name, "`strength` to be a finite number of at least 0.0 but got", symmetry.merge_, [-1, NAN, "1"])
 refuse(name, "`strength` to be at most 1 but got 2", symmetry.merge_, 2)
 refuse(name, SQUARE, symmetry.check, WIDE)
