@@ -36,7 +36,7 @@ RATES: dict[str, dict[str, float]] = {
         "escnn, as many channels": 3e-2,
     },
     "ResNet": {"DA": 3e-2, "project + DA": 3e-2, "merge": 3e-2, "merge, late": 1e-2},
-    # For DA 3e-2 was better by 0.2 points, but does not learn T4 and Fashion-MNIST, as validation images show: run again.
+    # For DA 3e-2 was better by 0.2 points, but does not learn T4 and Fashion-MNIST, as validation images show.
     "perceptron": {"DA": 1e-2, "project + DA": 1e-2, "merge": 1e-2, "merge, late": 1e-2},
 }
 #: Of the two ways to project and of the two ramps of a merge, those that each network is trained with everywhere: the
