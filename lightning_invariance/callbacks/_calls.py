@@ -337,6 +337,19 @@ def _node(tensor: Tensor) -> Any:
     return view.grad_fn.next_functions[0][0]
 
 
+def leaves_of(output: Any) -> set[int]:
+    """The leaves of the graph, parameters among them, that an output depends on, by their `id`."""
+    front = list(_nodes(output))
+    seen = set(front)
+    leaves: set[int] = set()
+    while front:
+        leaves |= {id(node.variable) for node in front if hasattr(node, "variable")}
+        following = dict.fromkeys(before for node in front for before, _ in node.next_functions if before is not None)
+        front = [node for node in following if node not in seen]
+        seen.update(front)
+    return leaves
+
+
 def _tensors(output: Any) -> Iterator[Tensor]:
     """The tensors in a network's output, in those of its attributes too that is an object of the user's."""
     for leaf in tree_leaves(output):

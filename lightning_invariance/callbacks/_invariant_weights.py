@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._checks import check_choice, check_number
+from lightning_invariance._containers import walk
 from lightning_invariance._locate import (
     InputSpec,
     LogitsOf,
@@ -29,13 +31,19 @@ from lightning_invariance._output_action import OutputActions, OutputMotion
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks._base import NetworkCallback, is_sharded, positional_names
-from lightning_invariance.callbacks._calls import CallLog
+from lightning_invariance.callbacks._calls import CallLog, leaves_of
 from lightning_invariance.callbacks._injection import Injector, is_compiled
 from lightning_invariance.callbacks._intercept import intercepted
 from lightning_invariance.callbacks._schedule import WeightRamp, WeightSchedule
 from lightning_invariance.callbacks._statistics import CallOfBatch, estimate_statistics
 from lightning_invariance.symmetry._group import refuse_drawn
-from lightning_invariance.symmetry._weights import WeightSymmetry, call_of, check_strength, symmetry_of
+from lightning_invariance.symmetry._weights import (
+    WeightSymmetry,
+    calls_of,
+    check_strength,
+    in_list,
+    symmetry_of,
+)
 
 _NAME = "InvariantWeights"
 
@@ -44,6 +52,9 @@ _MERGED_BY = 0.8
 
 #: How far weights may be from the invariant ones that are called so.
 _DRIFT = 1e-3
+
+#: How many sizes of the network's input are looked at, of those that come after the first.
+_SIZES = 16
 
 
 class InvariantWeights(NetworkCallback):
@@ -70,7 +81,9 @@ class InvariantWeights(NetworkCallback):
       a trained network as it is.
 
     The first step finds how the group acts, and verifies that the network is invariant with invariant weights: in
-    double precision, on the step's own batch. A layer that stands in the way is named, with what to change. No
+    double precision, on the step's own batch. A layer that stands in the way is named, with what to change. Branches
+    of the network that a later step is the first to go through are found then, inputs of other sizes are verified when
+    they come (the first 16 of them), and so is the network as it has become, before each validation and at the end. No
     augmentation is needed; beside `OrbitAugmentation` batch normalisation sees all poses. At the end of a training that
     ends invariant, the running statistics of batch normalisation are estimated anew by a pass over the training data,
     as those on the way were of other weights; it says so. Use a learning rate that is annealed.
@@ -92,7 +105,8 @@ class InvariantWeights(NetworkCallback):
             ``"same"``, as the input does; an `Action`; or a dict of these for a network with several outputs.
         logits: a function from the network's output to what is to be invariant; by default the output itself, or its
             ``logits``.
-        example: what the network is called with, as for `symmetrize`, if it is not to be taken from the first step.
+        example: what the network is called with, or a list of such calls, as for `symmetrize`, if it is not to be taken
+            from the first step.
         tolerance: how far :math:`f(gx)` and :math:`f(x)` may be apart in the first step, relative to the largest
             output.
         prefix: put before the names that are logged, to tell two of these callbacks apart.
@@ -102,10 +116,13 @@ class InvariantWeights(NetworkCallback):
 
     Raises:
         ValueError: if an argument has a wrong type or value, or parameters are sharded (FSDP, DeepSpeed); in the first
-            step, if a layer stands in the way, or frozen weights are not invariant.
+            step (or the first one that goes through a branch), if a layer stands in the way, or frozen weights are not
+            invariant.
 
     Warns:
-        UserWarning: if layers are so narrow that few fields are left, or training ends before a merge is complete.
+        UserWarning: if layers are so narrow that few fields are left, the network is not invariant for inputs of
+            another size, something besides its weights makes it so no more (a statistic of your own, say), or training
+            ends before a merge is complete.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -160,12 +177,19 @@ class InvariantWeights(NetworkCallback):
         self._clock: Optimizer | None = None  # whose steps are counted, of several that own weights
         self._projected: set[int] = set()  # the optimisers whose gradients are projected already
         self._undo: list[Callable[[], Any]] = []
-        self._call: CallOfBatch | None = None
+        self._calls: list[CallOfBatch] | None = None  # how a step calls the network; None if that is not known
+        self._sizes: set[Any] = set()  # of what the network has been called with
+        self._unknown: dict[int, str] = {}  # parameters that no call has used so far, by their `id`
+        self._late: list[nn.Parameter] = []  # those that a step was the first to use, and that are not yet projected
+        self._found_late = False  # whether there are any since the last step
+        self._ramp = 0  # after how many steps a merge by default is complete
+        self._began: tuple[int, int] | None = None  # how far the training was when that merge began
+        self._broken = False  # whether it has been said that the network is not invariant
         self._findings.forget()
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is for another training; the network that this one has been of does not go along.
-        run = ("symmetry", "_undo", "_clock", "_projected", "_call", "_schedule")
+        run = ("symmetry", "_undo", "_clock", "_projected", "_calls", "_schedule", "_sizes", "_unknown", "_late")
         return {name: value for name, value in self.__dict__.items() if name not in run}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -188,6 +212,8 @@ class InvariantWeights(NetworkCallback):
             "steps": self._steps,
             "batches": self._batches,
             "strength": self._present,
+            "ramp": self._ramp,
+            "began": None if self._began is None else list(self._began),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -196,6 +222,9 @@ class InvariantWeights(NetworkCallback):
         self._steps = int(state_dict["steps"])
         self._batches = int(state_dict["batches"])
         self._present = float(state_dict["strength"])
+        self._ramp = int(state_dict["ramp"])
+        began = state_dict["began"]
+        self._began = None if began is None else (int(began[0]), int(began[1]))
 
     # The trainer's hooks ----------------------------------------------------------------------------------------------
 
@@ -224,18 +253,18 @@ class InvariantWeights(NetworkCallback):
         # Not before: the learning-rate finder and the batch-size scaler try steps and put the weights back.
         self._active = True
         with errors_of(_NAME):
-            self._schedule = self._schedule_for(trainer)
+            self._schedule = self._schedule_for(trainer, pl_module)
             if self.example is not None:
                 network = self._network_of(pl_module)
-                self._begin(pl_module, call_of(self.example, self.input, self.action, network))
+                self._begin(pl_module, calls_of(self.example, self.input, self.action, network))
         for optimizer in trainer.optimizers:
-            before = optimizer.register_step_pre_hook(self._before_step)
+            before = optimizer.register_step_pre_hook(partial(self._before_step, trainer))
             after = optimizer.register_step_post_hook(self._after_step)
             self._undo += [before.remove, after.remove]
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         optimizer = getattr(optimizer, "optimizer", optimizer)
-        self._project_gradients(optimizer)  # before Lightning clips them
+        self._project_gradients(trainer, optimizer)  # before Lightning clips them
         self._projected.add(id(optimizer))
 
     def on_train_batch_end(
@@ -246,8 +275,9 @@ class InvariantWeights(NetworkCallback):
             self.symmetry.project_statistics_()  # a checkpoint may be written next
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
+        if trainer.state.fn == TrainerFn.FITTING and self._active:  # not in the sanity check
             self._project()
+            self._verify(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.symmetry is None or trainer.barebones:
@@ -272,10 +302,11 @@ class InvariantWeights(NetworkCallback):
         self._project()
         # Over no more batches than have trained: a fit may have been short.
         said = estimate_statistics(
-            trainer, pl_module, self._network_of(pl_module), self.symmetry, self._call, self._batches
+            trainer, pl_module, self._network_of(pl_module), self.symmetry, self._calls, self._batches
         )
         if said:
             rank_zero_info(f"{_NAME}: {said}.")
+        self._verify(pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Weight averaging may have put in other weights meanwhile, of a time before the merge was complete.
@@ -296,11 +327,11 @@ class InvariantWeights(NetworkCallback):
 
     # The beginning ----------------------------------------------------------------------------------------------------
 
-    def _begin(self, module: LightningModule, arguments: Arguments) -> None:
+    def _begin(self, module: LightningModule, calls: Sequence[Arguments]) -> None:
         """Finds how the group acts, and starts from invariant weights where these are wanted."""
         network = self._network_of(module)
         reader = OutputReader(self.logits, self._motion.names)
-        symmetry = symmetry_of(network, self.action, arguments, self._motion, reader, self.tolerance)
+        symmetry = symmetry_of(network, self.action, calls, self._motion, reader, self.tolerance)
         if symmetry.is_identity:
             raise ValueError(f"Expected {self._network_in_words(module)} to have weights that {self.action!r} moves.")
         _refuse_frozen(symmetry)
@@ -311,29 +342,116 @@ class InvariantWeights(NetworkCallback):
                 _project_states(symmetry, module.trainer.optimizers)
             elif symmetry.sees_all and not any(map(_has_moved, module.trainer.optimizers)):
                 symmetry.match_()
-        self.symmetry = symmetry
+        self._keep(symmetry, network)
+        self._sizes = {_sizes_of(call.args, call.kwargs) for call in calls}
+        unused = symmetry.unused
         self._findings.say(
             network=self._network_in_words(module),
-            input=arguments.in_words(),
+            input=calls[0].in_words(),
             fields=symmetry.fields_in_words(),
             weights=f"of which {100 * symmetry.report().free:.0f} % are free",
-            unused=", ".join(symmetry.unused[:8]) + (", ..." if len(symmetry.unused) > 8 else ""),
+            unused=", ".join(unused[:8]) + (", ..." if len(unused) > 8 else ""),
+            outputs="" if symmetry.sees_all_outputs else "of which others are left as they are",
         )
 
-    def _schedule_for(self, trainer: Trainer) -> WeightSchedule | None:
+    def _keep(self, symmetry: WeightSymmetry, network: nn.Module) -> None:
+        self.symmetry = symmetry
+        named = dict(network.named_parameters())
+        self._unknown = {id(named[name]): name for name in symmetry.unused if named[name].requires_grad}
+
+    def _schedule_for(self, trainer: Trainer, module: LightningModule) -> WeightSchedule | None:
         if callable(self.strength):
             return self.strength
         if self.strength is not None:
             return partial(_constant, float(self.strength))
         if self.mode == "project":
             return None
-        steps = trainer.estimated_stepping_batches
-        if steps == float("inf"):
+        whole = trainer.estimated_stepping_batches
+        if whole == float("inf"):
             raise ValueError(
                 "Expected to know how many steps the training has, to be merged by 80 % of them, but it has no end: "
                 "set `max_epochs` or `max_steps`, or give `strength=`, WeightRamp(0.0, 1.0, steps=...) for instance."
             )
-        return WeightRamp(0.0, 1.0, steps=max(1, int(_MERGED_BY * steps)))
+        if not module.automatic_optimization:
+            self._began = progress_of(trainer) if self._began is None else self._began
+            return _RampOverBatches(trainer, self._began)
+        if not self._ramp:  # of the steps that are left, where the trainer has taken some without this callback
+            self._ramp = max(1, int(_MERGED_BY * (whole - trainer.global_step)))
+        return WeightRamp(0.0, 1.0, steps=self._ramp)
+
+    # The calls --------------------------------------------------------------------------------------------------------
+
+    def _see(self, module: LightningModule, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """A call of the network in a step has been made: is it known that it is invariant when it is called so?"""
+        assert self.symmetry is not None
+        sizes = _sizes_of(args, kwargs)
+        is_new = sizes not in self._sizes and len(self._sizes) <= _SIZES
+        used = leaves_of(output) & self._unknown.keys() if self._unknown and torch.is_grad_enabled() else set()
+        if not (is_new or used):
+            return
+        self._sizes.add(sizes)
+        try:
+            call = self._arguments(self._network_of(module), args, kwargs)
+            call.acting(self.action).check(call.x)
+        except ValueError:  # the group does not act on what it is called with here
+            return
+        if used:
+            self._learn(module, call, [self._unknown[each] for each in used])
+            return
+        with _not_logging(module):
+            broken = self.symmetry.verify(call)
+        if broken is not None:
+            self._warn_of(
+                f"the network is not invariant under {self.action!r} when it is called with {call.in_words()}, though "
+                f"it is for the sizes that came first: {broken}."
+            )
+
+    def _arguments(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        arguments = locate_in_call(args, kwargs, self.input, self.action, positional_names(network))
+        return arguments.joined(self.action)
+
+    def _learn(self, module: LightningModule, call: Arguments, names: Sequence[str]) -> None:
+        """Takes in a branch of the network that a step is the first to go through."""
+        assert self.symmetry is not None
+        network = self._network_of(module)
+        symmetry = self.symmetry.extended(call)
+        if not self.symmetry.moves_as(symmetry):
+            self._warn_of(
+                f"the step that is the first to use {in_list(sorted(names))} leaves the weights that were trained "
+                "before fewer or other fields, and what these had learned is lost in part: give a list of calls that "
+                "use all weights as `example=`."
+            )
+            self._late += list(symmetry.parameters())
+        _refuse_frozen(symmetry)
+        known = {name for name, _ in self.symmetry.named_parameters()}
+        self._late += [each for name, each in symmetry.named_parameters() if name not in known]
+        self._found_late = True
+        self._keep(symmetry, network)
+
+    def _project_late(self, trainer: Trainer) -> None:
+        """Starts from invariant weights in a branch that a step was the first to use; after its backward.
+
+        Raises:
+            ValueError: if other processes have found what this one has not: their weights would be others.
+        """
+        if self.symmetry is None:
+            return
+        if trainer.world_size > 1 and (self._unknown or self._found_late):
+            device = trainer.strategy.root_device
+            names = ",".join(sorted(name for name, _ in self.symmetry.named_parameters()))
+            own = torch.tensor([zlib.crc32(names.encode())], device=device)
+            largest = trainer.strategy.reduce(torch.cat([own, -own]), reduce_op="max")
+            if bool(largest[0] != -largest[1]):
+                raise ValueError(
+                    f"{_NAME}: expected all processes to go through the same parts of the network in their first step, "
+                    "but some use parameters that others do not: give a list of calls that use all weights as "
+                    "`example=`."
+                )
+        self._found_late = False
+        late, self._late = self._late, []
+        if late and self._schedule is None:
+            self.symmetry.project_(keep_norms=True, among=late)
+            _project_states(self.symmetry, trainer.optimizers)
 
     # The steps --------------------------------------------------------------------------------------------------------
 
@@ -348,30 +466,33 @@ class InvariantWeights(NetworkCallback):
         members = {id(each) for group in optimizer.param_groups for each in group["params"]}
         return [each for each in self.symmetry.parameters() if id(each) in members]
 
-    def _project_gradients(self, optimizer: Optimizer) -> None:
+    def _project_gradients(self, trainer: Trainer, optimizer: Optimizer) -> None:
+        self._project_late(trainer)
         if self._schedule is None and self.symmetry is not None:
             with errors_of(_NAME):
                 self.symmetry.project_gradients_(self._owned(optimizer))
 
-    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _before_step(
+        self, trainer: Trainer, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
-            self._project_once(optimizer)
+            self._project_once(trainer, optimizer)
             return None
 
         def run() -> Any:
             output = closure()
-            self._project_once(optimizer)
+            self._project_once(trainer, optimizer)
             return output
 
         return args[:1], {**kwargs, "closure": run}
 
-    def _project_once(self, optimizer: Optimizer) -> None:
+    def _project_once(self, trainer: Trainer, optimizer: Optimizer) -> None:
         """Projects gradients that came by another way than Lightning's."""
         if id(optimizer) in self._projected:
             self._projected.discard(id(optimizer))
         else:
-            self._project_gradients(optimizer)
+            self._project_gradients(trainer, optimizer)
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         owned = self._owned(optimizer)
@@ -386,6 +507,20 @@ class InvariantWeights(NetworkCallback):
         with errors_of(_NAME):
             self._present = float(strength)
             self.symmetry.merge_(self._present, owned)
+
+    def _verify(self, module: LightningModule) -> None:
+        """Says so once where the network is not invariant, though its weights are."""
+        if self.symmetry is None or not self._is_invariant or self._broken:
+            return
+        with _not_logging(module):
+            broken = self.symmetry.verify()
+        if broken is not None:
+            self._broken = True
+            self._warn_of(
+                f"the network is not invariant under {self.action!r} any more, with weights that are: {broken}. "
+                "Something besides its parameters and the running statistics of its normalisations has changed in "
+                "training (a buffer that the network writes to, say), and is not the same in all poses."
+            )
 
     def _project(self) -> None:
         """Takes off what rounding has done to invariant weights."""
@@ -403,59 +538,143 @@ class InvariantWeights(NetworkCallback):
 
 
 class _Keeper(Injector):
-    """Looks at the network's first call of a training, just before it is made."""
+    """Looks at the network's calls: at the first one of a training just before it is made, at the others after."""
 
     name = _NAME
-    steps = ("training_step",)
+    steps = ("training_step", "validation_step")
 
     def __init__(self, callback: InvariantWeights) -> None:
         self.callback = callback
         self._stack = ExitStack()
-        self._seen: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._running = False
 
     def before_step(self, module: LightningModule, args: tuple[Any, ...]) -> tuple[Any, ...]:
         callback = self.callback
-        if not callback._active or callback._looked:
+        if not callback._active:
             return args
+        training = bool(module.trainer.training)
         if is_compiled(module):  # no call can be seen
-            located = locate_in_batch(args[0] if args else None, callback.input, callback.action)
-            if callback.symmetry is None:
-                callback._begin(module, Arguments.positional(located.inputs).joined(callback.action))
+            if callback.symmetry is None and training:
+                located = locate_in_batch(args[0] if args else None, callback.input, callback.action)
+                callback._begin(module, [Arguments.positional(located.inputs).joined(callback.action)])
             callback._looked = True
+            return args
+        if callback.symmetry is None and not training:
             return args
         network = callback._network_of(module)
 
         def look(original: Callable[..., Any], whole: bool, *given: Any, **named: Any) -> Any:
-            if self._seen is None:
-                self._seen = (given, named)  # what is run to find the symmetry is seen too
+            # What is run to find the symmetry is seen too, and so is what gradient checkpointing repeats.
+            if self._running or torch._C._current_graph_task_id() != -1:
+                return original(*given, **named)
+            self._running = True
+            try:
                 if callback.symmetry is None:
                     with errors_of(_NAME):
-                        callback._begin(module, self._arguments(network, given, named))
-            return original(*given, **named)
+                        callback._begin(module, [callback._arguments(network, given, named)])
+                if training:
+                    self._seen.append((given, named))
+                output = original(*given, **named)
+                with errors_of(_NAME):
+                    callback._see(module, given, named, output)
+                return output
+            finally:
+                self._running = False
 
         self._stack.enter_context(intercepted(network, look))
         return args
 
     def after_step(self, module: LightningModule, args: tuple[Any, ...], output: Any, log: CallLog | None) -> Any:
         callback = self.callback
-        if callback._active and callback.symmetry is None:
+        if not callback._active or not module.trainer.training:
+            return output
+        if callback.symmetry is None:
             if output is None and module.automatic_optimization:  # a batch that is skipped
                 return output
             raise ValueError(f"Expected {callback._without_call(module)}")
-        if self._seen is not None:
-            callback._call = CallOfBatch.found(args[0] if args else None, *self._seen)
-            self._seen = None
+        if self._seen:
+            made = [CallOfBatch.found(args[0] if args else None, *each) for each in self._seen]
+            found = [each for each in made if each is not None]
+            calls = found if len(found) == len(made) else None
+            if not callback._looked:
+                callback._calls = calls
+            elif not _is_same(calls, callback._calls):  # steps differ
+                callback._calls = None
+            self._seen = []
             callback._looked = True
         return output
 
     def leave_step(self, module: LightningModule) -> None:
         self._stack.close()
-        self._seen = None
+        self._seen = []
 
-    def _arguments(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        action = self.callback.action
-        arguments = locate_in_call(args, kwargs, self.callback.input, action, positional_names(network))
-        return arguments.joined(action)
+
+def _sizes_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The sizes of a call's tensors, but for the number of samples."""
+    return tuple((path, tuple(tensor.shape[1:])) for path, tensor in walk({"args": args, "kwargs": kwargs}))
+
+
+def _is_same(made: Any, before: Any) -> bool:
+    try:
+        return bool(made == before)
+    except Exception:  # arguments of the user's own, which may not like to be compared
+        return False
+
+
+@contextmanager
+def _not_logging(module: LightningModule) -> Iterator[None]:
+    """What a forward logs in the block is not logged: it is no step's, and there are hooks where that is an error."""
+    shadowed = {name: module.__dict__.get(name) for name in ("log", "log_dict")}
+    module.__dict__.update(dict.fromkeys(shadowed, _do_nothing))
+    try:
+        yield
+    finally:
+        for name, value in shadowed.items():
+            if value is None:
+                del module.__dict__[name]
+            else:
+                module.__dict__[name] = value
+
+
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+class _RampOverBatches:
+    """The ramp of a merge under manual optimisation, where optimisers may step in some batches, or several in one.
+
+    It goes by the batches, or by the optimisers' steps if it is these that end the training.
+
+    Args:
+        trainer: whose training it is.
+        began: how many batches and steps were over when the ramp began.
+    """
+
+    def __init__(self, trainer: Trainer, began: tuple[int, int]) -> None:
+        self._trainer = trainer
+        self._began = began
+        whole = (trainer.num_training_batches * (trainer.max_epochs or -1), trainer.max_steps)
+        self._ramps = [
+            WeightRamp(0.0, 1.0, steps=max(1, int(_MERGED_BY * (all_of_them - before))))
+            if 0 < all_of_them < float("inf")
+            else None
+            for all_of_them, before in zip(whole, began, strict=True)
+        ]
+
+    def __call__(self, step: int) -> float:
+        batches, steps = progress_of(self._trainer)
+        done = (batches, steps + 1)  # this step is not counted yet, its batch is
+        return max(
+            ramp(now - before)
+            for ramp, now, before in zip(self._ramps, done, self._began, strict=True)
+            if ramp is not None
+        )
+
+
+def progress_of(trainer: Trainer) -> tuple[int, int]:
+    """How many batches of a training have begun, and how many steps of its optimisers are over."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.ready, trainer.global_step
 
 
 def _constant(value: float, step: int) -> float:
@@ -475,11 +694,10 @@ def _refuse_frozen(symmetry: WeightSymmetry) -> None:
     frozen = [name for name, parameter in symmetry.named_parameters() if not parameter.requires_grad]
     moved = [name for name in frozen if symmetry.asymmetry_of(name) > _DRIFT]
     if moved:
-        listed = ", ".join(repr(name) for name in moved[:4]) + (", ..." if len(moved) > 4 else "")
         raise ValueError(
-            f"Expected frozen parameters to be invariant but {listed} are not, and are not to be changed: train them "
-            "too (mode='merge' keeps what a trained network has learned), or make them invariant before they are "
-            "frozen, with `symmetrize(...).project_()`."
+            f"Expected frozen parameters to be invariant but {in_list(moved)} are not, and are not to be changed: "
+            "train them too (mode='merge' keeps what a trained network has learned), or make them invariant before "
+            "they are frozen, with `symmetrize(...).project_()`."
         )
 
 

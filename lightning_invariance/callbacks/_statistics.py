@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from typing import Any
@@ -54,8 +55,10 @@ class CallOfBatch:
 #: After so many times 1 / momentum batches running statistics are those of the data.
 _SETTLED = 3.0
 
+_LEFT = "the running statistics of batch normalisation are the projected ones of the last steps; they could not be"
+
 #: Why statistics are left as they were.
-_OTHERS = "estimated anew, as what the network sees in a step has other statistics than what the loaders give it"
+_OTHERS = "as what the network sees in a step has other statistics than what the loaders give it"
 
 
 def _buffers(norm: nn.Module) -> tuple[Any, ...]:
@@ -80,7 +83,7 @@ def estimate_statistics(
     module: LightningModule,
     network: nn.Module,
     symmetry: WeightSymmetry,
-    call: CallOfBatch | None,
+    calls: Sequence[CallOfBatch] | None,
     most: int,
 ) -> str | None:
     """Estimates the running statistics of a network's batch normalisations anew, by a pass over the training data.
@@ -90,7 +93,7 @@ def estimate_statistics(
         module: the user's module.
         network: the network.
         symmetry: the symmetry of its weights; the statistics are made invariant.
-        call: how a step calls the network.
+        calls: how a step calls the network; None if that is not known.
         most: how many batches are looked at, at the most.
 
     Returns:
@@ -104,11 +107,8 @@ def estimate_statistics(
     if not norms:
         return None
     loader: Any = trainer.fit_loop._combined_loader
-    if call is None or loader is None:
-        return (
-            "the running statistics of batch normalisation are the projected ones of the last steps; they could not be "
-            "estimated anew, as the step makes the network's input of the batch"
-        )
+    if calls is None or loader is None:
+        return f"{_LEFT} estimated anew, as steps make the network's input of the batch, or call it in different ways"
     modes = [(each, each.training) for each in network.modules()]
     momenta = [each.momentum for each in norms]
     batches = 0
@@ -126,26 +126,26 @@ def estimate_statistics(
                     trainer.precision_plugin.convert_input(batch), dataloader_idx=0
                 )
                 moved = trainer.strategy.batch_to_device(moved, module.device)
-                args, kwargs = call.of(moved)
-                with trainer.precision_plugin.forward_context():
-                    network(*args, **kwargs)
+                for call in calls:
+                    args, kwargs = call.of(moved)
+                    with trainer.precision_plugin.forward_context():
+                        network(*args, **kwargs)
                 batches += 1
         finally:
             for each, training in modes:
                 each.training = training
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-    counts = torch.tensor(batches, device=module.device)
-    fewest = int(trainer.strategy.reduce(counts.float(), reduce_op="min")) if trainer.world_size > 1 else batches
-    settled = most * (0.1 if momenta[0] is None else momenta[0]) >= _SETTLED
-    if not fewest or (settled and _are_others(norms[0], before[0])):
+    settled = most * len(calls) * (0.1 if momenta[0] is None else momenta[0]) >= _SETTLED
+    fewest, others = batches, batches > 0 and settled and _are_others(norms[0], before[0])
+    if trainer.world_size > 1:  # all processes have to decide alike
+        own = torch.tensor([batches, -int(others)], device=module.device)
+        fewest, others = trainer.strategy.reduce(own, reduce_op="min").tolist()
+    if not fewest or others:
         for norm, values in zip(norms, before, strict=True):
             for each, value in zip(_buffers(norm), values, strict=True):
                 each.copy_(value)
-        return (
-            "the running statistics of batch normalisation are the projected ones of the last steps; they could not be "
-            + ("estimated anew, as the training data can be read once only" if not fewest else _OTHERS)
-        )
+        return f"{_LEFT} estimated anew, " + (_OTHERS if fewest else "as the training data can be read once only")
     for norm in norms:
         for statistic in (norm.running_mean, norm.running_var):
             assert statistic is not None

@@ -8,7 +8,7 @@ that stays.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -63,15 +63,16 @@ def _quotients(cayley: Tensor, inverse: Tensor) -> dict[int, Tensor]:
     """For each number of cosets the field that moves most: of the subgroups of this index, the least normal one."""
     order = len(cayley)
     best: dict[int, tuple[int, Tensor]] = {}
-    for pair in combinations_with_replacement(range(order), 2):
-        subgroup = _generated(cayley, pair)
-        cosets = sorted({tuple(sorted(cayley[g, list(subgroup)].tolist())) for g in range(order)})
-        where = {member: number for number, coset in enumerate(cosets) for member in coset}
+    for subgroup in _subgroups(cayley.tolist()):
+        members = torch.tensor(sorted(subgroup))
+        first = cayley[:, members].amin(dim=1)  # a coset g H is known by its least member
+        representatives, where = first.unique(return_inverse=True)
         # (g v)[c] = v[g^-1 c]
-        table = torch.tensor([[where[int(cayley[inverse[g], coset[0]])] for coset in cosets] for g in range(order)])
-        different = len({tuple(row) for row in table.tolist()})
-        if len(cosets) not in best or different > best[len(cosets)][0]:
-            best[len(cosets)] = (different, table)
+        table = where[cayley[inverse][:, representatives]]
+        different = len(table.unique(dim=0))
+        cosets = len(representatives)
+        if cosets not in best or different > best[cosets][0]:
+            best[cosets] = (different, table)
     regular = cayley[inverse]  # in the order of the elements, not of cosets
     tables = {size: table for size, (_, table) in best.items()}
     tables[order] = regular
@@ -79,14 +80,25 @@ def _quotients(cayley: Tensor, inverse: Tensor) -> dict[int, Tensor]:
     return tables
 
 
-def _generated(cayley: Tensor, generators: tuple[int, ...]) -> tuple[int, ...]:
+def _subgroups(cayley: list[list[int]]) -> list[frozenset[int]]:
+    """The subgroups that one or two elements generate, in an order that depends on the group alone."""
+    cyclic = dict.fromkeys(_generated(cayley, (element,)) for element in range(len(cayley)))
+    generators = {subgroup: min(g for g in subgroup if _generated(cayley, (g,)) == subgroup) for subgroup in cyclic}
+    found = dict(cyclic)
+    for one, other in combinations(cyclic, 2):
+        if not (one <= other or other <= one):
+            found.setdefault(_generated(cayley, (generators[one], generators[other])))
+    return list(found)
+
+
+def _generated(cayley: list[list[int]], generators: tuple[int, ...]) -> frozenset[int]:
     members = {0}
     front = [0]
     while front:
         element = front.pop()
         for generator in generators:
-            product = int(cayley[element, generator])
+            product = cayley[element][generator]
             if product not in members:
                 members.add(product)
                 front.append(product)
-    return tuple(sorted(members))
+    return frozenset(members)

@@ -75,6 +75,7 @@ def slide(
     padding: Sequence[int],
     dilation: Sequence[int],
     what: str,
+    grid: bool = True,
 ) -> tuple[list[Dim], list[Dim]]:
     """A window that slides over a grid: the dimensions of what it gives, and of the window itself.
 
@@ -87,6 +88,7 @@ def slide(
         padding: how much is added at both ends.
         dilation: the distance of the places in it.
         what: the layer, for messages.
+        grid: whether dimensions of which nothing is known may be those of a grid.
 
     Raises:
         Refusal: if a moved grid does not give the same, moved.
@@ -98,23 +100,42 @@ def slide(
         zip(dims, sizes, kernel, stride, padding, dilation, strict=True), start=-len(dims)
     ):
         if (k, s, p) == (1, 1, 0):
+            for each in resolve(dim):
+                if isinstance(each, Places):
+                    _check_alike(trace, options, each.axis, (1, 1, 0, 1))
             out.append(dim)
             window.append(())
             continue
-        take_for_grid(trace, dim, place)
+        if grid:
+            take_for_grid(trace, dim, place)
         factor = only_factor(trace, dim, "it slides")
         if isinstance(factor, Places):
             _check_slide(trace, factor, size, (k, s, p, d), f"{what} with {k} wide windows, stride {s}, padding {p}")
-            if options.setdefault(factor.axis, (k, s, p, d)) != (k, s, p, d) or any(
-                options.get(axis, (k, s, p, d)) != (k, s, p, d) for axis in trace.group.partners[factor.axis]
-            ):
-                raise Refusal("its windows, steps or padding differ along axes that the group exchanges")
+            _check_alike(trace, options, factor.axis, (k, s, p, d if k > 1 else 1))
             out.append(() if size == 1 else (Places(factor.axis, size, factor.shifts),))
             window.append(() if k == 1 else (Places(factor.axis, k, False),))
         else:
             out.append(trivial(size))
             window.append(trivial(k))
     return out, window
+
+
+def _check_alike(
+    trace: Trace, options: dict[int, tuple[int, int, int, int]], axis: int, own: tuple[int, int, int, int]
+) -> None:
+    """Raises a `Refusal` where a window is another one along an axis that the group exchanges this one with."""
+    options.setdefault(axis, own)
+    if any(options.get(other, own) != own for other in (axis, *trace.group.partners[axis])):
+        raise Refusal("its windows, steps or padding differ along axes that the group exchanges")
+
+
+def may_be_grid(trace: Trace, x: Tensor, rank: int) -> bool:
+    """Whether the last dimensions of a tensor, of which nothing is known, can be what a decoder makes of its latents.
+
+    They are not where the grid has more dimensions than the window, or where there is a single channel: convolutions
+    over channels (ECA) put these in place of a signal's steps.
+    """
+    return len(trace.group.dims) <= rank and x.shape[1] > 1
 
 
 def take_for_grid(trace: Trace, dim: Dim, place: int) -> None:
@@ -174,12 +195,13 @@ def _(
     batch, depth, *space = trace.of(input)
     first, second, *taps = trace.of(weight)
     rank = len(space)
+    grid = may_be_grid(trace, input, rank)
     stride, padding, dilation = (for_each(each, rank) for each in (stride, padding, dilation))
     if transposed:
-        out, window = _spread(trace, space, output, weight, stride, padding, dilation, output_padding)
+        out, window = _spread(trace, space, output, weight, stride, padding, dilation, output_padding, grid)
     else:
         what = f"a {'×'.join(str(each) for each in weight.shape[2:])} convolution"
-        out, window = slide(trace, space, output.shape[2:], weight.shape[2:], stride, padding, dilation, what)
+        out, window = slide(trace, space, output.shape[2:], weight.shape[2:], stride, padding, dilation, what, grid)
     for tap, found in zip(taps, window, strict=True):
         trace.solver.equate(tap, found)
     if transposed:
@@ -224,13 +246,15 @@ def _spread(
     padding: Sequence[int],
     dilation: Sequence[int],
     output_padding: Sequence[int],
+    grid: bool,
 ) -> tuple[list[Dim], list[Dim]]:
     """The spatial dimensions of a transposed convolution, and of its kernel."""
     out: list[Dim] = []
     window: list[Dim] = []
     for axis, dim in enumerate(space):
         size, k = output.shape[2 + axis], weight.shape[2 + axis]
-        take_for_grid(trace, dim, axis - len(space))
+        if grid:
+            take_for_grid(trace, dim, axis - len(space))
         factor = only_factor(trace, dim, "it slides")
         if not isinstance(factor, Places):
             if isinstance(factor, Trivial) or k > 1 or size > 1:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_invariance.symmetry._factors import (
+    Channels,
     Dim,
     Dims,
     Joined,
@@ -326,11 +327,14 @@ def _rows_of(trace: Trace, rows: Dim, indices: Tensor) -> Dims:
 @register_rule("aten.flip", "aten.roll")
 def _(trace: Trace, output: Tensor, self: Tensor, dims: Sequence[int], shifts: Any = None) -> Dims:
     given = list(trace.of(self))
+    axes = {each.axis for dim in dims for each in resolve(given[dim]) if isinstance(each, Places)}
     for dim in dims:
         for factor in resolve(given[dim]):
             if isinstance(factor, Places):
                 group = trace.group
-                apart = len(group.partners[factor.axis]) == 1
+                partners = group.partners[factor.axis]
+                # Of axes that are exchanged, flipping all is a half turn, which commutes with turns and flips.
+                apart = axes.issuperset(partners) if shifts is None else len(partners) == 1
                 allowed = not group.shifts(factor.axis) if shifts is None else not group.flips(factor.axis)
                 if apart and allowed:
                     continue
@@ -540,11 +544,13 @@ def _resampled(trace: Trace, given: Tensor, output: Tensor, smooth: bool) -> Dim
 
 
 def only_factor(trace: Trace, dim: Dim, what: str) -> Trivial | Places | None:
-    """A spatial dimension's factor; None where it is of size 1.
+    """A spatial dimension's factor; None where it is of size 1. Channels that stand in its place become trivial.
 
     Raises:
         Refusal: if it has several, or is not spatial.
     """
+    if all(isinstance(factor, Channels) for factor in resolve(dim)):
+        trace.solver.settle(dim)
     factors = resolve(dim)
     if not factors:
         return None

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_invariance._containers import describe_value
 from lightning_invariance.symmetry import _rules
-from lightning_invariance.symmetry._factors import Dims, Refusal, Solver, channels
+from lightning_invariance.symmetry._factors import Dim, Dims, Refusal, Solver, channels
 
 
 @dataclass
@@ -68,6 +68,8 @@ class Trace:
         self.partial: dict[int, str] = {}  # those of them that were summed over the other, and how
         self.steps: list[Step] = []
         self.place = _ModuleStack(network)
+        self._fixed: set[int] = set()  # tensors that are made of parameters and constants alone
+        self._put_off: dict[int, tuple[Dim, Dim]] = {}  # what is to be equal if a tensor is used
         self._dims: dict[int, Dims | None] = {}
         self._kept: list[Tensor] = []  # so that no other tensor gets the number of one that is gone
         self._names: dict[int, str] = {}
@@ -112,6 +114,38 @@ class Trace:
     def is_constant(self, tensor: Tensor) -> bool:
         """Whether a tensor depends neither on the input nor on parameters."""
         return id(tensor) not in self._dims or id(tensor) in self.constants
+
+    def is_fixed(self, tensor: Tensor) -> bool:
+        """Whether a tensor does not depend on the input."""
+        return id(tensor) in self.weights or id(tensor) in self._fixed or self.is_constant(tensor)
+
+    def fix(self, tensors: Sequence[Tensor]) -> None:
+        """Notes that tensors do not depend on the input."""
+        self._fixed.update(id(tensor) for tensor in tensors)
+
+    def is_of_power_iteration(self, name: str, tensors: Sequence[Tensor], output: Tensor) -> bool:
+        """Whether an operation is part of spectral normalisation, σ = uᵀ W v with vectors that the network holds.
+
+        σ is one number for all inputs, whatever u and v are: they need not move as W does. So what W v asks for is put
+        off until it is used for something else.
+        """
+        operation = name.split(".")[1]
+        if operation == "mv" and self.is_constant(tensors[1]) and not self.is_constant(tensors[0]):
+            matrix, vector = self.of(tensors[0]), self.of(tensors[1])
+            self._put_off[id(output)] = (matrix[1], vector[0])
+            self.know(output, matrix[:1])
+            return True
+        if operation in ("dot", "vdot") and any(id(tensor) in self._put_off for tensor in tensors):
+            self.know(output, ())
+            return True
+        return False
+
+    def catch_up(self, tensors: Sequence[Tensor]) -> None:
+        """Makes equal what was put off for these tensors."""
+        for tensor in tensors:
+            pair = self._put_off.pop(id(tensor), None)
+            if pair is not None:
+                self.solver.equate(*pair)
 
     def _add_statistic(self, name: str, buffer: Tensor | None) -> None:
         if buffer is not None:
@@ -326,6 +360,11 @@ def listen_to(trace: Trace) -> Callable[[str, Any, dict[str, Any], Sequence[Tens
         if all(trace.is_constant(tensor) for tensor in tensors):
             trace.record_constant(name, output)
             return
+        if all(trace.is_fixed(tensor) for tensor in tensors):
+            trace.fix(outputs)
+            if trace.is_of_power_iteration(name, tensors, outputs[0]):
+                return
+        trace.catch_up(tensors)
         rule = _rules.rule_for(name, function)
         if rule is None:
             given = ", ".join(describe_value(tensor) for tensor in tensors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._checks import check_number, format_sizes
-from lightning_invariance._containers import describe_value
+from lightning_invariance._containers import describe_value, map_tensors
 from lightning_invariance._isolation import undisturbed
 from lightning_invariance._locate import (
     InputSpec,
@@ -148,7 +148,7 @@ class WeightSymmetry:
         network: nn.Module,
         action: Action,
         trace: Trace,
-        arguments: Arguments,
+        calls: Sequence[Arguments],
         motion: OutputMotion,
         reader: OutputReader,
         tolerance: float,
@@ -158,9 +158,9 @@ class WeightSymmetry:
         self.tolerance = tolerance
         self._solver = trace.solver
         self._known = [weight for weight in trace.weights.values() if weight.used_by]
-        self._sees_all = trace.sees_all
+        self._sees_all_outputs = trace.sees_all
         self._unused = [weight.name for weight in trace.weights.values() if not weight.used_by]
-        self._arguments = arguments
+        self._calls = tuple(calls)
         self._motion = motion
         self._reader = reader
         self._statistics: Projection | None = None
@@ -183,14 +183,15 @@ class WeightSymmetry:
         return (weight.tensor for weight in self._weights if isinstance(weight.tensor, nn.Parameter))
 
     @torch.no_grad()
-    def project_(self, *, keep_norms: bool = False) -> None:
+    def project_(self, *, keep_norms: bool = False, among: Iterable[nn.Parameter] | None = None) -> None:
         r"""Makes the weights invariant, :math:`w \leftarrow P w`, with the statistics of normalisations.
 
         Args:
             keep_norms: whether each parameter is scaled to the norm that it had: a mean over the group of random
                 numbers is smaller than they are, so that a network is to be started so.
+            among: the parameters that are meant; all if None.
         """
-        for weight in self._weights:
+        for weight in self._among(among):
             projection = self._of(weight)
             if projection.is_identity:
                 continue
@@ -249,21 +250,39 @@ class WeightSymmetry:
         for channels, filters in self._hidden():
             fields = self._solver.kinds.of(channels.size)
             order = self._matched(filters, fields.count(len(self._solver.group)))
-            for weight in self._weights:
-                if _holds(weight.dims, channels):
-                    index = self._solver.rearrangement(weight.dims, channels, order).to(weight.tensor.device)
-                    weight.tensor.detach().copy_(weight.tensor.flatten()[index].view(weight.tensor.shape))
+            holding = [weight for weight in self._weights if _holds(weight.dims, channels)]
+            before = sum(map(self._apart, holding))
+            self._rearrange(holding, channels, order)
+            if sum(map(self._apart, holding)) > before:  # what was nearer for the filters was not so for the rest
+                self._rearrange(holding, channels, order.argsort())
+
+    def _rearrange(self, weights: Iterable[Weight], channels: Channels, order: Tensor) -> None:
+        for weight in weights:
+            index = self._solver.rearrangement(weight.dims, channels, order).to(weight.tensor.device)
+            weight.tensor.detach().copy_(weight.tensor.flatten()[index].view(weight.tensor.shape))
+
+    def _apart(self, weight: Weight) -> float:
+        """The squared distance of a parameter from the invariant ones."""
+        if weight.is_statistic:
+            return 0.0
+        given = weight.tensor.detach()
+        return float((given - self._of(weight).mean(given)).double().square().sum())
 
     def _hidden(self) -> Iterator[tuple[Channels, Weight]]:
-        """Hidden channels in the order of the network, each with the weight whose rows make them."""
-        seen: set[int] = set()
+        """Hidden channels in the order of the network, each with the weight whose rows make them.
+
+        Of several (weight normalisation has a norm for each row besides) it is the largest.
+        """
+        makers: dict[int, tuple[Channels, Weight]] = {}
         for weight in self._weights:
             rows = resolve(weight.dims[0]) if weight.tensor.ndim > 1 else ()
-            if len(rows) != 1 or not isinstance(rows[0], Channels) or rows[0].still or id(rows[0]) in seen:
+            if len(rows) != 1 or not isinstance(rows[0], Channels) or rows[0].still or _holds(weight.dims[1:], rows[0]):
                 continue
-            seen.add(id(rows[0]))
-            if not _holds(weight.dims[1:], rows[0]):
-                yield rows[0], weight
+            known = makers.setdefault(id(rows[0]), (rows[0], weight))
+            norms = known[1].tensor.numel() == known[1].tensor.shape[0]
+            if norms and weight.tensor.numel() > known[1].tensor.numel():
+                makers[id(rows[0])] = (rows[0], weight)
+        yield from makers.values()
 
     def _matched(self, filters: Weight, fields: int) -> Tensor:
         """The order of the rows of a weight: fields of the strongest row left and those nearest to it, moved."""
@@ -295,12 +314,9 @@ class WeightSymmetry:
     @torch.no_grad()
     def asymmetry(self) -> float:
         r"""How far the parameters are from the invariant ones: :math:`\|w - P w\| / \|w\|`, from 0 to 1."""
-        apart, whole = 0.0, 0.0
-        for weight in self._weights:
-            if not weight.is_statistic:
-                given = weight.tensor.detach()
-                apart += float((given - self._of(weight).mean(given)).double().square().sum())
-                whole += float(given.double().square().sum())
+        weights = [weight for weight in self._weights if not weight.is_statistic]
+        apart = sum(map(self._apart, weights))
+        whole = sum(float(weight.tensor.detach().double().square().sum()) for weight in weights)
         return (apart / whole) ** 0.5 if whole else 0.0
 
     def report(self) -> WeightReport:
@@ -323,15 +339,16 @@ class WeightSymmetry:
         r"""Whether the network, as it is, is invariant on a batch; where not, the first place that breaks.
 
         Args:
-            x: what the network is called with, as the example of `symmetrize`; that example if None.
+            x: what the network is called with, as an example of `symmetrize`; those examples if None.
 
         Returns:
             None if :math:`f(gx)` is :math:`f(x)` to `tolerance`, relative to its size, for every element.
         """
-        arguments = self._arguments
+        calls = self._calls
         if x is not None:
-            arguments = call_of(x, self._input_spec, self.action, self.network).first(_SAMPLES)
-        return self._check(arguments, {})
+            calls = (call_of(x, self._input_spec, self.action, self.network).first(_SAMPLES),)
+        broken = (self._check(call, {}, call) for call in calls)
+        return next((each for each in broken if each is not None), None)
 
     # What the callback needs ----------------------------------------------------------------------------------------
 
@@ -368,9 +385,14 @@ class WeightSymmetry:
         return all(self._of(weight).is_identity for weight in self._weights)
 
     @property
+    def sees_all_outputs(self) -> bool:
+        """Whether the network has no outputs but those that are made invariant."""
+        return self._sees_all_outputs
+
+    @property
     def sees_all(self) -> bool:
         """Whether every parameter and every output of the network had a part in what was found."""
-        return self._sees_all and not self._unused
+        return self._sees_all_outputs and not self._unused
 
     @property
     def unused(self) -> list[str]:
@@ -441,21 +463,51 @@ class WeightSymmetry:
                 self._projections[name].mean_(copies[name])
         return copies
 
-    def verify(self) -> Break | None:
-        """`check` of the network as it will be: with invariant weights, in double precision where it can run so."""
-        arguments = self._arguments
+    def extended(self, call: Arguments) -> WeightSymmetry:
+        """The symmetry of the same network when it is called in this way too.
+
+        Raises:
+            ValueError: if a layer stands in the way.
+        """
+        calls = [*self._calls, first_of(call)]
+        other = symmetry_of(self.network, self.action, calls, self._motion, self._reader, self.tolerance)
+        other._input_spec = self._input_spec
+        return other
+
+    def moves_as(self, other: WeightSymmetry) -> bool:
+        """Whether each weight that both know moves alike in both."""
+        own = {weight.name: _key(weight.dims) for weight in self._known}
+        theirs = {weight.name: _key(weight.dims) for weight in other._known}
+        return all(key == theirs[name] for name, key in own.items() if name in theirs)
+
+    def verify(self, call: Arguments | None = None) -> Break | None:
+        """`check` of the network as it will be: with invariant weights, in double precision where it can run so.
+
+        Args:
+            call: what it is called with; the examples if None.
+        """
+        broken = (self._verify(each) for each in (self._calls if call is None else (first_of(call),)))
+        return next((each for each in broken if each is not None), None)
+
+    def _verify(self, call: Arguments) -> Break | None:
         try:
-            return self._check(_in_precision(arguments, torch.float64), self.invariant_weights(torch.float64))
+            return self._check(_in_precision(call, torch.float64), self.invariant_weights(torch.float64), call)
         except (RuntimeError, TypeError):  # a network, or a device, that is bound to one precision
             dtype = next((each.dtype for each in self.parameters()), torch.float32)
-            return self._check(arguments, self.invariant_weights(dtype))
+            return self._check(call, self.invariant_weights(dtype), call)
 
     @torch.no_grad()
-    def _check(self, arguments: Arguments, weights: Mapping[str, Tensor]) -> Break | None:
+    def _check(self, arguments: Arguments, weights: Mapping[str, Tensor], given: Arguments) -> Break | None:
+        """Whether f(gx) = f(x) with these weights; `given` is the call in the network's own precision."""
         acting = arguments.acting(self.action)
         x = arguments.x
         acting.check(x)
         base = self._run(arguments, x, weights)
+        if not base.isfinite().all():
+            raise ValueError(
+                "Expected finite outputs, to see whether they are invariant, but got NaN or infinite ones for "
+                f"{arguments.in_words()}."
+            )
         move = self._motion.on(
             self.action, x if arguments.joint is None else arguments.inputs[0], base, self._reader.packed()
         )
@@ -470,7 +522,7 @@ class WeightSymmetry:
                 worst, deviation = element, apart
         if deviation <= tolerance:
             return None
-        place = self._first_break(arguments, acting, worst, weights, tolerance)
+        place = self._first_break(arguments, acting, worst, weights, tolerance, given)
         return Break(self.action.labels[worst], deviation, place)
 
     def _run(
@@ -485,12 +537,19 @@ class WeightSymmetry:
             return self._reader.read(output, len(arguments.inputs[0]))
 
     def _first_break(
-        self, arguments: Arguments, acting: Any, element: int, weights: Mapping[str, Tensor], tolerance: float
+        self,
+        arguments: Arguments,
+        acting: Any,
+        element: int,
+        weights: Mapping[str, Tensor],
+        tolerance: float,
+        given: Arguments,
     ) -> str | None:
         """The first operation whose output does not move as it should."""
-        own = self._arguments if weights else arguments  # in the precision of the network as it is
-        trace = trace_of(self.network, self._solver, own, self._reader)
-        solve_output(trace, self._motion, self.action, own.inputs[0])
+        try:
+            trace = trace_of(self.network, self._solver, [given], self._motion, self._reader)
+        except Refusal as refusal:
+            return str(refusal)
         kept: list[tuple[str, list[Tensor]]] = []
 
         def keep(name: str, function: Any, bound: Any, tensors: Any, output: Any) -> None:
@@ -564,13 +623,12 @@ def _key(dims: Dims) -> Any:
 
 
 def _in_precision(arguments: Arguments, dtype: torch.dtype) -> Arguments:
-    from lightning_invariance._containers import map_tensors
+    return _with_tensors(arguments, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
-    def convert(tensor: Tensor) -> Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
-    converted = Arguments(map_tensors(convert, arguments.args), map_tensors(convert, arguments.kwargs), arguments.paths)
-    return converted if arguments.joint is None else converted.joined(arguments.joint.action)
+def _with_tensors(arguments: Arguments, change: Callable[[Tensor], Tensor]) -> Arguments:
+    changed = Arguments(map_tensors(change, arguments.args), map_tensors(change, arguments.kwargs), arguments.paths)
+    return changed if arguments.joint is None else changed.joined(arguments.joint.action)
 
 
 # Making one -----------------------------------------------------------------------------------------------------------
@@ -603,7 +661,8 @@ def symmetrize(
         action: a finite group that moves places exactly: `C4`, `D4`, flips, `CyclicTranslations`, `TimeReversal`, a
             `PermutationAction`, products of these.
         example: what the network is called with: a batch, or a tuple of its positional arguments, or a dict of its
-            keywords. Sizes matter: a layer may fit the group on 32×32 and not on 36×36.
+            keywords; or a list of these, where one call does not use all weights (networks with branches). Sizes
+            matter: a layer may fit the group on 32×32 and not on 36×36.
         input: where these hold the tensor that the group acts on; a list of several that move together; by default the
             only one that it can act on.
         output_action: how the output moves with the input, as in `evaluate_orbit`: None, it stays; ``"same"``, an
@@ -619,6 +678,9 @@ def symmetrize(
     Raises:
         ValueError: if the group is not finite or does not move places exactly, or a layer stands in the way: the
             message names it, and says what to change.
+
+    Warns:
+        UserWarning: if the example does not use all weights, or layers are so narrow that few fields are left.
 
     Example:
         >>> import torch
@@ -646,11 +708,24 @@ def symmetrize(
     check_number("tolerance", tolerance, above=0.0)
     if not isinstance(network, nn.Module):
         raise ValueError(f"Expected `network` to be a module but got {describe_value(network)}.")
-    arguments = call_of(example, input, action, network)
+    calls = calls_of(example, input, action, network)
     motion = OutputMotion(output_action, action)
-    symmetry = symmetry_of(network, action, arguments, motion, OutputReader(logits, motion.names), tolerance)
+    symmetry = symmetry_of(network, action, calls, motion, OutputReader(logits, motion.names), tolerance)
     symmetry._input_spec = input
+    if symmetry.unused:
+        warn(
+            f"The example does not use {in_list(symmetry.unused)}: they are left as they are. Give a list of examples "
+            "that use all of them where the network has branches."
+        )
     return symmetry
+
+
+def calls_of(example: Any, input: InputSpec, action: Action, network: nn.Module) -> list[Arguments]:
+    """The calls that an example, or a list of examples, stands for."""
+    examples = example if isinstance(example, list) else [example]
+    if not examples:
+        raise ValueError("Expected `example` to be what the network is called with, or a list of such, but got [].")
+    return [call_of(each, input, action, network) for each in examples]
 
 
 def call_of(example: Any, input: InputSpec, action: Action, network: nn.Module) -> Arguments:
@@ -664,10 +739,17 @@ def call_of(example: Any, input: InputSpec, action: Action, network: nn.Module) 
     return locate_in_call(args, kwargs, input, action).joined(action)
 
 
+def first_of(call: Arguments) -> Arguments:
+    """A call on copies of a few of its samples, or of all where none can be left out."""
+    first = call.first(_SAMPLES) if call.is_divisible else call
+    with torch.inference_mode(False):
+        return _with_tensors(first, torch.clone)
+
+
 def symmetry_of(
     network: nn.Module,
     action: Action,
-    arguments: Arguments,
+    calls: Sequence[Arguments],
     motion: OutputMotion,
     reader: OutputReader,
     tolerance: float,
@@ -678,20 +760,19 @@ def symmetry_of(
         ValueError: if a layer stands in the way.
     """
     network = getattr(network, "_orig_mod", network)
-    lazy = [name for name, parameter in network.named_parameters() if is_lazy(parameter)]
-    if lazy:
-        raise ValueError(f"Expected parameters that have a size but {lazy[0]!r} has none yet: run the network once.")
-    if arguments.is_divisible:
-        arguments = arguments.first(_SAMPLES)
-    arguments.acting(action).verify(arguments.x)
-    solver = Solver(SpatialGroup(action, arguments.inputs[0]))
+    _check_network(network)
+    calls = [first_of(call) for call in calls]
+    for call in calls:
+        if not len(call.inputs[0]):
+            raise ValueError("Expected at least one sample, to see how the network treats it, but got an empty batch.")
+        call.acting(action).verify(call.x)
+    solver = Solver(SpatialGroup(action, calls[0].inputs[0]))
     try:
-        trace = trace_of(network, solver, arguments, reader)
-        solve_output(trace, motion, action, arguments.inputs[0])
+        trace = trace_of(network, solver, calls, motion, reader)
         _check_constants(trace)
-        symmetry = WeightSymmetry(network, action, trace, arguments, motion, reader, tolerance)
+        symmetry = WeightSymmetry(network, action, trace, calls, motion, reader, tolerance)
     except Refusal as refusal:
-        sizes = _sizes_that_do(network, action, arguments, motion, reader) if refusal.of_size else []
+        sizes = _sizes_that_do(network, action, calls[-1], motion, reader) if refusal.of_size else []
         hint = f" Inputs of {' or '.join(sizes)} would do for the whole network." if sizes else ""
         raise ValueError(
             f"Expected {type(network).__name__} to allow invariant weights under {action!r}, but in {refusal}.{hint}"
@@ -705,6 +786,25 @@ def symmetry_of(
     if few:
         warn(f"Few fields under {action!r}: {'; '.join(few)}.")
     return symmetry
+
+
+def _check_network(network: nn.Module) -> None:
+    """Raises a `ValueError` where nothing can be seen of what a network does, or of its weights."""
+    scripted = [name for name, module in network.named_modules() if isinstance(module, torch.jit.ScriptModule)]
+    if scripted:
+        whose = f"its submodule {scripted[0]!r}" if scripted[0] else "itself"
+        raise ValueError(
+            f"Expected a network of Python code but {whose} is a ScriptModule, whose operations cannot be followed: "
+            "make the weights of the network that it was made of invariant."
+        )
+    lazy = [name for name, parameter in network.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        raise ValueError(f"Expected parameters that have a size but {lazy[0]!r} has none yet: run the network once.")
+
+
+def in_list(names: Sequence[str]) -> str:
+    """The first few of some names."""
+    return ", ".join(repr(name) for name in names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _sizes_that_do(
@@ -728,8 +828,7 @@ def _sizes_that_do(
             args, kwargs = arguments.with_input(x.new_zeros(sizes))
             other = Arguments(args, kwargs, arguments.paths)
             try:
-                trace = trace_of(network, Solver(SpatialGroup(action, other.x)), other, reader)
-                solve_output(trace, motion, action, other.x)
+                trace_of(network, Solver(SpatialGroup(action, other.x)), [other], motion, reader)
             except (ValueError, RuntimeError):
                 continue
             found.append(format_sizes([sizes[dim] for dim in dims]))
@@ -737,19 +836,19 @@ def _sizes_that_do(
     return found
 
 
-def trace_of(network: nn.Module, solver: Solver, arguments: Arguments, reader: OutputReader) -> Trace:
-    """Runs the network and works out how each tensor moves."""
-    with undisturbed(network, arguments.inputs[0].device):
+def trace_of(
+    network: nn.Module, solver: Solver, calls: Sequence[Arguments], motion: OutputMotion, reader: OutputReader
+) -> Trace:
+    """Runs the network on each call, works out how each tensor moves, and makes the outputs move as they should.
+
+    Raises:
+        Refusal: if they cannot.
+    """
+    with undisturbed(network, calls[0].inputs[0].device):
         trace = Trace(network, solver)
-        for place, tensor in enumerate(arguments.inputs):
-            trace.know(tensor, _input_dims(solver, arguments, tensor, first=place == 0))
-        for _, tensor in arguments.others:
-            trace.know(tensor, tuple(trivial(size) for size in tensor.shape))
-        with trace.place.followed(), Watch(listen_to(trace)).running():
-            output = network(*arguments.args, **arguments.kwargs)
-            trace.outputs = reader.tensors(output, len(arguments.inputs[0]))
-        leaves = [leaf for leaf in tree_leaves(output) if not isinstance(leaf, (int, float, str, type(None)))]
-        trace.sees_all = {id(leaf) for leaf in leaves} == {id(each) for each in trace.outputs.values()}
+        for call in calls:
+            _follow(trace, network, call, reader)
+            solve_output(trace, motion, solver.group.action, call.inputs[0])
     buffers = dict(network.named_buffers())
     for weight in trace.weights.values():
         if weight.is_statistic:  # what was seen is a copy
@@ -757,15 +856,26 @@ def trace_of(network: nn.Module, solver: Solver, arguments: Arguments, reader: O
     return trace
 
 
+def _follow(trace: Trace, network: nn.Module, call: Arguments, reader: OutputReader) -> None:
+    for place, tensor in enumerate(call.inputs):
+        trace.know(tensor, _input_dims(trace.solver, call, tensor, first=place == 0))
+    for _, tensor in call.others:
+        trace.know(tensor, tuple(trivial(size) for size in tensor.shape))
+    with trace.place.followed(), Watch(listen_to(trace)).running():
+        output = network(*call.args, **call.kwargs)
+        trace.outputs = reader.tensors(output, len(call.inputs[0]))
+    leaves = [leaf for leaf in tree_leaves(output) if not isinstance(leaf, (int, float, str, type(None)))]
+    sees_all = {id(leaf) for leaf in leaves} == {id(each) for each in trace.outputs.values()}
+    trace.sees_all = trace.sees_all and sees_all
+
+
 def _input_dims(solver: Solver, arguments: Arguments, tensor: Tensor, first: bool) -> Dims:
     group = solver.group
-    if not first:
-        moved = group.action.alongside(arguments.inputs[0], tensor)
-        other = SpatialGroup(moved, tensor)
-        if not other.same_motion(group):
-            raise Refusal(f"the inputs, {describe_value(tensor)} is moved in another way than the first one is")
-        group = other
-    return places_of(group, tensor)
+    moved = group.action if first else group.action.alongside(arguments.inputs[0], tensor)
+    other = SpatialGroup(moved, tensor)
+    if not other.same_motion(group):
+        raise Refusal(f"the inputs, {describe_value(tensor)} is moved in another way than the first one is")
+    return places_of(group if first else other, tensor)
 
 
 def places_of(group: SpatialGroup, tensor: Tensor) -> Dims:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from helpers import CLASSES
+from invariant_weights_by_hand import sgd
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -241,3 +245,31 @@ MAP_NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "nearest": lambda: Segmenting("nearest"),
     "pixel shuffle": Enlarging,
 }
+
+
+class Branches(nn.Module):
+    """A convolution for each of two domains, between layers that both have."""
+
+    def __init__(self, kernel: Any = 3) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(1, 12, 3), nn.Linear(12, CLASSES)
+        self.branches = nn.ModuleList([nn.Conv2d(12, 12, 3), nn.Conv2d(12, 12, kernel)])
+
+    def forward(self, x: Tensor, domain: int) -> Tensor:
+        return self.head(self.branches[domain](self.first(x).relu()).relu().mean((2, 3)))
+
+
+class InDomains(LightningModule):
+    """Each batch is of one domain, in turns."""
+
+    def __init__(self, kernel: Any = 3, optimizer: Callable[..., Any] = sgd, first: int = 0) -> None:
+        super().__init__()
+        self.model = Branches(kernel)
+        self.optimizer = optimizer
+        self.first = first
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.model(batch[0], (self.first + batch_idx) % 2), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return self.optimizer(self.parameters())

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from helpers import Images
+from helpers import Images, fit, loader
 from invariant_weights_by_hand import SIDE, ByHand, adam, matched, mlp, ramp
+from invariant_weights_networks import InDomains
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader, Subset
 
@@ -42,9 +43,24 @@ class ShardedOnCPU(FSDPStrategy):
 REFUSED: dict[str, Callable[[], Any]] = {"fsdp": ShardedOnCPU, "fsdp2": ModelParallelStrategy}
 
 
+IN_OTHER_DOMAINS = "ddp, other domains"
+
+
 def refused(strategy: Any) -> str | None:
     try:
         ByHand().by_trainer([InvariantWeights(C4())], devices=2, strategy=strategy)
+    except ValueError as refusal:
+        return str(refusal)
+    return None
+
+
+def in_other_domains(rank: int) -> str | None:
+    """In its first step each process goes through another branch."""
+    strategy = DDPStrategy(find_unused_parameters=True)
+    options = {"devices": 2, "strategy": strategy, "use_distributed_sampler": False, "max_epochs": 1}
+    callback = InvariantWeights(C4(), network="model")
+    try:
+        fit(lambda: InDomains(first=rank), [callback], data=loader(side=SIDE), **options)
     except ValueError as refusal:
         return str(refusal)
     return None
@@ -62,6 +78,7 @@ def main(folder: Path) -> None:
         torch.save(module.model.state_dict(), folder / f"{name}-{rank}.pt")
     for name, strategy in REFUSED.items():
         torch.save({"error": refused(strategy())}, folder / f"{name}-{rank}.pt")
+    torch.save({"error": in_other_domains(rank)}, folder / f"{IN_OTHER_DOMAINS}-{rank}.pt")
     sys.stderr.flush()
     os._exit(0)
 

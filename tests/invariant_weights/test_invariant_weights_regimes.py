@@ -524,6 +524,13 @@ def test_shards_are_refused(launch: Launch, name: str) -> None:
         assert "Use DDP" in result["error"]
 
 
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed support")
+def test_processes_that_go_through_other_branches_are_refused(launch: Launch) -> None:
+    for result in launch.results(invariant_weights_worker.IN_OTHER_DOMAINS):
+        assert "all processes to go through the same parts of the network" in result["error"]
+        assert "`example=`" in result["error"]
+
+
 # Refused ---------------------------------------------------------------------------------------------------------
 
 

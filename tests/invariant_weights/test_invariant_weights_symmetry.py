@@ -262,7 +262,7 @@ SIZED = [
     (
         nn.Sequential(nn.Conv2d(1, 16, (3, 1), padding=(1, 0)), nn.AdaptiveAvgPool2d(1)),
         8,
-        ("'0.weight'", "without the axis"),
+        ("'0'", "windows, steps or padding differ along axes"),
     ),
 ]
 
