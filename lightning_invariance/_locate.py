@@ -578,7 +578,7 @@ def _paths_of(args: tuple[Any, ...], kwargs: dict[str, Any], place: Any) -> list
         found = [("kwargs", place)] if place in kwargs else []
         found += [path for start in starts for path in _steps_into(get(root, start), start, place)]
         if found or "." not in place:
-            return found
+            return found or (_paths_of(args, kwargs, int(place)) if place.isdigit() else [])
         head, rest = place.split(".", 1)
         is_position = head.lstrip("-").isdigit()
         firsts: list[Any] = [head, *([int(head)] if is_position else [])]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +49,25 @@ def positional_names(network: nn.Module) -> list[str]:
     except (TypeError, ValueError):
         return []
     return [each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+
+
+@contextmanager
+def without_logging(module: LightningModule) -> Iterator[None]:
+    """What a forward logs in the block is not logged: it is no step's, and there are hooks where that is an error."""
+    shadowed = {name: module.__dict__.get(name) for name in ("log", "log_dict")}
+    module.__dict__.update(dict.fromkeys(shadowed, _do_nothing))
+    try:
+        yield
+    finally:
+        for name, value in shadowed.items():
+            if value is None:
+                del module.__dict__[name]
+            else:
+                module.__dict__[name] = value
+
+
+def _do_nothing(*args: Any, **kwargs: Any) -> None:
+    return None
 
 
 def place_among_peers(trainer: Trainer, callback: Callback) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from lightning_invariance._messages import errors_of
 from lightning_invariance._output_action import OutputActions, OutputMotion
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
-from lightning_invariance.callbacks._base import NetworkCallback, is_sharded, positional_names
+from lightning_invariance.callbacks._base import NetworkCallback, is_sharded, positional_names, without_logging
 from lightning_invariance.callbacks._calls import CallLog, leaves_of
 from lightning_invariance.callbacks._injection import Injector, is_compiled
 from lightning_invariance.callbacks._intercept import intercepted
@@ -301,9 +301,10 @@ class InvariantWeights(NetworkCallback):
             return
         self._project()
         # Over no more batches than have trained: a fit may have been short.
-        said = estimate_statistics(
-            trainer, pl_module, self._network_of(pl_module), self.symmetry, self._calls, self._batches
-        )
+        with without_logging(pl_module):
+            said = estimate_statistics(
+                trainer, pl_module, self._network_of(pl_module), self.symmetry, self._calls, self._batches
+            )
         if said:
             rank_zero_info(f"{_NAME}: {said}.")
         self._verify(pl_module)
@@ -331,7 +332,8 @@ class InvariantWeights(NetworkCallback):
         """Finds how the group acts, and starts from invariant weights where these are wanted."""
         network = self._network_of(module)
         reader = OutputReader(self.logits, self._motion.names)
-        symmetry = symmetry_of(network, self.action, calls, self._motion, reader, self.tolerance)
+        with without_logging(module):
+            symmetry = symmetry_of(network, self.action, calls, self._motion, reader, self.tolerance)
         if symmetry.is_identity:
             raise ValueError(f"Expected {self._network_in_words(module)} to have weights that {self.action!r} moves.")
         _refuse_frozen(symmetry)
@@ -398,7 +400,7 @@ class InvariantWeights(NetworkCallback):
         if used:
             self._learn(module, call, [self._unknown[each] for each in used])
             return
-        with _not_logging(module):
+        with without_logging(module):
             broken = self.symmetry.verify(call)
         if broken is not None:
             self._warn_of(
@@ -414,7 +416,8 @@ class InvariantWeights(NetworkCallback):
         """Takes in a branch of the network that a step is the first to go through."""
         assert self.symmetry is not None
         network = self._network_of(module)
-        symmetry = self.symmetry.extended(call)
+        with without_logging(module):
+            symmetry = self.symmetry.extended(call)
         if not self.symmetry.moves_as(symmetry):
             self._warn_of(
                 f"the step that is the first to use {in_list(sorted(names))} leaves the weights that were trained "
@@ -512,7 +515,7 @@ class InvariantWeights(NetworkCallback):
         """Says so once where the network is not invariant, though its weights are."""
         if self.symmetry is None or not self._is_invariant or self._broken:
             return
-        with _not_logging(module):
+        with without_logging(module):
             broken = self.symmetry.verify()
         if broken is not None:
             self._broken = True
@@ -620,25 +623,6 @@ def _is_same(made: Any, before: Any) -> bool:
         return bool(made == before)
     except Exception:  # arguments of the user's own, which may not like to be compared
         return False
-
-
-@contextmanager
-def _not_logging(module: LightningModule) -> Iterator[None]:
-    """What a forward logs in the block is not logged: it is no step's, and there are hooks where that is an error."""
-    shadowed = {name: module.__dict__.get(name) for name in ("log", "log_dict")}
-    module.__dict__.update(dict.fromkeys(shadowed, _do_nothing))
-    try:
-        yield
-    finally:
-        for name, value in shadowed.items():
-            if value is None:
-                del module.__dict__[name]
-            else:
-                module.__dict__[name] = value
-
-
-def _do_nothing(*args: Any, **kwargs: Any) -> None:
-    return None
 
 
 class _RampOverBatches:

@@ -307,3 +307,20 @@ def test_matching_never_leads_away() -> None:
         before = symmetry.asymmetry()
         symmetry.match_()
         assert symmetry.asymmetry() <= before
+
+
+class Logs(Trained):
+    def forward(self, x: Tensor) -> Any:
+        self.log("mean", x.mean())
+        return self.model(x)
+
+
+def test_what_a_forward_logs_is_that_of_the_steps_alone() -> None:
+    """At the end of a training logging is an error, and extra runs would change the values before."""
+    logged = []
+    for callbacks in ([], [InvariantWeights(C4())]):
+        trainer, module = trainer_for(callbacks, max_epochs=2), made(Logs)
+        trainer.fit(module, loader(side=SIDE))
+        logged.append(trainer.callback_metrics["mean"])
+        assert "log" not in vars(module)
+    assert torch.equal(*logged)
