@@ -45,9 +45,11 @@ from lightning_invariance.metrics import Estimate as Estimate
 from lightning_invariance.metrics import JacobianSpectralNorm as JacobianSpectralNorm
 from lightning_invariance.metrics import JensenShannonInvarianceError as JensenShannonInvarianceError
 from lightning_invariance.metrics import LogitInvarianceError as LogitInvarianceError
+from lightning_invariance.metrics import LossShare as LossShare
 from lightning_invariance.metrics import OrbitAccuracy as OrbitAccuracy
 from lightning_invariance.metrics import OrbitMeanIoU as OrbitMeanIoU
 from lightning_invariance.metrics import OrbitShare as OrbitShare
+from lightning_invariance.metrics import PerClass as PerClass
 from lightning_invariance.metrics import PredictionConsistency as PredictionConsistency
 from lightning_invariance.metrics import RelativeEquivarianceError as RelativeEquivarianceError
 from lightning_invariance.metrics import RelativeLogitInvarianceError as RelativeLogitInvarianceError
