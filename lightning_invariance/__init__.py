@@ -27,6 +27,9 @@ from lightning_invariance.actions import Scalings as Scalings
 from lightning_invariance.actions import SetPermutations as SetPermutations
 from lightning_invariance.actions import TimeReversal as TimeReversal
 from lightning_invariance.actions import VerticalFlip as VerticalFlip
+from lightning_invariance.audit import Finding as Finding
+from lightning_invariance.audit import SetupReport as SetupReport
+from lightning_invariance.audit import check_setup as check_setup
 from lightning_invariance.callbacks import InvarianceMonitor as InvarianceMonitor
 from lightning_invariance.callbacks import InvarianceRegularizer as InvarianceRegularizer
 from lightning_invariance.callbacks import InvariantWeights as InvariantWeights

@@ -394,17 +394,27 @@ class OutputReader:
             logits = logits_of(output, self._select)
             check_rows(logits, samples)
             return {None: logits}
+        entries = self.entries(output)
+        for name, value in entries.items():
+            check_rows(value, samples, f"the output {name!r} of the network")
+        return dict(entries.items())
+
+    def entries(self, output: Any) -> dict[str, Tensor]:
+        """The tensors that are named, whatever they hold.
+
+        Raises:
+            ValueError: if one is none.
+        """
         given = output if self._select is None else self._select(output)
-        found: dict[str | None, Any] = {name: _entry(given, name) for name in self._names}
+        names = self._names or ()
+        found: dict[str, Any] = {name: _entry(given, name) for name in names}
         lacking = [name for name, value in found.items() if not isinstance(value, Tensor)]
         if lacking:
             raise ValueError(
                 f"Expected the network to return a mapping or an object with tensors called "
-                f"{list(self._names)}, as `output_action` names them, but {lacking} are none in "
+                f"{list(names)}, as `output_action` names them, but {lacking} are none in "
                 f"{describe_value(given)}."
             )
-        for name, value in found.items():
-            check_rows(value, samples, f"the output {name!r} of the network")
         return found
 
     def in_words(self, logits: Tensor) -> str:

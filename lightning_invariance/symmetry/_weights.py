@@ -707,6 +707,28 @@ def symmetry_of(
     return symmetry
 
 
+def size_in_the_way(
+    network: nn.Module, action: Action, arguments: Arguments, motion: OutputMotion, reader: OutputReader
+) -> tuple[str, list[str]] | None:
+    """The first layer that no weights make symmetric on inputs of this size, and sizes near it on which all can be.
+
+    None where there is no such layer; another one that stands in the way of a group may come before it.
+
+    Raises:
+        ValueError: if the group is not finite or does not move places exactly, or a layer is not known.
+    """
+    if arguments.is_divisible:
+        arguments = arguments.first(_SAMPLES)
+    solver = Solver(SpatialGroup(action, arguments.inputs[0]))
+    try:
+        solve_output(trace_of(network, solver, arguments, reader), motion, action, arguments.inputs[0])
+    except Refusal as refusal:
+        if not refusal.of_size:
+            raise
+        return str(refusal), _sizes_that_do(network, action, arguments, motion, reader)
+    return None
+
+
 def _sizes_that_do(
     network: nn.Module, action: Action, arguments: Arguments, motion: OutputMotion, reader: OutputReader
 ) -> list[str]:

@@ -105,3 +105,24 @@ vectors = li.evaluate_invariance(
 )
 refuse(name, r"`kept` to hold images \(C, H, W\) but got shape \(4,\)", report.plot_worst, vectors.kept)
 give(name, lambda figure: len(figure.axes) == 6, report.plot_worst, measured.kept, n=1)
+
+# The setup -------------------------------------------------------------------------------------------------------
+
+
+def checked(batches: Any = (X,), **options: Any) -> li.SetupReport:
+    return li.check_setup(**{"network": NET, "batches": batches, "action": li.C4(), **options})
+
+
+name = entry(li.check_setup, network=NET, batches=[X], action=li.C4())
+refuse_each(name, "`target` to be .* but got", checked, [1.5, ["y"]], "target")
+refuse(name, TRIVIAL, checked, action=li.Rotations(1))
+refuse_each(name, r"`batches` to hold batches of inputs, or pairs \(x, target\) but got", checked, [None, 3, "abc"])
+refuse_each(name, "check_setup: expected `batches` to hold at least one sample but got none", checked, [[], [X[:0]]])
+refuse(name, SQUARE, checked, [WIDE])
+refuse(name, INVERSE, checked, [ALTERNATING], action=WRONG_INVERSE)
+refuse(name, "several tensors could be meant", checked, [{"a": X, "b": X}])
+refuse(name, "input='image' to name a tensor", checked, input="image")
+refuse(name, "one row of logits for each of 2 samples but got", checked, network=lambda x: x.mean())
+refuse(name, "`network` to hold values but got one on the meta", checked, network=nn.Linear(4, 3, device="meta"))
+give(name, lambda report: report.samples == 1, checked, samples=1)
+give(name, lambda report: report["constant_output"].severity == "problem", checked, network=lambda x: 0 * x[:, 0, 0])

@@ -72,7 +72,7 @@ def public_callables() -> set[str]:
     return names
 
 
-RECORDS = (li.ComparedModel, li.Estimate, li.MonitorRecord, li.OrbitOutputs)
+RECORDS = (li.ComparedModel, li.Estimate, li.Finding, li.MonitorRecord, li.OrbitOutputs, li.SetupReport)
 
 
 def test_every_public_callable_is_in_the_table() -> None:
