@@ -59,7 +59,8 @@ def check_setup(
     - ``sizes``: a stride or a pool that no weights make symmetric on inputs of this size (finite groups that move
       places exactly).
     - ``ties``: saliency maps that hang on which of several equal values max-pooling picks.
-    - ``finite_outputs``, ``constant_output``, ``collapsed_logits``, ``saturated_softmax``: outputs that fake small errors or blow up.
+    - ``finite_outputs``, ``constant_output``, ``collapsed_logits``, ``saturated_softmax``: outputs that fake small
+      errors or blow up.
 
     The network is run in eval mode and is left as it was, random streams too.
 
@@ -124,6 +125,9 @@ def check_setup(
                 action=action,
                 motion=motion,
                 select=logits,
+                batch=batch,
+                input=input,
+                target=target,
                 labels=labels,
                 saliency=maps,
                 start=RandomState(device),

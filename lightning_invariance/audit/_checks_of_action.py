@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -185,6 +186,47 @@ def changed_labels(subject: Subject) -> Finding:
         "the measurement: an invariant network is wrong there. Where it does not, train those classes in that pose.",
         {**measured, **fallen},
     )
+
+
+class BreaksAt(Protocol):
+    """What a measurement of every layer gives."""
+
+    @property
+    def breaks_at(self) -> str | None:
+        """The name of the layer that breaks the symmetry; None if none does."""
+
+
+def layers_check(evaluate: Callable[..., BreaksAt]) -> Callable[[Subject], Finding]:
+    """The check that names the layer where the symmetry ends.
+
+    Args:
+        evaluate: measures every layer; is called with the network, batches, the action, ``input``, ``target`` and
+            ``progress``.
+    """
+
+    def layers(subject: Subject) -> Finding:
+        if not isinstance(subject.module, nn.Module) or len(list(subject.module.modules())) == 1:
+            raise Skip("the network has no layers that can be seen.")
+        try:
+            found = evaluate(
+                subject.function,
+                [subject.batch],
+                subject.action,
+                input=subject.input,
+                target=subject.target,
+                progress=False,
+            ).breaks_at
+        except (ValueError, RuntimeError) as failure:
+            raise Skip.because("the layers cannot be measured", failure) from failure
+        if found is None:
+            return Finding("layers", "fine", "Every layer moves as its input does.", "", {})
+        layer = dict(subject.module.named_modules()).get(found)
+        kind = "" if layer is None else f", {type(layer).__name__}"
+        said = f"The first layer that does not move as its input does is {found!r}{kind}."
+        remedy = "Look at its stride, padding and the size of its input; what comes behind it cannot mend it."
+        return Finding("layers", "note", said, remedy, {})
+
+    return layers
 
 
 def sizes(subject: Subject) -> Finding:

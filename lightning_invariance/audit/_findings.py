@@ -19,6 +19,7 @@ FindingName = Literal[
     "output_action",
     "changed_labels",
     "sizes",
+    "layers",
     "ties",
     "constant_output",
     "collapsed_logits",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._containers import map_tensors
 from lightning_invariance._isolation import RandomState
-from lightning_invariance._locate import Labels, LogitsOf, OutputReader
+from lightning_invariance._locate import InputSpec, Labels, LogitsOf, OutputReader, Place
 from lightning_invariance._output_action import OutputMotion
 from lightning_invariance.actions import Action
 from lightning_invariance.baselines._orbit_pooled import pooled_outputs
@@ -57,6 +57,9 @@ class Subject:
         action: the group.
         motion: how the output moves.
         select: takes the logits out of the output.
+        batch: the batch that these were taken from.
+        input: where the input was said to be.
+        target: where the labels were said to be.
         labels: the labels.
         saliency: how saliency maps are going to be computed.
         start: the random streams that each call begins with.
@@ -68,6 +71,9 @@ class Subject:
     action: Action
     motion: OutputMotion
     select: LogitsOf | None
+    batch: Any
+    input: InputSpec
+    target: Place | None
     labels: Labels
     saliency: Saliency
     start: RandomState

@@ -17,7 +17,7 @@ from torchmetrics.wrappers.abstract import WrapperMetric
 from lightning_invariance._checks import check_count, check_target
 from lightning_invariance._containers import describe_value
 from lightning_invariance._messages import warn
-from lightning_invariance.metrics._base import Estimate, InvarianceMetric
+from lightning_invariance.metrics._base import Estimate, InvarianceMetric, SampleMeanMetric
 
 
 class PerClass(WrapperMetric):
@@ -124,10 +124,22 @@ class PerClass(WrapperMetric):
         classes = classes.detach().long()
         named = (classes >= 0) & (classes < count)
         self._counts.update(torch.where(named, classes + 1, 0), count)
-        for number in classes[named].unique().tolist():
+        numbers = classes[named].unique().tolist()
+        if isinstance(self._template, SampleMeanMetric):
+            # One update for all classes: each sample's summands go to its class.
+            with self._template.summands() as summands:
+                self._template.update(**given)
+            (each,) = summands
+            sums = each.new_zeros(count, *each.shape[1:]).index_add_(0, classes[named], each[named])
+            for number in numbers:
+                copy = self._copy(number)
+                assert isinstance(copy, SampleMeanMetric)
+                copy.add_sums(sums[number])
+            return
+        for number in numbers:
             chosen = (classes == number).nonzero()[:, 0]
             parts = {name: self._part(name, value, chosen, len(classes)) for name, value in given.items()}
-            self._copies[number].update(**parts)
+            self._copy(number).update(**parts)
 
     def _found_classes(self, logits: Any) -> int:
         if not isinstance(logits, Tensor) or logits.ndim != 2 or logits.shape[1] < 2:
@@ -147,9 +159,10 @@ class PerClass(WrapperMetric):
         whole = not isinstance(value, Tensor) or value.shape[dim] != samples
         return value if whole else value.index_select(dim, chosen.to(value.device))
 
-    @property
-    def _copies(self) -> list[Metric]:
-        return [each for each in self._by_class if isinstance(each, Metric)]
+    def _copy(self, number: int) -> Metric:
+        copy = self._by_class[number]
+        assert isinstance(copy, Metric)
+        return copy
 
     def begin(self, count: int) -> None:
         """Says how many classes there are, where that is not known yet."""
@@ -202,7 +215,7 @@ class PerClass(WrapperMetric):
         return Estimate(*(torch.stack(list(parts)) for parts in zip(*each, strict=True)))
 
     def _estimate_of(self, number: int) -> Estimate:
-        copy = self._copies[number]
+        copy = self._copy(number)
         copy._to_sync = self._to_sync
         copy._computed = None  # kept from before, it would keep this process from a meeting that the others go to
         if isinstance(copy, InvarianceMetric):
@@ -231,6 +244,7 @@ class PerClass(WrapperMetric):
     def reset(self) -> None:
         """Forgets everything seen."""
         super().reset()
+        self._template.reset()
         self._counts.reset()
         self._by_class = nn.ModuleList()
         self._grow(self.num_classes or 0)

@@ -26,6 +26,8 @@ from lightning_invariance import (
     check_setup,
     symmetrize,
 )
+from lightning_invariance.audit._checks import CHECKS
+from lightning_invariance.audit._checks_of_action import layers_check
 from lightning_invariance.baselines import OrbitPooled
 
 
@@ -455,3 +457,30 @@ def test_batches_are_taken_together_as_far_as_they_go() -> None:
     assert check_setup(lambda x: x[:, :3], series, TimeReversal()).samples == 4
     two = LinearAction(torch.stack([torch.eye(9), torch.eye(9).flip(0)]))
     assert check_setup(lambda x: x.flatten(1)[:, :3], [X], two).samples == 24
+
+
+def test_the_layer_that_breaks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever measures the layers is given what it needs."""
+    given: list[Any] = []
+
+    class Found:
+        breaks_at: str | None = "1"
+
+    def evaluate(network: nn.Module, batches: list[Any], action: Any, **options: Any) -> Found:
+        given.append((type(network), type(batches[0]), len(action), options))
+        return Found()
+
+    monkeypatch.setitem(CHECKS, "layers", layers_check(evaluate))
+    network = perceptron()
+    batch = {"x": X, "kind": Y}
+    finding = check_setup(network, [batch], C4(), input="x", target="kind")["layers"]
+    assert given == [(nn.Sequential, dict, 4, {"input": "x", "target": "kind", "progress": False})]
+    assert (finding.severity, "'1', Linear" in finding.said) == ("note", True)
+    monkeypatch.setattr(Found, "breaks_at", None)
+    assert severity(check_setup(network, [X], C4()), "layers") == "fine"
+
+    def refuse(*_: Any, **__: Any) -> Found:
+        raise ValueError("Expected layers but got none.")
+
+    monkeypatch.setitem(CHECKS, "layers", layers_check(refuse))
+    assert "Expected layers" in check_setup(network, [X], C4()).skipped["layers"]

@@ -11,12 +11,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import parts_worker
 import pytest
 import torch
 import torchmetrics
 from helpers import loader, trainer_for
 from measures import CASES, Batch, make_data, split, take
 from oracles import Classifier
+from processes import Launch
 from torch import Tensor, distributed, multiprocessing, nn
 
 from lightning_invariance import C4, InvarianceMonitor, LogitInvarianceError, OrbitShare, PerClass, evaluate_invariance
@@ -264,3 +266,18 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
                 assert int(samples.sum()) == int((own["target"] >= 0).sum())
             assert found[f"{scenario}/mean/0"].isnan().tolist() == [False, True, True, True]
             assert found[f"{scenario}/mean/1"].tolist()[:2] == [1.0, 2.0]
+
+
+@pytest.mark.skipif(not distributed.is_available(), reason="torch was built without distributed support")
+def test_a_trainer_of_two_processes_logs_what_one_logs(tmp_path: Path) -> None:
+    """One of them sees the samples of one class alone, the other those of the others."""
+    expected = parts_worker.measured(processes=1)
+    assert expected["classes"] == ("0", "1", "2")
+    assert "val/loss_share/2" in expected["logged"]
+    for found in Launch(parts_worker.__file__, tmp_path).results("measured"):
+        assert found["classes"] == expected["classes"]
+        for name in parts_worker.MEASURES:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
+        assert {name: float(value) for name, value in found["logged"].items()} == pytest.approx(
+            {name: float(value) for name, value in expected["logged"].items()}, rel=1e-4, abs=1e-6
+        )
