@@ -96,6 +96,10 @@ class PerClass(WrapperMetric):
         besides = tuple(each.name for each in parameters if each.name not in needed and each.name != "target")
         return tuple(dict.fromkeys([*needed, "target"])), besides
 
+    def _filter_kwargs(self, **kwargs: Any) -> dict[str, Any]:
+        """Of what a `torchmetrics.MetricCollection` is given, what this one takes."""
+        return {name: value for name, value in kwargs.items() if name in {*self._takes(), "target", "classes"}}
+
     def _takes(self) -> dict[str, inspect.Parameter]:
         return dict(inspect.signature(self._template.update).parameters)
 
