@@ -70,8 +70,8 @@ class InvarianceMonitor(EpochMonitor):
             ``saliency_invariance_similarity``, ``orbit_share``, ``prediction_consistency``, ``orbit_accuracy``,
             ``worst_case_orbit_accuracy``; of such scores at each place ``orbit_mean_iou`` besides; of other outputs the
             logit errors, ``relative_equivariance_error`` and, for vectors, ``vector_cosine_similarity``. By name alone:
-            ``selectivity``, ``jacobian_spectral_norm``, ``accuracy``. Of several outputs, ``"forces/..."`` is measured
-            of one alone.
+            ``selectivity``, ``jacobian_spectral_norm``, ``accuracy``, ``loss_share``. Of several outputs,
+            ``"forces/..."`` is measured of one alone.
         saliency: how to compute saliency maps; ``Gradient(dither=1e-3)`` if None, whatever the action.
         saliency_samples: how many samples of each data loader, from the first, get saliency maps, the costly part; 0
             for none.
@@ -89,7 +89,8 @@ class InvarianceMonitor(EpochMonitor):
             key. By default the second part of a pair, or an entry
             called label, labels, target, targets or y. The labels'
             class is explained by the saliency maps; without labels the class predicted on the untransformed input is,
-            and the accuracies are left out.
+            and the accuracies are left out. For ``loss_share`` it may hold the numbers that the outputs are to be, as
+            for `evaluate_invariance`.
         logits: a function from the network's output to its logits; by default the output itself, or its ``logits``.
         call: which of several calls of the network in a step is measured: an index, ``"last"``, or ``"all"`` for all
             samples of all of them; the only one if None.

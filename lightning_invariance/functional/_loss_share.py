@@ -13,6 +13,8 @@ from lightning_invariance._containers import describe_value
 from lightning_invariance._messages import warn
 from lightning_invariance.functional._orbit_accuracy import check_labels_of
 from lightning_invariance.functional._orbit_values import (
+    REDUCTIONS,
+    Reduction,
     check_classes,
     check_orbit,
     check_outputs,
@@ -37,10 +39,12 @@ class OrbitLosses(NamedTuple):
     Attributes:
         poses: the mean over all poses, x among them.
         excess: how much more that is than the loss of the outputs' mean over the orbit.
+        by_element: how much more the loss of each pose but x is, ``(|G| - 1, B)``.
     """
 
     poses: Tensor
     excess: Tensor
+    by_element: Tensor
 
 
 def check_loss(loss: object) -> None:
@@ -131,10 +135,12 @@ def orbit_losses(
         places = flat_samples(seen[:, :, 0] if loss == "cross_entropy" else seen, before=2)
         poses = torch.where(places, each, 0.0).sum(dim=0) / places.sum(dim=0)
     # Sums of differences: an exactly invariant network's are 0, which differences of sums need not be.
-    excess = poses - best
-    poses, excess = poses.nanmean(dim=1), excess.nanmean(dim=1)
+    excess, moved = poses - best, each[1:] - best
+    if seen is not None:
+        moved = moved.masked_fill(~places[1:], torch.nan)
+    poses, excess, moved = poses.nanmean(dim=1), excess.nanmean(dim=1), moved.nanmean(dim=2)
     # A convex loss of a mean is no larger than the mean of the losses (Jensen), but for rounding.
-    return OrbitLosses(poses, excess if callable(loss) else excess.clamp_min(0.0))
+    return OrbitLosses(poses, excess if callable(loss) else excess.clamp_min(0.0), moved)
 
 
 def _place_losses(outputs: Tensor, target: Tensor, loss: Loss) -> Tensor:
@@ -175,7 +181,7 @@ def loss_share(
     *,
     loss: Loss | None = None,
     valid: Tensor | None = None,
-    reduction: Literal["mean", "none"] = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r"""The part of the task's loss that is due to broken symmetry, in per cent.
 
@@ -204,11 +210,12 @@ def loss_share(
             floating-point ones.
         valid: which places both poses see, bool, broadcastable to `orbit_logits`; see `OrbitOutputs`. Each place is
             averaged over the poses that see it.
-        reduction: ``"mean"`` for the ratio; ``"none"`` for one value a sample ``(B,)``, its own part over the batch's
-            mean loss.
+        reduction: ``"mean"`` for the ratio; ``"element"`` for how much more than :math:`\bar f`'s the loss of each
+            pose but x is, over the same mean loss ``(|G| - 1,)``, where a lucky pose has less than 0; ``"none"`` for
+            one value a sample ``(B,)``, its own part over the batch's mean loss.
 
     Returns:
-        The share, float64. NaN, with a warning, where there is no loss at all.
+        The share, in float32 or better. NaN, with a warning, where there is no loss at all.
 
     Raises:
         ValueError: if shapes do not match, an input is not finite, an option is unknown, or several losses could be
@@ -222,9 +229,9 @@ def loss_share(
         >>> target = torch.tensor([[2.0, 0.0]])
         >>> logits, orbit_logits = torch.tensor([[2.0, 0.3]]), torch.tensor([[[2.0, -0.1]]])
         >>> loss_share(logits, orbit_logits, target)  # means (0.09 + 0.01) / 2, of which 0.1² are left
-        tensor(80.0000, dtype=torch.float64)
+        tensor(80.)
     """
-    check_choice("reduction", reduction, ("mean", "none"))
+    check_choice("reduction", reduction, REDUCTIONS)
     check_loss(loss)
     check_orbit(logits, orbit_logits)
     loss = loss_for(logits, target, loss)
@@ -232,13 +239,17 @@ def loss_share(
     check_values_finite(logits, orbit_logits)
     if target.is_floating_point():
         check_finite("target", target)
-    poses, excess = orbit_losses(logits, orbit_logits, target, loss, valid)
-    defined = ~poses.isnan()
+    losses = orbit_losses(logits, orbit_logits, target, loss, valid)
+    defined = ~losses.poses.isnan()
     kept = int(defined.sum())
     warn_undefined("The loss share", len(defined) - kept, len(defined))
-    total = torch.where(defined, poses, 0.0).sum()
+    total = torch.where(defined, losses.poses, 0.0).sum()
     if kept and not total > 0:
         warn_no_loss()
     if reduction == "none":
-        return share_of(excess, (total / kept).expand(len(poses)))
-    return share_of(torch.where(defined, excess, 0.0).sum(), total)
+        share = share_of(losses.excess, (total / kept).expand(len(defined)))
+    else:
+        columns = losses.excess if reduction == "mean" else losses.by_element
+        share = share_of(torch.where(defined, columns.nan_to_num(), 0.0).sum(dim=-1), total)
+    precision = torch.promote_types(logits.dtype, orbit_logits.dtype)
+    return share.to(torch.promote_types(precision, torch.float32))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_invariance._checks import check_choice
 from lightning_invariance.functional._loss_share import (
     Loss,
     check_loss,
@@ -17,7 +16,7 @@ from lightning_invariance.functional._loss_share import (
     share_of,
     warn_no_loss,
 )
-from lightning_invariance.functional._orbit_values import check_orbit, finite_samples, flat_samples
+from lightning_invariance.functional._orbit_values import Reduction, check_orbit, finite_samples, flat_samples
 from lightning_invariance.metrics._base import Estimate, NanStrategy, concatenated
 from lightning_invariance.metrics._folds import FOLDS, DealtMetric, fold_sums, jackknife_error
 
@@ -45,7 +44,8 @@ class LossShare(DealtMetric):
     Args:
         loss: ``"cross_entropy"``, ``"mse"``, ``"mae"``, or a function ``(outputs, target)`` that gives one value a
             sample; by default cross-entropy of integer targets, squared error of floating-point ones.
-        reduction: ``"mean"`` or ``"none"`` (one a sample: its own part over the mean loss).
+        reduction: ``"mean"``, ``"element"`` (how much more than the averaged output's the loss of each pose but x is)
+            or ``"none"`` (one a sample: its own part over the mean loss).
         nan_strategy: what `compute` does about samples with NaN or infinite values: ``"error"``, ``"warn"`` (and leave
             them out) or ``"ignore"`` (leave them out).
         kwargs: see `torchmetrics.Metric`.
@@ -74,19 +74,19 @@ class LossShare(DealtMetric):
         self,
         *,
         loss: Loss | None = None,
-        reduction: Literal["mean", "none"] = "mean",
+        reduction: Reduction = "mean",
         nan_strategy: NanStrategy = "warn",
         **kwargs: Any,
     ) -> None:
-        check_choice("reduction", reduction, ("mean", "none"))
         check_loss(loss)
         variant = loss if isinstance(loss, str) else "" if loss is None else getattr(loss, "__name__", "function")
         super().__init__(reduction=reduction, nan_strategy=nan_strategy, variant=variant, **kwargs)
         self.loss = loss
         self._chosen: Loss | None = loss  # by the first batch, for all
         self._sums, self._values = f"{self._state_prefix}_sums", f"{self._state_prefix}_values"
-        # A row for each fold. Columns: samples, undefined ones, those not finite, their losses, the excess in these.
-        self.add_state(self._sums, torch.zeros(FOLDS, 5, dtype=torch.float64), dist_reduce_fx="sum")
+        # For each fold five rows: samples, undefined ones, those not finite, their losses, the excess in these. One
+        # column, which broadcasts, or one for each element.
+        self.add_state(self._sums, torch.zeros(FOLDS, 5, 1, dtype=torch.float64), dist_reduce_fx="sum")
         if reduction == "none":
             self.add_state(self._values, [], dist_reduce_fx="cat")
 
@@ -105,14 +105,15 @@ class LossShare(DealtMetric):
         finite = finite_samples(logits, orbit_logits)
         if target.is_floating_point():
             finite = finite & flat_samples(target).isfinite().all(dim=1)
-        poses, excess = orbit_losses(logits, orbit_logits, target, loss, valid)
+        poses, excess, by_element = orbit_losses(logits, orbit_logits, target, loss, valid)
         finite = finite & ~poses.isinf()
         defined = ~poses.isnan()
         kept = finite & defined
-        counts = [kept.double(), (finite & ~defined).double(), (~finite).double()]
-        sums = [torch.where(kept, poses, 0.0), torch.where(kept, excess, 0.0)]
+        columns = by_element.T.nan_to_num() if self.reduction == "element" else excess[:, None]
+        counts = [kept.double(), (finite & ~defined).double(), (~finite).double(), torch.where(kept, poses, 0.0)]
+        sums = [*(each[:, None].expand_as(columns) for each in counts), torch.where(kept[:, None], columns, 0.0)]
         # Not in place: a state that was reset in inference mode could not be written outside of it.
-        rows = fold_sums(torch.stack([*counts, *sums], dim=1), self._deal(kept))
+        rows = fold_sums(torch.stack(sums, dim=1), self._deal(kept))
         setattr(self, self._sums, getattr(self, self._sums) + rows)
         if self.reduction == "none":
             getattr(self, self._values).append(torch.where(kept, excess, torch.nan).to(self.dtype))
@@ -120,13 +121,14 @@ class LossShare(DealtMetric):
     def _estimate(self) -> Estimate:
         sums: Tensor = getattr(self, self._sums)
         samples, undefined, nonfinite, poses, excess = sums.sum(dim=0)
-        self._report(samples, undefined, nonfinite)
-        if samples > 0 and not poses > 0:
+        self._report(samples[0], undefined[0], nonfinite[0])
+        if samples[0] > 0 and not poses[0] > 0:
             warn_no_loss()
         if self.reduction == "none":
             values = concatenated(getattr(self, self._values), sums.device)
             shares = share_of(values.double(), (poses / samples).expand(len(values)))
             return Estimate(shares.float(), torch.full_like(values, torch.nan).float())
-        rest = (sums.sum(dim=0) - sums)[sums[:, 0] > 0]
+        rest = (sums.sum(dim=0) - sums)[sums[:, 0, 0] > 0]
         value = share_of(excess, poses)
-        return Estimate(value.float(), jackknife_error(share_of(rest[:, 4], rest[:, 3]), value).float())
+        result = Estimate(value.float(), jackknife_error(share_of(rest[:, 4], rest[:, 3]), value).float())
+        return result if self.reduction == "element" else Estimate(result.value[0], result.standard_error[0])
