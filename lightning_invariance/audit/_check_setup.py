@@ -57,7 +57,7 @@ def check_setup(
     - ``unmoved_inputs``: another input that has to move too. ``output_action``: outputs that agree better if they move
       otherwise than was said. ``changed_labels``: classes that an element turns into others, such as 6 and 9.
     - ``sizes``: a stride or a pool that no weights make symmetric on inputs of this size (finite groups that move
-      places exactly).
+      places exactly), and whether the error falls on a size where all can be.
     - ``ties``: saliency maps that hang on which of several equal values max-pooling picks.
     - ``finite_outputs``, ``constant_output``, ``collapsed_logits``, ``saturated_softmax``: outputs that fake small
       errors or blow up.
@@ -87,13 +87,13 @@ def check_setup(
         >>> from lightning_invariance import C4, check_setup
         >>> _ = torch.manual_seed(0)
         >>> network = torch.nn.Sequential(
-        ...     torch.nn.Conv2d(1, 4, 3, stride=2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(36, 3)
+        ...     torch.nn.MaxPool2d(2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(1, 3)
         ... )
-        >>> report = check_setup(network, [torch.randn(16, 1, 8, 8)], C4())
+        >>> report = check_setup(network, [torch.randn(16, 1, 9, 9)], C4())
         >>> report.ok
         False
-        >>> print(report["sizes"].remedy)
-        Inputs of 7×7 would do for all layers.
+        >>> print(report["sizes"].remedy)  # a row is left out at one end: on 9×9 it looks as if it were not invariant
+        Inputs of 8×8 or 10×10 would do for all layers.
     """
     check_callable("network", network, "a module or a function")
     check_iterable("batches", batches, "batches of inputs, or pairs (x, target)")

@@ -22,6 +22,7 @@ from lightning_invariance.audit._subject import (
 from lightning_invariance.functional._orbit_values import flat_samples
 from lightning_invariance.orbit import misfits
 from lightning_invariance.symmetry import size_in_the_way
+from lightning_invariance.symmetry._group import SpatialGroup
 
 #: One error is clearly smaller than another one if it is less than this part of it.
 _CLEARLY = 0.25
@@ -241,5 +242,34 @@ def sizes(subject: Subject) -> Finding:
     if found is None:
         return Finding("sizes", "fine", "Every stride and window fits inputs of this size.", "", {})
     said, fitting = found
+    said = f"No weights make this layer symmetric on inputs of this size: in {said}."
+    error = relative_error(subject.orbit())
+    measured = {"relative_error": error}
+    for text in fitting:
+        other = _of_size(subject, [int(size) for size in text.split("×")])
+        if other is not None:
+            measured[f"relative_error_at_{text}"] = other
     remedy = f"Inputs of {' or '.join(fitting)} would do for all layers." if fitting else "Change that layer."
-    return Finding("sizes", "problem", f"No weights make this layer symmetric: in {said}.", remedy, {})
+    best = min((value for key, value in measured.items() if key != "relative_error"), default=error)
+    if error > rounding(subject.run()) and best < _CLEARLY * error:
+        said += f" Cut or padded to another one they have an error of {best:.2g}, where it is {error:.2g}."
+        return Finding("sizes", "problem", said, remedy, measured)
+    said += " The network's error does not hang on it, as it is."
+    return Finding("sizes", "note", said, remedy, measured)
+
+
+def _of_size(subject: Subject, sizes: list[int]) -> float | None:
+    """The error on inputs that are cut or padded to another size; None where the network does not run on them."""
+    if subject.arguments.joint is not None:
+        return None
+    x = subject.x
+    for dim, size in zip(SpatialGroup(subject.action, x).dims, sizes, strict=True):
+        kept = x.narrow(dim, 0, min(size, x.shape[dim]))
+        lacking = [*kept.shape]
+        lacking[dim] = size - kept.shape[dim]
+        x = torch.cat([kept, kept.new_zeros(lacking)], dim=dim)
+    args, kwargs = subject.arguments.with_input(x)
+    try:
+        return relative_error(subject.with_arguments(Arguments(args, kwargs, subject.arguments.paths)).orbit())
+    except (RuntimeError, ValueError):
+        return None

@@ -316,14 +316,20 @@ def test_digits_whose_six_and_nine_were_never_turned() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer", "fitting", "other"),
-    [(nn.MaxPool2d(2), 12, 11), (nn.Conv2d(1, 4, 3, stride=2), 13, 12)],
+    ("layer", "fitting", "other", "to_blame"),
+    [(nn.MaxPool2d(2), 12, 11, "problem"), (nn.Conv2d(1, 4, 3, stride=2), 13, 12, "note")],
 )
-def test_sizes_that_a_stride_or_a_pool_cannot_be_symmetric_on(layer: nn.Module, fitting: int, other: int) -> None:
+def test_sizes_that_a_stride_or_a_pool_cannot_be_symmetric_on(
+    layer: nn.Module, fitting: int, other: int, to_blame: str
+) -> None:
+    """The pool is invariant on sizes that fit; the convolution, of random weights, on none."""
     network = nn.Sequential(layer, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert severity(check_setup(network, [normal(4, 1, fitting, fitting)], C4()), "sizes") == "fine"
     finding = check_setup(network, [normal(4, 1, other, other)], C4())["sizes"]
-    assert finding.severity == "problem"
+    assert finding.severity == to_blame
+    fits = finding.measured[f"relative_error_at_{fitting}×{fitting}"]
+    assert fits < 1e-6 if to_blame == "problem" else fits > 0.01
+    assert finding.measured["relative_error"] > 0.01
     assert type(layer).__name__ in finding.said
     assert f"{fitting}×{fitting}" in finding.remedy
     # Shifts by thirds need a multiple of the stride and of three.
