@@ -21,6 +21,7 @@ from benchmarks.networks import (
 )
 from benchmarks.pairs import Pair, Setting, clocked, relative_difference
 from lightning_invariance import C4, Gradient, InvarianceMonitor, evaluate_invariance, evaluate_orbit
+from lightning_invariance.evaluation import InvarianceResults
 from lightning_invariance.evaluation._measures import MEASURES, MeasureCollection
 
 BATCH = 128
@@ -70,6 +71,34 @@ def collection(setting: Setting) -> Pair:
         clocked(lambda: update(measures), setting),
         clocked(forward, setting),
         0.03,
+        difference,
+        1e-4,
+    )
+
+
+def per_class(setting: Setting) -> Pair:
+    """Each measure of each class besides."""
+    size = setting.size(256, 16)
+    network = convolutional().to(setting.device)
+    batches = [(setting.rand(size, 3, 32, 32), setting.labels(size, CLASSES)) for _ in range(setting.size(4, 1))]
+
+    def measured(classes: bool | int) -> InvarianceResults:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of few samples some classes have none
+            return evaluate_invariance(network, batches, C4(), per_class=classes, saliency_samples=0, progress=False)
+
+    def difference() -> float:
+        found = measured(CLASSES)
+        shares = torch.cat([y for _, y in batches]).bincount(minlength=CLASSES) / sum(len(y) for _, y in batches)
+        of_classes = found.per_class["logit_invariance_error"].value.nan_to_num()
+        return relative_difference((shares * of_classes).sum(), found["logit_invariance_error"].value)
+
+    return Pair(
+        f"all measures of each of {CLASSES} classes besides, C4, {size * len(batches)} samples",
+        "those of all samples alone",
+        clocked(lambda: measured(CLASSES), setting),
+        clocked(lambda: measured(False), setting),
+        1.25,
         difference,
         1e-4,
     )

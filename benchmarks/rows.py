@@ -22,6 +22,7 @@ ROWS: dict[str, Callable[[Setting], Pair]] = {
     "augmentation": actions.augmentation,
     "orbit": actions.orbit,
     "measures": measures.collection,
+    "per_class": measures.per_class,
     "monitor": measures.monitored_epoch,
     "monitor_default": measures.default_monitor,
     "integrated_gradients": maps.integrated_gradients,

@@ -27,6 +27,9 @@ from lightning_invariance.actions import Scalings as Scalings
 from lightning_invariance.actions import SetPermutations as SetPermutations
 from lightning_invariance.actions import TimeReversal as TimeReversal
 from lightning_invariance.actions import VerticalFlip as VerticalFlip
+from lightning_invariance.audit import Finding as Finding
+from lightning_invariance.audit import SetupReport as SetupReport
+from lightning_invariance.audit import check_setup as check_setup
 from lightning_invariance.callbacks import InvarianceMonitor as InvarianceMonitor
 from lightning_invariance.callbacks import InvarianceRegularizer as InvarianceRegularizer
 from lightning_invariance.callbacks import InvariantWeights as InvariantWeights
@@ -45,9 +48,11 @@ from lightning_invariance.metrics import Estimate as Estimate
 from lightning_invariance.metrics import JacobianSpectralNorm as JacobianSpectralNorm
 from lightning_invariance.metrics import JensenShannonInvarianceError as JensenShannonInvarianceError
 from lightning_invariance.metrics import LogitInvarianceError as LogitInvarianceError
+from lightning_invariance.metrics import LossShare as LossShare
 from lightning_invariance.metrics import OrbitAccuracy as OrbitAccuracy
 from lightning_invariance.metrics import OrbitMeanIoU as OrbitMeanIoU
 from lightning_invariance.metrics import OrbitShare as OrbitShare
+from lightning_invariance.metrics import PerClass as PerClass
 from lightning_invariance.metrics import PredictionConsistency as PredictionConsistency
 from lightning_invariance.metrics import RelativeEquivarianceError as RelativeEquivarianceError
 from lightning_invariance.metrics import RelativeLogitInvarianceError as RelativeLogitInvarianceError

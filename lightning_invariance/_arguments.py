@@ -17,6 +17,7 @@ from lightning_invariance._containers import (
     place_in_words,
     repeat_rows,
     replace_at,
+    take_row,
     walk,
 )
 from lightning_invariance.actions import Action
@@ -89,6 +90,12 @@ class Arguments:
         args, kwargs = cut_rows((self.args, self.kwargs), len(self.inputs[0]), samples)
         first = Arguments(args, kwargs, self.paths)
         return first if self.joint is None else first.joined(self.joint.action)
+
+    def row(self, index: int) -> Arguments:
+        """The arguments of one sample alone, in memory of their own."""
+        args, kwargs = take_row((self.args, self.kwargs), len(self.inputs[0]), index)
+        one = Arguments(args, kwargs, self.paths)
+        return one if self.joint is None else one.joined(self.joint.action)
 
     def with_input(self, x: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with another `x` in its place.

@@ -72,6 +72,11 @@ def cut_rows(value: Any, samples: int, kept: int) -> Any:
     return map_tensors(ordinary, _map_rows(lambda rows: rows[:kept], value, samples))
 
 
+def take_row(value: Any, samples: int, index: int) -> Any:
+    """A copy in which the tensors of one row a sample hold one of them alone, and share no memory."""
+    return map_tensors(Tensor.clone, _map_rows(lambda rows: rows[index : index + 1], value, samples))
+
+
 def _map_rows(function: Callable[[Any], Any], value: Any, samples: int) -> Any:
     """A copy of nested containers in which what has one row a sample is exchanged: tensors, and lists of mappings."""
     if isinstance(value, list) and len(value) == samples and all(isinstance(item, Mapping) for item in value):

@@ -183,7 +183,7 @@ class Labels:
     Attributes:
         tensor: one integer a sample, shape ``(B,)``, or a place, ``(B, ..., H, W)``; None where there are none.
         place: where they are; or where was looked and what is there, in words.
-        found: what is there, labels or not.
+        found: what is there, labels or not: numbers, or a mapping of these by the names of a network's outputs.
     """
 
     tensor: Tensor | None
@@ -223,12 +223,32 @@ class Labels:
         shares = bool((rows >= 0).all()) and bool(((rows.sum(dim=1) - 1).abs() < 1e-3).all())
         return not shares
 
+    def values_of(self, logits: Tensor) -> Tensor | None:
+        """The numbers that these outputs are to be, of their shape; None where there are none."""
+        found = self.found
+        if not isinstance(found, Tensor) or not found.is_floating_point():
+            return None
+        if found.shape == logits.shape:
+            return found
+        shapes = ((len(logits),), (len(logits), 1))  # one number a sample
+        return found.reshape(logits.shape) if found.shape in shapes and logits.shape in shapes else None
+
+    def part(self, output: str | None) -> Labels:
+        """Those of one of several outputs: the entry of its name, where what is there is a mapping with one."""
+        value = self.found.get(output) if isinstance(self.found, Mapping) and self.tensor is None else None
+        if not isinstance(value, Tensor) or value.ndim == 0:
+            return self
+        tensor = value if name_classes(value, len(value)) else None
+        return Labels(tensor, f"the entry {output!r} of the target", value)
+
     def in_words(self) -> str:
         """Where they are, or that there are none."""
         return f"at {self.place}" if self.tensor is not None else f"none ({self.place}; `target=` names them)"
 
 
 def _cut(found: Any, samples: int) -> Any:
+    if isinstance(found, Mapping):
+        return {key: _cut(value, samples) for key, value in found.items()}
     return found[:samples] if isinstance(found, Tensor) and found.ndim else found
 
 
@@ -246,7 +266,7 @@ def locate_target(
         last: whether the last of more than two parts is the target, too.
 
     Raises:
-        ValueError: if `spec` is given and names no labels.
+        ValueError: if `spec` is given and names neither labels nor numbers to compare with, one row a sample.
     """
     if spec is None:
         return _labels_by_default(batch, samples, inputs, last)
@@ -255,11 +275,20 @@ def locate_target(
         value = get({"args": (batch,), "kwargs": {}}, path)
         break
     if not name_classes(value, samples):
+        given = value.values() if isinstance(value, Mapping) else [value]
+        if any(_are_numbers(each, samples) and not any(each is one for one in inputs) for each in given):
+            place = place_in_words(path, "the batch")
+            return Labels(None, f"{place} is {describe_value(value)}", value)
         raise ValueError(
             f"Expected target={spec!r} to name {samples} integer labels in the batch but got "
             f"{describe_value(value)}: the batch is {describe_nested(batch)}."
         )
     return Labels(value, place_in_words(path, "the batch"), value)
+
+
+def _are_numbers(value: Any, samples: int) -> bool:
+    """Whether `value` holds floating-point numbers, one row a sample: what a regression is to give."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.ndim > 0 and len(value) == samples
 
 
 def _labels_by_default(batch: Any, samples: int, inputs: Sequence[Tensor], last: bool) -> Labels:
@@ -271,7 +300,9 @@ def _labels_by_default(batch: Any, samples: int, inputs: Sequence[Tensor], last:
         if named:
             looked = "; ".join(f"the batch[{key!r}] is {describe_value(batch[key])}" for key in named)
             return Labels(None, looked, batch[named[0]])
-        return Labels(None, f"the batch has no entry called {', '.join(LABEL_NAMES)}")
+        # What several outputs are to be may stand in the batch by their names.
+        others = {key: value for key, value in batch.items() if not any(value is each for each in inputs)}
+        return Labels(None, f"the batch has no entry called {', '.join(LABEL_NAMES)}", others)
     if isinstance(batch, (list, tuple)) and (len(batch) == 2 or (last and len(batch) > 2)):
         place = f"the batch[{len(batch) - 1}]"
         if any(batch[-1] is each for each in inputs):
@@ -363,17 +394,27 @@ class OutputReader:
             logits = logits_of(output, self._select)
             check_rows(logits, samples)
             return {None: logits}
+        entries = self.entries(output)
+        for name, value in entries.items():
+            check_rows(value, samples, f"the output {name!r} of the network")
+        return dict(entries.items())
+
+    def entries(self, output: Any) -> dict[str, Tensor]:
+        """The tensors that are named, whatever they hold.
+
+        Raises:
+            ValueError: if one is none.
+        """
         given = output if self._select is None else self._select(output)
-        found: dict[str | None, Any] = {name: _entry(given, name) for name in self._names}
+        names = self._names or ()
+        found: dict[str, Any] = {name: _entry(given, name) for name in names}
         lacking = [name for name, value in found.items() if not isinstance(value, Tensor)]
         if lacking:
             raise ValueError(
                 f"Expected the network to return a mapping or an object with tensors called "
-                f"{list(self._names)}, as `output_action` names them, but {lacking} are none in "
+                f"{list(names)}, as `output_action` names them, but {lacking} are none in "
                 f"{describe_value(given)}."
             )
-        for name, value in found.items():
-            check_rows(value, samples, f"the output {name!r} of the network")
         return found
 
     def in_words(self, logits: Tensor) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any, overload
 
 import torch
@@ -245,8 +246,38 @@ def orbit_of(
 _CLEARLY_BETTER = {"other": 0.25, "still": 0.01}
 
 
-def doubted(network: Network, x: Tensor, logits: Tensor, action: Action, output_action: Action) -> str | None:
-    """Whether the outputs agree better if they move the other way than `output_action` says, or stay.
+@dataclass(frozen=True)
+class Misfits:
+    """Squared errors of the outputs over the orbit, added up, by how they are taken to move.
+
+    Attributes:
+        said: as `output_action` says.
+        other: the other way, by the inverse elements.
+        still: not at all.
+        turned: of points with something attached, whose values alone move the other way; infinite elsewhere.
+        size: the squared outputs themselves.
+    """
+
+    said: float
+    other: float
+    still: float
+    turned: float
+    size: float
+
+    def better(self) -> tuple[str, float] | None:
+        """How they agree clearly better than as was said, in words, and that error; None where they do not."""
+        said = self.said
+        if not said > 1e-10 * self.size:  # as was said, up to rounding
+            return None
+        if self.turned < min(_CLEARLY_BETTER["other"] * said, self.other, self.still):
+            return "its values move the other way (by the inverse elements) while its places move as said", self.turned
+        if self.other < min(_CLEARLY_BETTER["other"] * said, self.still):
+            return "it moves the other way (by the inverse elements)", self.other
+        return ("it stays as it is", self.still) if self.still < _CLEARLY_BETTER["still"] * said else None
+
+
+def misfits(network: Network, x: Tensor, logits: Tensor, action: Action, output_action: Action) -> Misfits:
+    """How well the outputs over the orbit agree if they move as `output_action` says, the other way, or stay.
 
     Args:
         network: from inputs to logits.
@@ -254,9 +285,6 @@ def doubted(network: Network, x: Tensor, logits: Tensor, action: Action, output_
         logits: the network's logits of these.
         action: the group as it acts on `x`.
         output_action: how the logits are said to move.
-
-    Returns:
-        What to say to the user; None where nothing is better than what was said.
     """
     action = action.attached(x)
     said = other = still = turned = 0.0
@@ -275,19 +303,19 @@ def doubted(network: Network, x: Tensor, logits: Tensor, action: Action, output_
         if field is not None:
             turned += error(field.points.invert(field.fibres.act(moved, element), element))
     size = float(logits.double().square().sum())
-    if not said > 1e-10 * size:  # as was said, up to rounding
+    return Misfits(said, other, still, inf if field is None else turned, size)
+
+
+def doubted(network: Network, x: Tensor, logits: Tensor, action: Action, output_action: Action) -> str | None:
+    """What to say where the outputs agree better if they move the other way than `output_action` says, or stay."""
+    found = misfits(network, x, logits, action, output_action)
+    better = found.better()
+    if better is None:
         return None
-    if field is not None and turned < min(_CLEARLY_BETTER["other"] * said, other, still):
-        way, least = "its values move the other way (by the inverse elements) while its places move as said", turned
-    elif other < min(_CLEARLY_BETTER["other"] * said, still):
-        way, least = "it moves the other way (by the inverse elements)", other
-    elif still < _CLEARLY_BETTER["still"] * said:
-        way, least = "it stays as it is", still
-    else:
-        return None
+    way, least = better
     return (
         f"the network's outputs over the orbit agree better if the output does not move as `output_action` says, "
-        f"{output_action!r}, but {way}: squared errors of {least:.3g} against {said:.3g}. Check `output_action=`."
+        f"{output_action!r}, but {way}: squared errors of {least:.3g} against {found.said:.3g}. Check `output_action=`."
     )
 
 

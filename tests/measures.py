@@ -149,9 +149,17 @@ CASES: dict[str, Case] = {
         reductions=["mean", "none"],
         **SHARE,
     ),
+    "loss_share": Case(
+        f.loss_share,
+        m.LossShare,
+        LABELLED,
+        oracles.loss_share_values,
+        (0.0, 100.0),
+        **DOUBLE,
+    ),
 }
 #: Their standard error is a jackknife's.
-JACKKNIFED = ["share", "single_share", "relative_logit"]
+JACKKNIFED = ["share", "single_share", "relative_logit", "loss_share"]
 MEANS = [name for name in CASES if name not in JACKKNIFED]
 NAMES_AND_REDUCTIONS = [(name, reduction) for name, case in CASES.items() for reduction in case.reductions]
 

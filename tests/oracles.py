@@ -343,6 +343,19 @@ def worst_accuracy_values(data: Arrays) -> Values:
     return Values(right.min(axis=0) * (data["logits"].argmax(-1) == data["target"]), right)
 
 
+def loss_share_values(data: Arrays) -> Values:
+    """Of cross-entropy, in per cent of the mean loss over all poses."""
+    z = np.concatenate([data["logits"][None], data["orbit_logits"]])
+
+    def loss(logits: np.ndarray) -> np.ndarray:
+        chosen = np.take_along_axis(logits, data["target"].astype(int)[:, None], axis=-1)[..., 0]
+        return np.log(np.exp(logits).sum(axis=-1)) - chosen
+
+    poses = np.array([loss(pose) for pose in z])
+    excess = 100 * (poses - loss(z.mean(axis=0))) / poses.mean()
+    return Values(excess.mean(axis=0), excess[1:])
+
+
 def share_values(data: Arrays) -> Values:
     z = np.concatenate([data["logits"][None], data["orbit_logits"]])
     if z.shape[-1] > 1:  # one output a sample keeps its mean

@@ -69,19 +69,20 @@ class OrbitPooled(nn.Module):
         """Shape ``(B, ...)``, pooled over the orbit; a dict of such tensors where `output_action` is one."""
         outputs: Any = evaluate_orbit(self.network, x, self.action, output_action=self.output_action)
         if isinstance(outputs, dict):
-            return {name: self._pooled(each) for name, each in outputs.items()}
-        return self._pooled(outputs)
-
-    def _pooled(self, outputs: OrbitOutputs) -> Tensor:
-        orbit = torch.cat([outputs.logits[None], outputs.orbit_logits])
-        if outputs.valid is None:
-            return pool_over_group(orbit, self.pool)
-        # Each place is pooled over the poses that see it, x itself among them.
-        seen = torch.cat([torch.ones_like(outputs.valid[:1]), outputs.valid])
-        if self.pool == "max":
-            return orbit.masked_fill(~seen, -torch.inf).amax(dim=0)
-        return torch.where(seen, orbit, 0.0).sum(dim=0) / seen.sum(dim=0)
+            return {name: pooled_outputs(each, self.pool) for name, each in outputs.items()}
+        return pooled_outputs(outputs, self.pool)
 
     def extra_repr(self) -> str:
         output = "" if self.output_action is None else f", output_action={self.output_action!r}"
         return f"action={self.action!r}, pool={self.pool!r}{output}"
+
+
+def pooled_outputs(outputs: OrbitOutputs, pool: Pool = "mean") -> Tensor:
+    """Outputs over an orbit, pooled: each place over the poses that see it, x itself among them."""
+    orbit = torch.cat([outputs.logits[None], outputs.orbit_logits])
+    if outputs.valid is None:
+        return pool_over_group(orbit, pool)
+    seen = torch.cat([torch.ones_like(outputs.valid[:1]), outputs.valid])
+    if pool == "max":
+        return orbit.masked_fill(~seen, -torch.inf).amax(dim=0)
+    return torch.where(seen, orbit, 0.0).sum(dim=0) / seen.sum(dim=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lightning.pytorch import LightningModule, Trainer
@@ -44,6 +44,9 @@ class MonitorRecord:
         prefix: what was put before the names that were logged, if anything.
         output_action: how the output was taken to move when the input does.
         saliency: the saliency map that was used, where one was.
+        per_class: the measures of each class, where those were asked for: `Estimate`s of shape ``(C,)``, or
+            ``(C, |G| - 1)`` by element.
+        classes: what the classes are called then.
     """
 
     stage: str
@@ -54,6 +57,8 @@ class MonitorRecord:
     prefix: str | None = None
     output_action: OutputActions = None
     saliency: Saliency | None = None
+    per_class: dict[str, Estimate] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 class EpochMonitor(NetworkCallback):
@@ -209,9 +214,12 @@ class EpochMonitor(NetworkCallback):
         computed: Mapping[str, Estimate],
         output_action: OutputActions = None,
         saliency: Saliency | None = None,
+        per_class: Mapping[str, Estimate] | None = None,
+        classes: tuple[str, ...] = (),
     ) -> None:
         """Records and logs what was computed, alike on all processes."""
         measured = {name: Estimate(*(part.cpu() for part in estimate)) for name, estimate in computed.items()}
+        by_class = {name: Estimate(*(part.cpu() for part in each)) for name, each in (per_class or {}).items()}
         if not trainer.sanity_checking:
             self.history.append(
                 MonitorRecord(
@@ -223,6 +231,8 @@ class EpochMonitor(NetworkCallback):
                     self.prefix,
                     output_action,
                     saliency,
+                    by_class,
+                    classes,
                 )
             )
         if not trainer.barebones:
@@ -230,6 +240,9 @@ class EpochMonitor(NetworkCallback):
             end = f"/dataloader_idx_{dataloader_idx}" if loaders > 1 else ""
             # The values are the same on all processes already: synchronising keeps Lightning from warning about it.
             named = self._named(measured, start, end)
+            for number, label in enumerate(classes):
+                of_one = {name: Estimate(*(part[number] for part in each)) for name, each in by_class.items()}
+                named |= self._named(of_one, start, f"{end}/{label}")
             pl_module.log_dict(named, add_dataloader_idx=False, sync_dist=trainer.world_size > 1)
 
     def _named(self, measured: dict[str, Estimate], start: str, end: str) -> dict[str, float]:

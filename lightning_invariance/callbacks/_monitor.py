@@ -30,6 +30,7 @@ from lightning_invariance.actions._base import check_action
 from lightning_invariance.callbacks._base import is_sharded
 from lightning_invariance.callbacks._calls import CallSpec, NetworkCall, are_close
 from lightning_invariance.callbacks._epochs import EpochMonitor, LoaderPlace, positions_of
+from lightning_invariance.evaluation._classes import PerClassOption
 from lightning_invariance.evaluation._draws import output_for_measuring
 from lightning_invariance.evaluation._evaluator import Dealt, Evaluator, Setting, limits_of
 from lightning_invariance.evaluation._measures import Measures
@@ -69,8 +70,8 @@ class InvarianceMonitor(EpochMonitor):
             ``saliency_invariance_similarity``, ``orbit_share``, ``prediction_consistency``, ``orbit_accuracy``,
             ``worst_case_orbit_accuracy``; of such scores at each place ``orbit_mean_iou`` besides; of other outputs the
             logit errors, ``relative_equivariance_error`` and, for vectors, ``vector_cosine_similarity``. By name alone:
-            ``selectivity``, ``jacobian_spectral_norm``, ``accuracy``. Of several outputs, ``"forces/..."`` is measured
-            of one alone.
+            ``selectivity``, ``jacobian_spectral_norm``, ``accuracy``, ``loss_share``. Of several outputs,
+            ``"forces/..."`` is measured of one alone.
         saliency: how to compute saliency maps; ``Gradient(dither=1e-3)`` if None, whatever the action.
         saliency_samples: how many samples of each data loader, from the first, get saliency maps, the costly part; 0
             for none.
@@ -88,11 +89,14 @@ class InvarianceMonitor(EpochMonitor):
             key. By default the second part of a pair, or an entry
             called label, labels, target, targets or y. The labels'
             class is explained by the saliency maps; without labels the class predicted on the untransformed input is,
-            and the accuracies are left out.
+            and the accuracies are left out. For ``loss_share`` it may hold the numbers that the outputs are to be, as
+            for `evaluate_invariance`.
         logits: a function from the network's output to its logits; by default the output itself, or its ``logits``.
         call: which of several calls of the network in a step is measured: an index, ``"last"``, or ``"all"`` for all
             samples of all of them; the only one if None.
         max_batch: the most samples in one extra forward; as many as the batch has if None.
+        per_class: whether each measure is given of each class of the labels too, logged with ``/<class>`` behind it:
+            True, for as many classes as there are logits, the number of classes, or their names in order.
         prefix: put before the names that are logged, to tell two monitors apart: ``val/<prefix>/orbit_share``.
 
     Attributes:
@@ -139,6 +143,7 @@ class InvarianceMonitor(EpochMonitor):
         logits: LogitsOf | None = None,
         call: CallSpec = None,
         max_batch: int | None = None,
+        per_class: PerClassOption = False,
         prefix: str | None = None,
     ) -> None:
         self._require_action(action)
@@ -151,6 +156,7 @@ class InvarianceMonitor(EpochMonitor):
         self.output_action = output_action
         self.target = target
         self.max_batch = max_batch
+        self.per_class = per_class
         self._output = output_for_measuring(output_action, action)
         self._evaluators: list[Evaluator] = []
         self._verified = False
@@ -186,6 +192,7 @@ class InvarianceMonitor(EpochMonitor):
             limits=limits_of(self.saliency_samples, self.sensitivity_samples),
             max_batch=self.max_batch,
             demanding=self._demanding,
+            per_class=self.per_class,
         )
 
     def _check_strategy(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -355,7 +362,9 @@ class InvarianceMonitor(EpochMonitor):
         for dataloader_idx, evaluator in enumerate(self._evaluators):
             # Every process must take part in computing a measure that any of them has seen.
             updated = evaluator.updated().to(trainer.strategy.root_device)
-            computed = evaluator.compute(trainer.strategy.reduce(updated, reduce_op="sum"))
+            wanted = trainer.strategy.reduce(updated, reduce_op="sum")
+            computed = evaluator.compute(wanted)
+            of_classes = evaluator.compute_per_class(wanted)
             self._publish(
                 trainer,
                 pl_module,
@@ -365,6 +374,8 @@ class InvarianceMonitor(EpochMonitor):
                 {**computed, **besides},
                 self._output.spec,
                 evaluator.saliency if evaluator.saliency_in_words() else None,
+                of_classes,
+                evaluator.class_names(of_classes),
             )
 
     def _besides(self, pl_module: LightningModule) -> dict[str, Estimate]:

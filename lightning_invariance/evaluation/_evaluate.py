@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._call import arguments_of, without_fabric
-from lightning_invariance._checks import check_callable, check_iterable, check_not_meta
+from lightning_invariance._checks import check_callable, check_choice, check_count, check_iterable, check_not_meta
 from lightning_invariance._containers import map_tensors
 from lightning_invariance._isolation import (
     RandomState,
@@ -36,8 +36,10 @@ from lightning_invariance._messages import errors_of, warn
 from lightning_invariance._output_action import OutputActions
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._base import check_action
+from lightning_invariance.evaluation._classes import PerClassOption
 from lightning_invariance.evaluation._draws import for_measuring, output_for_measuring
 from lightning_invariance.evaluation._evaluator import Dealt, Evaluator, Setting, limits_of
+from lightning_invariance.evaluation._keep import KeptSamples, WorstSamples
 from lightning_invariance.evaluation._measures import Measures
 from lightning_invariance.evaluation._network import NetworkOfInput
 from lightning_invariance.metrics._base import Estimate
@@ -54,15 +56,30 @@ class InvarianceResults(dict[str, Estimate]):
     Attributes:
         action: the group, with the elements that were measured; its `repr` says how many were drawn and with which
             seed.
+        per_class: the same of each class, where that was asked for, `Estimate`s of shape ``(C,)``, or ``(C, |G| - 1)``
+            by element; NaN for classes without samples.
+        classes: what the classes are called then.
+        kept: the samples that were kept, where some were asked for.
         found: what was found in the first batch, in words: ``"input"``, ``"logits"``, ``"labels"``, ``"saliency"``, the
             map that was used where one was, and ``"without"``, the measures that are left out for want of labels,
             classes or maps.
     """
 
-    def __init__(self, measures: Mapping[str, Estimate], action: Action, found: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        measures: Mapping[str, Estimate],
+        action: Action,
+        found: Mapping[str, str],
+        per_class: Mapping[str, Estimate] | None = None,
+        classes: Sequence[str] = (),
+        kept: KeptSamples | None = None,
+    ) -> None:
         super().__init__(measures)
         self.action = action
         self.found = dict(found)
+        self.per_class = dict(per_class or {})
+        self.classes = tuple(classes)
+        self.kept = kept
 
 
 def evaluate_invariance(
@@ -79,6 +96,9 @@ def evaluate_invariance(
     target: Place | None = None,
     logits: LogitsOf | None = None,
     max_batch: int | None = None,
+    per_class: PerClassOption = False,
+    keep: Literal["worst"] | None = None,
+    n: int = 16,
     progress: bool = True,
 ) -> InvarianceResults:
     r"""Measures a network's invariance on a data set, without a Trainer.
@@ -112,15 +132,22 @@ def evaluate_invariance(
         input: where the network's arguments hold the tensor that the group acts on: a position, a keyword or a key, or
             a list of those that one element moves together; by default the only tensor that the group can act on.
         target: where the batch holds the labels, one integer a sample, or one a place ``(B, H, W)``: a position or a
-            key. By default the second part
-            of a pair, or an entry called label, labels, target, targets or y.
+            key. By default the second part of a pair, or an entry called label, labels, target, targets or y. For
+            ``"loss_share"`` it may hold the numbers that the outputs are to be; those of several outputs stand there,
+            or in a batch that is a mapping, by the outputs' names.
         logits: a function from the network's output to its logits; by default the output itself, or its ``logits``.
         max_batch: the most samples in one forward; as many as the batch has if None.
+        per_class: whether each measure is given of each class of the labels too: True, for as many classes as there
+            are logits, the number of classes, or their names in order.
+        keep: ``"worst"`` for the samples that one element moves the output of farthest, by
+            :math:`\tfrac12 \| f(gx) - f(x) \|^2`, with their saliency maps (none with ``saliency_samples=0``); see
+            `KeptSamples`.
+        n: how many are kept then.
         progress: whether to show a progress bar.
 
     Returns:
-        An `Estimate` (value and standard error over samples) for each measure, in a dict that has besides the `action`
-        and what was `found`.
+        An `Estimate` (value and standard error over samples) for each measure, in a dict that has besides the `action`,
+        what was `found`, the values `per_class` and the samples that were `kept`.
 
     Raises:
         ValueError: if the group cannot act on a batch; if there is no batch; if input, labels or logits cannot be found
@@ -142,8 +169,16 @@ def evaluate_invariance(
     check_input_spec("input", input)
     check_place("target", target)
     check_logits_of(logits)
+    check_choice("keep", keep, (None, "worst"))
+    check_count("n", n)
     output = output_for_measuring(output_action, action)
     action = for_measuring(action)
+    if keep is not None and output.names is not None:
+        raise ValueError(
+            f"Expected `keep` to be None with several outputs, {list(output.names)}, whose errors have units of their "
+            f"own, but got {keep!r}: name one of them with `logits=`."
+        )
+    seen: dict[str, Tensor] = {}
     evaluator = Evaluator(
         action,
         measures,
@@ -151,6 +186,8 @@ def evaluate_invariance(
         saliency=saliency,
         limits=limits_of(saliency_samples, sensitivity_samples),
         max_batch=max_batch,
+        per_class=per_class,
+        on_orbit=None if keep is None else seen.update,
     )
     module = module_of(network)
     device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
@@ -158,6 +195,12 @@ def evaluate_invariance(
         raise ValueError("Expected `network` to hold values but got one on the meta device.")
     function = without_fabric(network)
     found: dict[str, str] = {}
+    worst: WorstSamples | None = None
+    if keep is not None:
+        maps = evaluator.saliency if saliency_samples else None
+        reading = OutputReader(logits, output.names)
+        worst = WorstSamples(n, action, maps, function, reading, module, output.stays, max_batch)
+    kept: KeptSamples | None = None
     # The random streams here too: a DataLoader draws from torch's when it is run through.
     with evaluation_mode(module), preserved_random_state(device or torch.device("cpu")):
         for batch in tqdm(batches, desc="Invariance", unit="batch", disable=not progress):
@@ -197,6 +240,11 @@ def evaluate_invariance(
                     dealt=Dealt(positions, len(x), divisible=arguments.is_divisible),
                     module=module,
                 )
+                if worst is not None:
+                    worst.add(seen, arguments, labels, positions.start, start)
+                    seen.clear()
+                    if first_batch:
+                        worst.check_maps()
                 if first_batch:
                     said = what_stays(input, action, arguments, outputs if output.stays else None)
                     said += stray_labels(labels, outputs)
@@ -210,9 +258,12 @@ def evaluate_invariance(
                         "saliency": evaluator.saliency_in_words(),
                         "without": ", ".join(evaluator.left_out(x, labels)),
                     }
+        if worst is not None:
+            kept = worst.result()
     if not evaluator.samples:
         raise ValueError("Expected `batches` to hold at least one sample but got none.")
-    return InvarianceResults(evaluator.compute(), action, found)
+    of_classes = evaluator.compute_per_class()
+    return InvarianceResults(evaluator.compute(), action, found, of_classes, evaluator.class_names(of_classes), kept)
 
 
 def _placed(tensor: Tensor, device: torch.device | None) -> Tensor:

@@ -19,8 +19,10 @@ from lightning_invariance._locate import Labels
 from lightning_invariance._output_action import OutputMotion, PackedAction, mixed_dims, unless_whole
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._packing import Packing
+from lightning_invariance.evaluation._classes import Classes, PerClassOption
 from lightning_invariance.evaluation._measures import Kind, MeasureCollection, Measures
 from lightning_invariance.evaluation._sources import (
+    OrbitSource,
     SaliencySource,
     Samples,
     Source,
@@ -92,6 +94,8 @@ class Evaluator:
         max_batch: the most samples in one forward; as many as the batch has if None: the forwards then need no more
             memory than the user's own, and stay in the caches that theirs fits into.
         demanding: whether a measure that was asked for, by name or as a metric, and cannot be computed is an error.
+        per_class: whether each class is to have values of its own besides.
+        on_orbit: is given the outputs over the orbit of each batch, by the names that `OrbitSource` gives them.
 
     Raises:
         ValueError: if an argument has a wrong type or value.
@@ -107,23 +111,29 @@ class Evaluator:
         limits: Mapping[str, int] | None = None,
         max_batch: int | None = None,
         demanding: bool = True,
+        per_class: PerClassOption = False,
+        on_orbit: Callable[[Mapping[str, Tensor]], None] | None = None,
     ) -> None:
         if max_batch is not None:
             check_count("max_batch", max_batch)
+        self.classes = Classes.of(per_class)
         self.action = action
         self.output = output
         names = None if output is None else output.names
-        self.collections = {
-            name: MeasureCollection(wanted, name, demanding) for name, wanted in _by_output(measures, names).items()
-        }
         self.saliency = default_saliency() if saliency is None else as_saliency(saliency)
+        sources = sources_with(self.saliency)
+        dims = {name: dim for source in sources for name, dim in source.gives.items()}
+        self.collections = {
+            name: MeasureCollection(wanted, name, demanding, None if self.classes is None else dims)
+            for name, wanted in _by_output(measures, names).items()
+        }
         self.max_batch = max_batch
         self.samples = 0
         self._restricted = measures is None
         self._demanding = demanding and not self._restricted
         self._several = names is not None
         self._stays = output is None or output.stays
-        sources = sources_with(self.saliency)
+        self._on_orbit = on_orbit
         self._limits = {source.name: source.samples for source in sources} | dict(limits or {})
         self._kinds: dict[str | None, Kind] = {}
         given = {name for source in sources for name in source.gives}
@@ -138,7 +148,9 @@ class Evaluator:
                         f"{strange}."
                     )
                 self._feeding[name] = chosen_sources(sources, inputs)
-        self._sources = [source for source in sources if any(source in each for each in self._feeding.values())]
+        watched = [] if on_orbit is None else [source for source in sources if source.name == OrbitSource.name]
+        fed = [source for each in self._feeding.values() for source in each]
+        self._sources = [source for source in sources if source in [*watched, *fed]]
         self._check_limits()
 
     def _check_limits(self) -> None:
@@ -232,6 +244,8 @@ class Evaluator:
                     given[maps] = given[source]
                 samples = with_outputs(samples, given[source])
                 self._find_kinds(samples, batch)
+                if self._on_orbit is not None:
+                    self._on_orbit(given[source])
                 continue
             samples = self._with_logits(samples, batch)
             assert samples.logits is not None
@@ -252,6 +266,8 @@ class Evaluator:
 
     def _is_read(self, source: Source) -> bool:
         """Whether a measure that is taken for what the outputs are, as far as that is known, reads it."""
+        if self._on_orbit is not None and isinstance(source, OrbitSource):
+            return True
         fed = set(self._fed_by(source))
         if (self._several and not source.of_several) or not (self._stays or source.of_moving):
             return False
@@ -296,7 +312,11 @@ class Evaluator:
         for place, (output, collection) in enumerate(self.collections.items()):
             own = {source: self._of_output(values, source.gives, place, batch) for source, values in given.items()}
             base = self._of_output({"logits": logits}, {"logits": 0}, place, batch)
-            target = batch.labels.of(base["logits"])
+            labels = batch.labels.part(output)
+            classes = None if self.classes is None else self.classes.labels_of(labels)
+            num_classes = 0
+            if self.classes is not None:
+                num_classes = self.classes.number(base["logits"], self._kinds[output] == "classes")
             for name in collection.suiting(self._kinds[output]):
                 sources = self._feeding[name]
                 if any(source not in given for source in sources):
@@ -310,7 +330,13 @@ class Evaluator:
                 for source in sources:  # what is run for a measure's own sake comes before what is there anyway
                     values |= own[source]
                 first = {each: first_samples(value, dims[each], count) for each, value in values.items()}
-                collection.update(name, {**first, "target": None if target is None else target[:count]})
+                target = collection.target(name, labels, base["logits"])
+                collection.update(
+                    name,
+                    {**first, "target": None if target is None else target[:count]},
+                    None if classes is None else classes[:count],
+                    num_classes,
+                )
 
     def _of_output(
         self, values: Mapping[str, Tensor], dims: Mapping[str, int], place: int, batch: _Batch
@@ -340,16 +366,21 @@ class Evaluator:
             actions = moves.moves if isinstance(moves, PackedAction) else [None] * len(tensors)
         for output, tensor, action in zip(self.collections, tensors, actions, strict=True):
             same = self.output is not None and self.output.is_same(output)
-            self._kinds[output] = kind = kind_of(tensor, action, batch.labels, same)
+            labels = batch.labels.part(output)
+            self._kinds[output] = kind = kind_of(tensor, action, labels, same)
             self.collections[output].suiting(kind)
-            if self.collections[output].needing("target"):
-                self.check_labels(batch.labels.for_logits(tensor))
+            self._refuse_lack_of_labels(output, labels.for_logits(tensor), tensor)
 
     def check_labels(self, labels: Labels) -> None:
         """Raises a `ValueError` where a measure that was asked for needs labels and there are none."""
-        needing = [name for collection in self.collections.values() for name in collection.needing("target")]
-        lacking = list(dict.fromkeys(needing)) if labels.tensor is None else []
-        if self._demanding and lacking:
+        for output in self.collections:
+            self._refuse_lack_of_labels(output, labels.part(output))
+            if self.classes is not None:
+                self.classes.labels_of(labels.part(output))
+
+    def _refuse_lack_of_labels(self, output: str | None, labels: Labels, logits: Tensor | None = None) -> None:
+        lacking = self.collections[output].lacking_target(labels, logits) if self._demanding else []
+        if lacking:
             raise ValueError(
                 f"Expected labels for {lacking} but found none: {labels.place}. Say with "
                 "`target=` where they are: one integer a sample, or a place of each sample's mask."
@@ -417,12 +448,27 @@ class Evaluator:
 
     def compute(self, wanted: Tensor | None = None) -> dict[str, Estimate]:
         """The measures with their standard errors; see `MeasureCollection.compute`."""
+        return self._computed(MeasureCollection.compute, wanted)
+
+    def compute_per_class(self, wanted: Tensor | None = None) -> dict[str, Estimate]:
+        """The same of each class, where they were wanted."""
+        return self._computed(MeasureCollection.compute_per_class, wanted)
+
+    def class_names(self, computed: Mapping[str, Estimate]) -> tuple[str, ...]:
+        """What the classes are called that these values are of."""
+        if self.classes is None or not computed:
+            return ()
+        return self.classes.named(max(len(estimate.value) for estimate in computed.values()))
+
+    def _computed(
+        self, compute: Callable[[MeasureCollection, Tensor], dict[str, Estimate]], wanted: Tensor | None
+    ) -> dict[str, Estimate]:
         wanted = self.updated() if wanted is None else wanted
         parts = wanted.split([len(each.names) for each in self.collections.values()])
         return {
             _full(output, name): estimate
             for (output, collection), part in zip(self.collections.items(), parts, strict=True)
-            for name, estimate in collection.compute(part).items()
+            for name, estimate in compute(collection, part).items()
         }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_invariance._checks import check_callable
+from lightning_invariance._locate import Labels
 from lightning_invariance.metrics import (
     BaseAccuracy,
     DistributionInvarianceError,
@@ -20,9 +21,11 @@ from lightning_invariance.metrics import (
     JacobianSpectralNorm,
     JensenShannonInvarianceError,
     LogitInvarianceError,
+    LossShare,
     OrbitAccuracy,
     OrbitMeanIoU,
     OrbitShare,
+    PerClass,
     PredictionConsistency,
     RelativeEquivarianceError,
     RelativeLogitInvarianceError,
@@ -47,7 +50,8 @@ class Measure:
     Attributes:
         name: what it is asked for and logged by.
         make: makes its metric. What the metric reads are the arguments of its ``update``, each of which a source gives;
-            one with a default may be missing.
+            one with a default may be missing. Its ``target`` are labels; where there are none, one whose class says
+            ``takes_values = True`` gets the floating-point numbers that the outputs are to be.
         heading: its heading in tables and figures.
         kinds: the kinds of outputs that it makes sense for.
         unasked: those of which it is taken where no measures are named.
@@ -173,6 +177,7 @@ for _measure in (
         logarithmic=True,
     ),
     Measure("vector_cosine_similarity", VectorCosineSimilarity, "cosine", kinds=("vectors",), unasked=("vectors",)),
+    Measure("loss_share", LossShare, "loss share, %"),
     Measure("selectivity", Selectivity, "selectivity", logarithmic=True),
     Measure("jacobian_spectral_norm", JacobianSpectralNorm, "σ_max"),
 ):
@@ -183,9 +188,16 @@ Measures = Sequence[str] | Mapping[str, Metric]
 
 def inputs_of(metric: Metric) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What a metric's ``update`` needs, and what it takes besides where it is there."""
+    if isinstance(metric, PerClass):
+        return metric.inputs
     parameters = inspect.signature(metric.update).parameters.values()
     needed = tuple(each.name for each in parameters if each.default is inspect.Parameter.empty)
     return needed, tuple(each.name for each in parameters if each.name not in needed)
+
+
+def _takes_values(metric: Metric) -> bool:
+    """Whether its target may be floating-point numbers; it says so itself."""
+    return bool(getattr(metric, "takes_values", False))
 
 
 class MeasureCollection:
@@ -199,12 +211,20 @@ class MeasureCollection:
             outputs.
         output: the output's name, where a network has several, for messages.
         demanding: whether a measure that was asked for by name and makes no sense is an error.
+        dims: the dimension of the samples, by the names of inputs, where each class is to have values of its own; None
+            for those of all samples alone.
 
     Raises:
         ValueError: if a name is unknown, or there is no measure at all.
     """
 
-    def __init__(self, measures: Measures | None = None, output: str | None = None, demanding: bool = True) -> None:
+    def __init__(
+        self,
+        measures: Measures | None = None,
+        output: str | None = None,
+        demanding: bool = True,
+        dims: Mapping[str, int] | None = None,
+    ) -> None:
         self.restricted = measures is None
         self._output = output
         self._demanding = demanding
@@ -230,6 +250,13 @@ class MeasureCollection:
         self.optional: dict[str, tuple[str, ...]] = {}
         for name, metric in self.metrics.items():
             self.needed[name], self.optional[name] = inputs_of(metric)
+        self.by_class: dict[str, PerClass] = {}
+        if dims is not None:
+            self.by_class = {
+                name: PerClass(metric, dims=dims)
+                for name, metric in self.metrics.items()
+                if not isinstance(metric, PerClass) and getattr(metric, "reduction", None) != "none"
+            }
         self._updated: set[str] = set()
 
     @property
@@ -240,6 +267,18 @@ class MeasureCollection:
     def needing(self, argument: str) -> tuple[str, ...]:
         """The measures whose update needs this input."""
         return tuple(name for name, inputs in self.needed.items() if argument in inputs)
+
+    def target(self, name: str, labels: Labels, logits: Tensor) -> Tensor | None:
+        """What a measure is given as its target: labels, or numbers where it takes them and there are no labels."""
+        target = labels.of(logits)
+        return labels.values_of(logits) if target is None and _takes_values(self.metrics[name]) else target
+
+    def lacking_target(self, labels: Labels, logits: Tensor | None = None) -> list[str]:
+        """The measures that need a target, and have none in these labels of these logits, as far as those are known."""
+        if labels.tensor is not None:
+            return []
+        numbers = isinstance(labels.found, Tensor) if logits is None else labels.values_of(logits) is not None
+        return [name for name in self.needing("target") if not (numbers and _takes_values(self.metrics[name]))]
 
     def suiting(self, kind: Kind | None) -> tuple[str, ...]:
         """The measures that are taken for outputs of this kind; all that could be where it is not known.
@@ -278,8 +317,20 @@ class MeasureCollection:
             if "classes" in measure.unasked and not (name in suiting and set(self.needed[name]) <= given)
         )
 
-    def update(self, name: str, given: Mapping[str, Tensor | None]) -> None:
+    def update(
+        self,
+        name: str,
+        given: Mapping[str, Tensor | None],
+        classes: Tensor | None = None,
+        num_classes: int = 0,
+    ) -> None:
         """Adds a batch to a measure, unless something that it needs is missing.
+
+        Args:
+            name: the measure's name.
+            given: what there is.
+            classes: the class of each sample, where each is to have a value of its own.
+            num_classes: how many classes there are then.
 
         Raises:
             ValueError: if some places of the outputs are not valid and the measure does not take that into account.
@@ -300,11 +351,25 @@ class MeasureCollection:
         if metric.device != device:
             metric.to(device)
         metric.update(**values)
+        if classes is not None and name in self.by_class:
+            by_class = self.by_class[name]
+            by_class.to(device)
+            by_class.begin(num_classes)
+            by_class.update(**values, classes=classes)
         self._updated.add(name)
 
     def updated(self) -> Tensor:
         """Which measures have seen a batch: 1 or 0 for each, to be added up over processes."""
         return torch.tensor([float(name in self._updated) for name in self.metrics])
+
+    def compute_per_class(self, wanted: Tensor | None = None) -> dict[str, Estimate]:
+        """The measures of each class, where they were wanted; `wanted` as for `compute`."""
+        chosen = self.updated() if wanted is None else wanted
+        return {
+            name: self.by_class[name].compute_with_error()
+            for name, use in zip(self.metrics, chosen.tolist(), strict=True)
+            if use and name in self.by_class
+        }
 
     def compute(self, wanted: Tensor | None = None) -> dict[str, Estimate]:
         """The measures that have seen a batch, with their standard errors.
@@ -318,7 +383,7 @@ class MeasureCollection:
         for (name, metric), use in zip(self.metrics.items(), chosen.tolist(), strict=True):
             if not use:
                 continue
-            if isinstance(metric, InvarianceMetric) and metric.reduction != "none":
+            if isinstance(metric, PerClass) or (isinstance(metric, InvarianceMetric) and metric.reduction != "none"):
                 results[name] = metric.compute_with_error()
             else:
                 value = metric.compute()
@@ -327,5 +392,5 @@ class MeasureCollection:
 
     def to(self, device: torch.device) -> None:
         """Moves the states."""
-        for metric in self.metrics.values():
+        for metric in (*self.metrics.values(), *self.by_class.values()):
             metric.to(device)

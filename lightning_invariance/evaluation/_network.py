@@ -44,6 +44,10 @@ class NetworkOfInput(nn.Module):
         self._run = network if run is None else run
         self._start = start
 
+    def started_nowhere(self) -> NetworkOfInput:
+        """The same with the random streams as they are at each call."""
+        return NetworkOfInput(self.network, self._arguments, self._reader, self._context, self._run)
+
     def forward(self, x: Tensor) -> Tensor:
         try:
             return self._logits(x)

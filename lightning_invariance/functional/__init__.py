@@ -7,6 +7,7 @@ from lightning_invariance.functional._jensen_shannon_invariance_error import (
     jensen_shannon_invariance_error as jensen_shannon_invariance_error,
 )
 from lightning_invariance.functional._logit_invariance_error import logit_invariance_error as logit_invariance_error
+from lightning_invariance.functional._loss_share import loss_share as loss_share
 from lightning_invariance.functional._orbit_accuracy import orbit_accuracy as orbit_accuracy
 from lightning_invariance.functional._orbit_mean_iou import orbit_mean_iou as orbit_mean_iou
 from lightning_invariance.functional._orbit_share import orbit_share as orbit_share

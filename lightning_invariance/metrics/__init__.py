@@ -10,9 +10,11 @@ from lightning_invariance.metrics._jensen_shannon_invariance_error import (
     JensenShannonInvarianceError as JensenShannonInvarianceError,
 )
 from lightning_invariance.metrics._logit_invariance_error import LogitInvarianceError as LogitInvarianceError
+from lightning_invariance.metrics._loss_share import LossShare as LossShare
 from lightning_invariance.metrics._orbit_accuracy import OrbitAccuracy as OrbitAccuracy
 from lightning_invariance.metrics._orbit_mean_iou import OrbitMeanIoU as OrbitMeanIoU
 from lightning_invariance.metrics._orbit_share import OrbitShare as OrbitShare
+from lightning_invariance.metrics._per_class import PerClass as PerClass
 from lightning_invariance.metrics._prediction_consistency import PredictionConsistency as PredictionConsistency
 from lightning_invariance.metrics._relative_equivariance_error import (
     RelativeEquivarianceError as RelativeEquivarianceError,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -182,6 +183,22 @@ class SampleMeanMetric(InvarianceMetric):
         self.add_state(self._sums, torch.zeros(5, 1, dtype=torch.float64), dist_reduce_fx="sum")
         if reduction == "none":
             self.add_state(self._values, [], dist_reduce_fx="cat")
+        self._rows: list[Tensor] | None = None  # takes each sample's summands instead of the sums, where it is a list
+
+    @contextmanager
+    def summands(self) -> Iterator[list[Tensor]]:
+        """Updates in the block add nothing; what each sample would have added is in the list, ``(B, 5, columns)``."""
+        rows: list[Tensor] = []
+        self._rows = rows
+        try:
+            yield rows
+        finally:
+            self._rows = None
+
+    def add_sums(self, batch: Tensor) -> None:
+        """Adds sums of such rows."""
+        # Not in place: a state that was reset in inference mode could not be written outside of it.
+        setattr(self, self._sums, getattr(self, self._sums) + batch)
 
     def _add(self, values: OrbitValues, finite: Tensor) -> None:
         """Adds a batch's values; `finite` says whose input was finite, shape ``(B,)``."""
@@ -190,11 +207,13 @@ class SampleMeanMetric(InvarianceMetric):
         kept = (finite & defined)[:, None]
         columns = values.per_element.T if self.reduction == "element" else values.per_sample[:, None]
         summands = torch.where(kept, columns.double(), 0.0)
-        counts = torch.stack([kept[:, 0].sum(), (finite & ~defined).sum(), (~finite).sum()])
+        counts = torch.stack([kept[:, 0], finite & ~defined, ~finite])
+        if self._rows is not None:
+            each = counts.T.double()[..., None].expand(-1, 3, summands.shape[1])
+            self._rows.append(torch.cat([torch.stack([summands, summands.square()], dim=1), each], dim=1))
+            return
         sums = torch.stack([summands.sum(dim=0), summands.square().sum(dim=0)])
-        batch = torch.cat([sums, counts.double()[:, None].expand(3, sums.shape[1])])
-        # Not in place: a state that was reset in inference mode could not be written outside of it.
-        setattr(self, self._sums, getattr(self, self._sums) + batch)
+        self.add_sums(torch.cat([sums, counts.sum(dim=1).double()[:, None].expand(3, sums.shape[1])]))
         if self.reduction == "none":
             getattr(self, self._values).append(torch.where(finite, values.per_sample, torch.nan).to(self.dtype))
 

@@ -15,7 +15,23 @@ from lightning_invariance.metrics._base import InvarianceMetric, NanStrategy
 FOLDS = 16
 
 
-class FoldedMetric(InvarianceMetric):
+class DealtMetric(InvarianceMetric):
+    """A measure whose samples are dealt out to folds."""
+
+    def __init__(self, *, reduction: Reduction, nan_strategy: NanStrategy, variant: str = "", **kwargs: Any) -> None:
+        super().__init__(reduction=reduction, nan_strategy=nan_strategy, variant=variant, **kwargs)
+        # The next sample's fold. No state: `forward` starts each batch from empty states, and small batches would all
+        # land in the first folds. A reset need not set it back, since a rotation of the folds changes nothing.
+        self._next_fold = 0
+
+    def _deal(self, samples: Tensor) -> Tensor:
+        """The fold of each sample of a batch, shape ``(B,)``."""
+        fold = (torch.arange(len(samples), device=samples.device) + self._next_fold) % FOLDS
+        self._next_fold = (self._next_fold + len(samples)) % FOLDS
+        return fold
+
+
+class FoldedMetric(DealtMetric):
     """A measure with a variance between samples in it.
 
     One state holds each fold's moments: the number of samples, their squared deviations from the fold's mean, summed,
@@ -25,9 +41,6 @@ class FoldedMetric(InvarianceMetric):
 
     def __init__(self, *, reduction: Reduction, nan_strategy: NanStrategy, **kwargs: Any) -> None:
         super().__init__(reduction=reduction, nan_strategy=nan_strategy, **kwargs)
-        # The next sample's fold. No state: `forward` starts each batch from empty states, and small batches would all
-        # land in the first folds. A reset need not set it back, since a rotation of the folds changes nothing.
-        self._next_fold = 0
         self._outputs: int | None = None
         self._moments = f"{self._state_prefix}_moments"
         self.add_state(self._moments, torch.zeros(FOLDS, 1, dtype=torch.float64), dist_reduce_fx=merge_moments)
@@ -44,12 +57,6 @@ class FoldedMetric(InvarianceMetric):
             seen = "one output a sample" if self._outputs == 1 else f"{self._outputs} {what}"
             raise ValueError(f"Expected `logits` to have {seen}, as those before, but got {outputs}.")
         self._outputs = outputs
-
-    def _deal(self, samples: Tensor) -> Tensor:
-        """The fold of each sample of a batch, shape ``(B,)``."""
-        fold = (torch.arange(len(samples), device=samples.device) + self._next_fold) % FOLDS
-        self._next_fold = (self._next_fold + len(samples)) % FOLDS
-        return fold
 
     def _add_moments(self, values: Tensor, kept: Tensor, fold: Tensor) -> None:
         """Adds the moments of the samples that are `kept`: `values` are ``(B, D)``, the others ``(B,)``."""

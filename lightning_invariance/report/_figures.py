@@ -60,11 +60,11 @@ def plot_curves(
                 raise ValueError(f"Expected {measure} of {model} to be a sequence of numbers but got {values!r}.")
             if len(values) != len(x):
                 raise ValueError(f"Expected {measure} of {model} to have {len(x)} values but got {len(values)}.")
-    figure = _figure(4.2 * len(panels), 3.2)
+    figure = new_figure(4.2 * len(panels), 3.2)
     for axes, (measure, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for model, values in curves.items():
-            axes.plot(x, values, label=_plain(model), marker="o", markersize=3)
-        axes.set(xlabel=_plain(xlabel), title=_plain(measure))
+            axes.plot(x, values, label=plain(model), marker="o", markersize=3)
+        axes.set(xlabel=plain(xlabel), title=plain(measure))
         if measure in log:
             _logarithmic(axes.set_yscale, axes.yaxis, [value for values in curves.values() for value in values])
         axes.grid(alpha=0.3)
@@ -97,16 +97,16 @@ def plot_bars(panels: Mapping[str, Mapping[str, float | Estimate]], *, log: Sequ
     models = list(dict.fromkeys(model for values in panels.values() for model in values))
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure = _figure(3.6 * columns, rows * (1.2 + 0.3 * len(models)))
+    figure = new_figure(3.6 * columns, rows * (1.2 + 0.3 * len(models)))
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes, (measure, values) in zip(grid, panels.items(), strict=False):
         for place, model in enumerate(models):
             value, error = _value_and_error(measure, model, values.get(model, nan))
             if isfinite(value):
                 axes.barh(place, value, xerr=error if isfinite(error) else None, color=f"C{place % 10}")
-        axes.set_yticks(range(len(models)), [_plain(model) for model in models])
+        axes.set_yticks(range(len(models)), [plain(model) for model in models])
         axes.invert_yaxis()  # the first model on top
-        axes.set_title(_plain(measure))
+        axes.set_title(plain(measure))
         if measure in log:
             _logarithmic(axes.set_xscale, axes.xaxis, [bar.get_width() for bar in axes.patches])
         axes.grid(alpha=0.3, axis="x")
@@ -157,7 +157,7 @@ def plot_saliency_orbit(
         check_count("target", target, minimum=0)
     if x.ndim != 3:
         raise ValueError(f"Expected `x` to be one image (C, H, W) but got shape {tuple(x.shape)}.")
-    figure = _figure(1.6 * len(action), 1.8 * len(networks))
+    figure = new_figure(1.6 * len(action), 1.8 * len(networks))
     grid = figure.subplots(len(networks), len(action), squeeze=False)
     image = x.detach().float().mean(dim=0).cpu()
     label = None if target is None else torch.tensor([target], device=x.device)
@@ -170,11 +170,17 @@ def plot_saliency_orbit(
         assert outputs.orbit_saliency is not None
         maps = torch.cat([outputs.saliency[None], outputs.orbit_saliency])[:, 0].abs().sum(dim=1).cpu()
         for axes, each in zip(row, maps, strict=True):
-            axes.imshow(image, cmap="gray")
-            axes.imshow(each, cmap="inferno", alpha=0.6)
-            axes.set(xticks=[], yticks=[])
-        row[0].set_ylabel(_plain(name))
+            show_image(axes, image, each)
+        row[0].set_ylabel(plain(name))
     return figure
+
+
+def show_image(axes: Any, image: Tensor, saliency: Tensor | None = None) -> None:
+    """An image ``(H, W)`` without ticks, with a map of what is looked at laid over it."""
+    axes.imshow(image, cmap="gray")
+    if saliency is not None:
+        axes.imshow(saliency, cmap="inferno", alpha=0.6)
+    axes.set(xticks=[], yticks=[])
 
 
 def _check_panels(panels: Mapping[str, Mapping[str, Any]], log: Sequence[str], content: str) -> None:
@@ -203,13 +209,13 @@ def _logarithmic(set_scale: Callable[..., None], axis: Any, values: Sequence[flo
         axis.get_major_locator().set_params(numticks=6)  # a label for each decade would not fit
 
 
-def _plain(text: object) -> str:
+def plain(text: object) -> str:
     """Text that matplotlib takes neither for a formula nor, by a leading underscore, for one to be left out."""
     escaped = str(text).replace("$", "\\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     # Not pyplot: it keeps every figure alive and may want a screen.
     figure: Figure = require("matplotlib.figure", "Drawing figures").Figure(
         figsize=(width, height), layout="constrained", dpi=120

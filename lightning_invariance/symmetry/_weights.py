@@ -807,6 +807,26 @@ def in_list(names: Sequence[str]) -> str:
     return ", ".join(repr(name) for name in names[:4]) + (", ..." if len(names) > 4 else "")
 
 
+def size_in_the_way(
+    network: nn.Module, action: Action, arguments: Arguments, motion: OutputMotion, reader: OutputReader
+) -> tuple[str, list[str]] | None:
+    """The first layer that no weights make symmetric on inputs of this size, and sizes near it on which all can be.
+
+    None where there is no such layer; another one that stands in the way of a group may come before it.
+
+    Raises:
+        ValueError: if the group is not finite or does not move places exactly, or a layer is not known.
+    """
+    call = first_of(arguments)
+    try:
+        trace_of(network, Solver(SpatialGroup(action, call.inputs[0])), [call], motion, reader)
+    except Refusal as refusal:
+        if not refusal.of_size:
+            raise
+        return str(refusal), _sizes_that_do(network, action, call, motion, reader)
+    return None
+
+
 def _sizes_that_do(
     network: nn.Module, action: Action, arguments: Arguments, motion: OutputMotion, reader: OutputReader
 ) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import log, sqrt
 from typing import Any
 
@@ -208,7 +209,8 @@ def test_equal_outputs_are_invariant(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.keeps_double and name != "saliency"])
 def test_errors_have_finite_gradients(name: str) -> None:
     base, orbit = (make_data(4)[key].requires_grad_() for key in ("logits", "orbit_logits"))
-    assert torch.autograd.gradcheck(CASES[name].function, (base, orbit), atol=1e-6)
+    labels = {"target": make_data(4)["target"]} if "target" in CASES[name].inputs else {}
+    assert torch.autograd.gradcheck(partial(CASES[name].function, **labels), (base, orbit), atol=1e-6)
 
 
 # Where nothing is defined ----------------------------------------------------------------------------------------

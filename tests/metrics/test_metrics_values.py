@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,9 @@ def test_the_error_is_a_jackknife_over_16_folds(name: str) -> None:
         assert_values(called.compute_with_error().standard_error, expected, rtol=1e-5)
     called = case.make()
     for batch in split(data, [1] * 100):
-        with pytest.warns(UserWarning, match="fewer than two samples"):
+        # A loss needs no second sample, as a variance does.
+        alone = pytest.warns(UserWarning, match="fewer than two samples") if name != "loss_share" else nullcontext()
+        with alone:
             called(**case.pick(batch))
     assert_values(called.compute_with_error().standard_error, case.jackknife(data, "mean"), rtol=1e-5)
 

@@ -1,0 +1,36 @@
+"""The checks: each a function from a `Subject` to a `Finding`, decided by a measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightning_invariance.audit._checks_of_action import changed_labels, output_action, sizes, unmoved_inputs
+from lightning_invariance.audit._checks_of_errors import modes, noise_floor, precision, repeats
+from lightning_invariance.audit._checks_of_outputs import (
+    collapsed_logits,
+    constant_output,
+    finite_outputs,
+    saturated_softmax,
+    ties,
+)
+from lightning_invariance.audit._findings import Finding, FindingName
+from lightning_invariance.audit._subject import Subject
+
+Check = Callable[[Subject], Finding]
+
+#: All checks by name, in the order in which they are made. A new one is a function and a line.
+CHECKS: dict[FindingName, Check] = {
+    "finite_outputs": finite_outputs,
+    "noise_floor": noise_floor,
+    "precision": precision,
+    "modes": modes,
+    "repeats": repeats,
+    "unmoved_inputs": unmoved_inputs,
+    "output_action": output_action,
+    "changed_labels": changed_labels,
+    "sizes": sizes,
+    "ties": ties,
+    "constant_output": constant_output,
+    "collapsed_logits": collapsed_logits,
+    "saturated_softmax": saturated_softmax,
+}
