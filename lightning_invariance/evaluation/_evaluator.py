@@ -146,6 +146,8 @@ class Evaluator:
             limit = self._limits[source.name]
             if self.action is None and source.needs_action:
                 raise ValueError(f"Expected `action` to be an Action for {self._fed_by(source)} but got None.")
+            if source.needs_flow and self._demanding:
+                self._check_flow(source)
             if limit == 0 and self._demanding:
                 raise ValueError(
                     f"Expected `{limit_name(source.name)}` to be at least 1 for {self._fed_by(source)}, which need "
@@ -163,6 +165,23 @@ class Evaluator:
                 )
         self._sources = [source for source in self._sources if self._limits[source.name] != 0]
 
+    def _check_flow(self, source: Source) -> None:
+        if self.action is not None and self.action.flow is None:
+            raise ValueError(
+                f"Expected `action` to be a Flow, or an action that has one (SO2, SO3, ScalingRange), for "
+                f"{self._fed_by(source)} but got {self.action!r}."
+            )
+        if self.output is not None and self.output.names is None:
+            self.output.flow()
+
+    def _has_flow(self) -> bool:
+        if self.action is None or self.action.flow is None:
+            return False
+        try:
+            return self._stays or self.output is None or self.output.flow() is not None
+        except ValueError:  # not demanded, so that it is left out
+            return False
+
     def _fed_by(self, source: Source) -> list[str]:
         return [name for name, sources in self._feeding.items() if source in sources]
 
@@ -170,6 +189,11 @@ class Evaluator:
     def names(self) -> tuple[str, ...]:
         """The measures' names; an output's, where there are several, is put before them."""
         return tuple(_full(output, name) for output, each in self.collections.items() for name in each.names)
+
+    def reading(self, argument: str) -> tuple[str, ...]:
+        """The measures whose update needs this input."""
+        pairs = ((output, name) for output, each in self.collections.items() for name in each.needing(argument))
+        return tuple(_full(output, name) for output, name in pairs)
 
     @property
     def needs_whole_parameters(self) -> list[str]:
@@ -254,6 +278,8 @@ class Evaluator:
         """Whether a measure that is taken for what the outputs are, as far as that is known, reads it."""
         fed = set(self._fed_by(source))
         if (self._several and not source.of_several) or not (self._stays or source.of_moving):
+            return False
+        if source.needs_flow and not self._has_flow():
             return False
         return any(
             fed & set(collection.suiting(self._kinds.get(output))) for output, collection in self.collections.items()
@@ -436,11 +462,12 @@ class _Batch:
 
 
 #: What sources are for, and the arguments that say for how many samples they are run.
-_CONTENTS = {"saliency": "maps", "perturbations": "perturbations", "jacobian": "Jacobians"}
+_CONTENTS = {"saliency": "maps", "perturbations": "perturbations", "jacobian": "Jacobians", "lie": "Lie derivatives"}
 _LIMITS = {
     "saliency": "saliency_samples",
     "perturbations": "sensitivity_samples",
     "jacobian": "sensitivity_samples",
+    "lie": "sensitivity_samples",
 }
 
 

@@ -19,6 +19,7 @@ from lightning_invariance.metrics import (
     Estimate,
     JacobianSpectralNorm,
     JensenShannonInvarianceError,
+    LieDerivativeError,
     LogitInvarianceError,
     OrbitAccuracy,
     OrbitMeanIoU,
@@ -175,6 +176,7 @@ for _measure in (
     Measure("vector_cosine_similarity", VectorCosineSimilarity, "cosine", kinds=("vectors",), unasked=("vectors",)),
     Measure("selectivity", Selectivity, "selectivity", logarithmic=True),
     Measure("jacobian_spectral_norm", JacobianSpectralNorm, "σ_max"),
+    Measure("lie_derivative_error", LieDerivativeError, "Lie", logarithmic=True),
 ):
     register_measure(_measure)
 
