@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from functools import cache
+from contextlib import suppress
 from typing import Literal
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_invariance._checks import check_callable, check_count, check_floating, check_tensor
 from lightning_invariance._containers import describe_value
+from lightning_invariance._forward_mode import forward_mode
 from lightning_invariance._isolation import RandomState, ordinary, undisturbed
 from lightning_invariance.actions import Flow
 from lightning_invariance.actions._flow import check_flow
@@ -190,6 +190,8 @@ class DirectionalDerivative:
         with sdpa_kernel(SDPBackend.MATH):
             if self.way != "double_backward":
                 try:
+                    if self.way is None and differentiable:
+                        _try_backward(network, x, directions[0])
                     found = _forwards(network, x, directions, differentiable)
                 except torch.OutOfMemoryError:
                     raise
@@ -220,7 +222,7 @@ class DirectionalDerivative:
         slopes = []
         for direction in directions:
             slope = None
-            if gradient.requires_grad:
+            with suppress(RuntimeError):  # as an operation does that says so
                 (slope,) = torch.autograd.grad(
                     gradient, u, direction, retain_graph=True, create_graph=differentiable, allow_unused=True
                 )
@@ -236,10 +238,9 @@ class DirectionalDerivative:
 
 
 def _forwards(network: Network, x: Tensor, directions: Sequence[Tensor], differentiable: bool) -> tuple[Tensor, Tensor]:
-    _load_forward_mode()
     outputs, slopes = None, []
     for direction in directions:
-        with forward_ad.dual_level():
+        with forward_mode():
             dual = forward_ad.make_dual(x.clone() if differentiable else x.detach().clone(), direction)
             result = _checked_outputs(network(dual), x)
             outputs, slope = forward_ad.unpack_dual(result)
@@ -248,13 +249,11 @@ def _forwards(network: Network, x: Tensor, directions: Sequence[Tensor], differe
     return outputs, torch.stack(slopes)
 
 
-@cache
-def _load_forward_mode() -> None:
-    """What torch loads when it is first used, which it warns of itself, as of something deprecated."""
-    with warnings.catch_warnings(), torch.inference_mode(False), forward_ad.dual_level():
-        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
-        zero = torch.zeros(1, device="cpu")
-        forward_ad.make_dual(zero, zero)
+def _try_backward(network: Network, x: Tensor, direction: Tensor) -> None:
+    """Raises where no gradient can be sent back: what is checkpointed would be run again without derivatives."""
+    leaf = direction.detach().clone().requires_grad_()
+    _, slopes = _forwards(network, x, [leaf], differentiable=True)
+    torch.autograd.grad(slopes.sum(), leaf, allow_unused=True)
 
 
 def _agree(u: Tensor, slope: Tensor, gradient: Tensor, direction: Tensor) -> bool:
