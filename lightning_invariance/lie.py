@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Literal
 
@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_invariance._checks import check_callable, check_count, check_floating, check_tensor
 from lightning_invariance._containers import describe_value
-from lightning_invariance._forward_mode import forward_mode
+from lightning_invariance._differentiation import backwards, forwards
 from lightning_invariance._isolation import RandomState, ordinary, undisturbed
 from lightning_invariance.actions import Flow
 from lightning_invariance.actions._flow import check_flow
@@ -191,7 +191,7 @@ class DirectionalDerivative:
             if self.way != "double_backward":
                 try:
                     if self.way is None and differentiable:
-                        _try_backward(network, x, directions[0])
+                        self._compare_gradients(network, x, directions[0])
                     found = _forwards(network, x, directions, differentiable)
                 except torch.OutOfMemoryError:
                     raise
@@ -207,11 +207,42 @@ class DirectionalDerivative:
             self.way = "double_backward"
             return found
 
+    def _compare_gradients(self, network: Network, x: Tensor, direction: Tensor) -> None:
+        """Raises a `RuntimeError` where gradients cannot be sent back through a derivative that was had forwards.
+
+        What is checkpointed, say, would be run again without derivatives.
+
+        Raises:
+            ValueError: if both ways have gradients, and these are not the same: some rule of torch lacks a part.
+        """
+
+        def gradients(derivative: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+            leaf = x.detach().clone().requires_grad_()
+            _, slopes = derivative(network, leaf, [direction.detach()], True)
+            (gradient,) = torch.autograd.grad((_random_like(slopes) * slopes).sum(), leaf, allow_unused=True)
+            return torch.zeros_like(leaf) if gradient is None else gradient.double()
+
+        one = gradients(_forwards)
+        try:
+            with torch.enable_grad():
+                other = gradients(self._backwards_twice)
+        except (RuntimeError, ValueError):
+            return  # there is no other way
+        precision = max(torch.finfo(x.dtype).eps, _autocast_eps(x.device))
+        if float((one - other).norm()) > max(1e-3, 20 * precision) * float(other.norm()):
+            raise ValueError(
+                "Expected the gradients of the Lie derivative to be the same whether the network is differentiated "
+                "forwards or backwards first, but they are not: the rules of an operation of it are wrong at that "
+                "depth, as torch's own are for some normalisations. Write it out in others, or pass "
+                "`flow.sampled()`, which needs no derivatives."
+            )
+
     def _backwards_twice(
         self, network: Network, x: Tensor, directions: Sequence[Tensor], differentiable: bool
     ) -> tuple[Tensor, Tensor]:
         leaf = x.clone() if x.requires_grad and differentiable else x.detach().clone().requires_grad_()
-        outputs = _checked_outputs(network(leaf.clone()), x)  # of a copy: a leaf is not to be written in place
+        with backwards():
+            outputs = _checked_outputs(network(leaf.clone()), x)  # of a copy: a leaf is not to be written in place
         gradient = None
         # Linear in u, so its graph serves all directions, whatever u it was made with. Random numbers are in no
         # layer's null space, as ones are in that of a layer normalisation, and the check below sees something.
@@ -230,7 +261,8 @@ class DirectionalDerivative:
             if slope is None or (not self._checked and not _agree(u, slope, gradient, direction)):
                 raise ValueError(
                     "Expected `network` to be differentiable forwards or backwards twice but it is neither: an "
-                    "operation of it (a torch.autograd.Function without `jvp`, say) has first derivatives alone."
+                    "operation of it has first derivatives alone (a torch.autograd.Function without `jvp`, or "
+                    "torch.cdist, instead of which the norm of differences does)."
                 )
             slopes.append(slope)
         self._checked = True
@@ -240,7 +272,7 @@ class DirectionalDerivative:
 def _forwards(network: Network, x: Tensor, directions: Sequence[Tensor], differentiable: bool) -> tuple[Tensor, Tensor]:
     outputs, slopes = None, []
     for direction in directions:
-        with forward_mode():
+        with forwards():
             dual = forward_ad.make_dual(x.clone() if differentiable else x.detach().clone(), direction)
             result = _checked_outputs(network(dual), x)
             outputs, slope = forward_ad.unpack_dual(result)
@@ -249,11 +281,10 @@ def _forwards(network: Network, x: Tensor, directions: Sequence[Tensor], differe
     return outputs, torch.stack(slopes)
 
 
-def _try_backward(network: Network, x: Tensor, direction: Tensor) -> None:
-    """Raises where no gradient can be sent back: what is checkpointed would be run again without derivatives."""
-    leaf = direction.detach().clone().requires_grad_()
-    _, slopes = _forwards(network, x, [leaf], differentiable=True)
-    torch.autograd.grad(slopes.sum(), leaf, allow_unused=True)
+def _autocast_eps(device: torch.device) -> float:
+    if not torch.is_autocast_enabled(device.type):
+        return 0.0
+    return float(torch.finfo(torch.get_autocast_dtype(device.type)).eps)
 
 
 def _agree(u: Tensor, slope: Tensor, gradient: Tensor, direction: Tensor) -> bool:

@@ -20,7 +20,7 @@ import torch
 from helpers import CLASSES, SIDE, Images, loader, made, trainer_for
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
-from oracles import WEIGHT, Classifier, Saliency, Stacked, WithTerm, convnet, dropping, logit_term, noisy, rotated
+from oracles import WEIGHT, Classifier, Lie, Saliency, Stacked, WithTerm, convnet, dropping, logit_term, noisy, rotated
 from steps import SHADOWED, Adversaries, AdversariesWithTerm, logged, with_term
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -34,6 +34,7 @@ from lightning_invariance import (
     InvarianceRegularizer,
     LogitInvarianceError,
     OrbitAugmentation,
+    RotationFlow,
     SensitivityMonitor,
 )
 
@@ -188,6 +189,9 @@ CELLS: dict[str, Cell] = {
     "ddp, saliency": Cell(Normalised, with_term(Normalised, Saliency), regularizers=({"penalty": "saliency"},)),
     "ddp, saliency, static graph": Cell(
         Normalised, with_term(Normalised, Saliency), ddp_static, ({"penalty": "saliency"},)
+    ),
+    "ddp, Lie derivatives": Cell(
+        NoisyAndSmooth, with_term(NoisyAndSmooth, Lie), regularizers=({"action": RotationFlow(window=None)},)
     ),
     "fsdp": Cell(Classifier, WithTerm, fsdp, LIGHT),
     "fsdp, wrapped layers, named network, accumulation": Cell(
