@@ -219,7 +219,9 @@ class DirectionalDerivative:
         def gradients(derivative: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
             leaf = x.detach().clone().requires_grad_()
             _, slopes = derivative(network, leaf, [direction.detach()], True)
-            (gradient,) = torch.autograd.grad((_random_like(slopes) * slopes).sum(), leaf, allow_unused=True)
+            gradient = None  # as of a network that is linear
+            if slopes.requires_grad:
+                (gradient,) = torch.autograd.grad((_random_like(slopes) * slopes).sum(), leaf, allow_unused=True)
             return torch.zeros_like(leaf) if gradient is None else gradient.double()
 
         one = gradients(_forwards)

@@ -239,6 +239,76 @@ def test_forces_that_a_network_differentiates_itself() -> None:
         torch.testing.assert_close(slopes, (ends[0] - ends[1]) / (2 * step), rtol=1e-6, atol=1e-7)
 
 
+def norms() -> dict[str, nn.Module]:
+    return {
+        "batch": nn.BatchNorm2d(4),
+        "batch, in eval": nn.BatchNorm2d(4).eval(),
+        "instance": nn.InstanceNorm2d(4, affine=True),
+        "instance, running": nn.InstanceNorm2d(4, track_running_stats=True).eval(),
+        "layer": nn.LayerNorm([4, 4, 4]),
+        "layer, last dimension": nn.LayerNorm(4, bias=False),
+        "group": nn.GroupNorm(2, 4),
+        "root mean square": nn.RMSNorm([4, 4, 4]),
+    }
+
+
+@pytest.mark.parametrize("way", ["forward", "double_backward"])
+@pytest.mark.parametrize("name", norms())
+def test_gradients_through_normalisations_are_those_of_differences(name: str, way: Way) -> None:
+    """Torch's own rules for most of them are wrong at this depth, whichever way."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 4, 3, padding=1), norms()[name], nn.Tanh(), nn.Flatten(), nn.Linear(64, 3)
+    network, x = nn.Sequential(*layers).double(), noise(4, 1, 4, 4)
+    weight = layers[0].weight
+    direction = noise(*weight.shape, seed=5)
+
+    def objective() -> Tensor:
+        return by(way, network, x, RotationFlow(window=None), differentiable=True).square().sum()
+
+    slope = float((torch.autograd.grad(objective(), weight)[0] * direction).sum())
+    step, ends = 1e-6, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight += sign * step * direction
+        ends.append(float(objective().detach()))
+        with torch.no_grad():
+            weight -= sign * step * direction
+    assert slope == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-6)
+    network(x)  # as it does without derivatives
+    torch.testing.assert_close(
+        DirectionalDerivative(way).of(network, x, [x], differentiable=False)[0], network(x).detach()
+    )
+
+
+def test_gradients_that_differ_are_refused() -> None:
+    class Half(torch.autograd.Function):
+        """The identity; of the two ways, one has a gradient of half the size."""
+
+        @staticmethod
+        def forward(x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_forward(*inputs)
+
+        @staticmethod
+        def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+            return tangent.detach() / 2 + tangent / 2
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return gradient
+
+    def run(x: Tensor) -> Tensor:
+        return Half.apply(x.square()).sum((1, 2))
+
+    with pytest.raises(ValueError, match="Expected the gradients of the Lie derivative to be the same whether"):
+        evaluate_lie_derivative(run, noise(2, 4, 3), ContrastFlow(centre=1.0))
+    with torch.no_grad():
+        assert evaluate_lie_derivative(run, noise(2, 4, 3), ContrastFlow(centre=1.0)).shape == (1, 2)
+
+
 # How it is had ---------------------------------------------------------------------------------------------------
 
 
