@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_invariance._checks import check_callable, check_count, check_floating, check_tensor
 from lightning_invariance._containers import describe_value
 from lightning_invariance._differentiation import backwards, forwards
-from lightning_invariance._isolation import RandomState, ordinary, undisturbed
+from lightning_invariance._isolation import RandomState, is_batch_coupled, module_of, ordinary, undisturbed
 from lightning_invariance.actions import Flow
 from lightning_invariance.actions._flow import check_flow
 from lightning_invariance.saliency import Network
@@ -22,8 +22,8 @@ from lightning_invariance.saliency import Network
 #: "same": the output moves as the input does. A flow: along its generators. None: it stays.
 OutputFlow = Flow | Literal["same"] | None
 
-#: Differentiating forwards, or backwards twice.
-Way = Literal["forward", "double_backward"]
+#: Differentiating forwards, backwards twice, or, for one output a sample, once.
+Way = Literal["forward", "double_backward", "gradient"]
 
 
 def evaluate_lie_derivative(
@@ -43,7 +43,7 @@ def evaluate_lie_derivative(
     Equation 3 of "The Lie Derivative for Measuring Learned Equivariance" (Gruver et al., 2022). It is 0 for all `x` if
     and only if the network is equivariant to all that the generators generate (invariant, where the output stays):
     nothing is drawn. :math:`X x` is `Flow.tangent`; the network is differentiated forwards, as `torch.func.jvp` does,
-    and by two backward passes where an operation of it cannot be. Both give the same.
+    and by two backward passes where an operation of it cannot be (or one, of a single output). All give the same.
 
     Gradients flow as in any forward: wrap the call in ``torch.no_grad()`` to measure. Modes are the caller's; buffers
     and random streams are left as they were, and all generators get the same random numbers (dropout masks). Nothing
@@ -64,7 +64,7 @@ def evaluate_lie_derivative(
     Raises:
         ValueError: if `flow` cannot move `x`, or `output_flow` has another number of generators or cannot move the
             output; if the network gives no floating-point tensor of one row a sample, does not depend on `x`, or can be
-            differentiated in neither way.
+            differentiated in neither way, or, while gradients are recorded, these are not the same both ways.
 
     Example:
         The energy of a spring does not change as its ends turn about their middle, and a coordinate does:
@@ -73,10 +73,10 @@ def evaluate_lie_derivative(
         >>> from lightning_invariance import PointRotationFlow, evaluate_lie_derivative
         >>> ends = torch.tensor([[[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]])
         >>> spring = lambda r: (r[:, 0] - r[:, 1]).square().sum(-1) / 2
-        >>> evaluate_lie_derivative(spring, ends, PointRotationFlow()).flatten()
+        >>> evaluate_lie_derivative(spring, ends, PointRotationFlow()).flatten().abs()
         tensor([0., 0., 0.])
-        >>> evaluate_lie_derivative(lambda r: r[:, 0, 1], ends, PointRotationFlow()).flatten()  # about x, y and z
-        tensor([-0., 0., 1.])
+        >>> evaluate_lie_derivative(lambda r: r[:, 0, 1], ends, PointRotationFlow()).flatten().abs()  # about x, y and z
+        tensor([0., 0., 1.])
 
         The vector between the ends turns with them:
 
@@ -100,7 +100,7 @@ def evaluate_lie_derivative(
             start.restore()
             return network(moved)
 
-        derivative = DirectionalDerivative()
+        derivative = DirectionalDerivative(alone=not is_batch_coupled(module_of(network)))
         for chunk in ordinary(x).split(max_batch or max(len(x), 1)):
             _, lie = lie_derivatives(
                 run, chunk, flow, range(len(flow)), moves, derivative, differentiable=differentiable
@@ -158,18 +158,33 @@ def as_output_flow(output_flow: object, flow: Flow, name: str = "output_flow") -
     return output_flow
 
 
+class _NoDerivative(ValueError):
+    pass
+
+
+_NO_DERIVATIVE = (
+    "Expected `network` to be differentiable forwards or backwards twice but it is neither: an operation of it has "
+    "first derivatives alone (a torch.autograd.Function without `jvp`, or torch.cdist, instead of which the norm of "
+    "differences does)."
+)
+
+
 class DirectionalDerivative:
     r"""The derivative of a network's outputs in directions of its input, :math:`J v`.
 
     Forwards where all of the network's operations can be differentiated so, else by the gradient of
-    :math:`u \mapsto v^\top J^\top u`, two backward passes. Which of the two is found out once.
+    :math:`u \mapsto v^\top J^\top u`, two backward passes. Of one output a sample, an energy say, the gradient in the
+    input has the derivatives in all directions: that is taken where gradients are to flow, if it gives what the others
+    do (it does not where samples depend on each other), and where the others fail.
 
     Args:
-        way: which of the two; found out if None.
+        way: which of them; found out if None.
+        alone: whether samples are known not to depend on each other.
     """
 
-    def __init__(self, way: Way | None = None) -> None:
+    def __init__(self, way: Way | None = None, *, alone: bool = False) -> None:
         self.way = way
+        self._alone = alone
         self._checked = False
 
     def of(
@@ -188,24 +203,65 @@ class DirectionalDerivative:
         """
         # The fused attentions can be differentiated neither forwards nor twice.
         with sdpa_kernel(SDPBackend.MATH):
-            if self.way != "double_backward":
-                try:
-                    if self.way is None and differentiable:
-                        self._compare_gradients(network, x, directions[0])
-                    found = _forwards(network, x, directions, differentiable)
-                except torch.OutOfMemoryError:
-                    raise
-                except RuntimeError:
-                    # `NotImplementedError` is one too. What is the network's own fault is raised once more below.
-                    if self.way is not None:
-                        raise
-                else:
-                    self.way = "forward"
-                    return found
-            with torch.enable_grad():
-                found = self._backwards_twice(network, x, directions, differentiable)
-            self.way = "double_backward"
+            if self.way is not None:
+                return self._by(self.way, network, x, directions, differentiable)
+            found = self._found_out(network, x, directions, differentiable)
+            by_gradient = self._gradient_that_agrees(network, x, directions, found[1]) if differentiable else None
+            return found if by_gradient is None else by_gradient
+
+    def _by(
+        self, way: Way, network: Network, x: Tensor, directions: Sequence[Tensor], differentiable: bool
+    ) -> tuple[Tensor, Tensor]:
+        if way == "forward":
+            return _forwards(network, x, directions, differentiable)
+        with torch.enable_grad():
+            if way == "double_backward":
+                return self._backwards_twice(network, x, directions, differentiable)
+            found = _by_gradient(network, x, directions, differentiable)
+            if found is None:
+                raise ValueError(f"Expected `network` to give one output a sample again, for {len(x)} samples.")
             return found
+
+    def _gradient_that_agrees(
+        self, network: Network, x: Tensor, directions: Sequence[Tensor], slopes: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        if not self._alone or slopes[0].numel() != len(x) or not slopes.requires_grad:
+            return None
+        found = self._by("gradient", network, x, directions, differentiable=True)
+        apart = float((found[1] - slopes).detach().double().norm())
+        precision = max(torch.finfo(x.dtype).eps, _autocast_eps(x.device))
+        if apart > max(1e-3, 20 * precision) * float(slopes.detach().double().norm()):
+            return None
+        self.way = "gradient"
+        return found
+
+    def _found_out(
+        self, network: Network, x: Tensor, directions: Sequence[Tensor], differentiable: bool
+    ) -> tuple[Tensor, Tensor]:
+        try:
+            if differentiable:
+                self._compare_gradients(network, x, directions[0])
+            found = self._by("forward", network, x, directions, differentiable)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # `NotImplementedError` is one too; what is the network's own fault is raised once more
+            pass
+        else:
+            self.way = "forward"
+            return found
+        try:
+            found = self._by("double_backward", network, x, directions, differentiable)
+        except (NotImplementedError, _NoDerivative):
+            with torch.enable_grad():
+                by_gradient = None
+                if self._alone and not differentiable:
+                    by_gradient = _by_gradient(network, x, directions, differentiable)
+            if by_gradient is None:
+                raise _NoDerivative(_NO_DERIVATIVE) from None
+            self.way = "gradient"
+            return by_gradient
+        self.way = "double_backward"
+        return found
 
     def _compare_gradients(self, network: Network, x: Tensor, direction: Tensor) -> None:
         """Raises a `RuntimeError` where gradients cannot be sent back through a derivative that was had forwards.
@@ -228,7 +284,7 @@ class DirectionalDerivative:
         try:
             with torch.enable_grad():
                 other = gradients(self._backwards_twice)
-        except (RuntimeError, ValueError):
+        except (RuntimeError, _NoDerivative):
             return  # there is no other way
         precision = max(torch.finfo(x.dtype).eps, _autocast_eps(x.device))
         if float((one - other).norm()) > max(1e-3, 20 * precision) * float(other.norm()):
@@ -261,14 +317,27 @@ class DirectionalDerivative:
                 )
             # uᵀ J v both ways: an operation that cannot be differentiated twice need not say so.
             if slope is None or (not self._checked and not _agree(u, slope, gradient, direction)):
-                raise ValueError(
-                    "Expected `network` to be differentiable forwards or backwards twice but it is neither: an "
-                    "operation of it has first derivatives alone (a torch.autograd.Function without `jvp`, or "
-                    "torch.cdist, instead of which the norm of differences does)."
-                )
+                raise _NoDerivative(_NO_DERIVATIVE)
             slopes.append(slope)
         self._checked = True
         return outputs if differentiable else outputs.detach(), torch.stack(slopes)
+
+
+def _by_gradient(
+    network: Network, x: Tensor, directions: Sequence[Tensor], differentiable: bool
+) -> tuple[Tensor, Tensor] | None:
+    """By one backward pass for all directions, of one output a sample; None where there are several."""
+    leaf = x.clone() if x.requires_grad and differentiable else x.detach().clone().requires_grad_()
+    with backwards():
+        outputs = _checked_outputs(network(leaf.clone()), x)
+    if outputs.numel() != len(x):
+        return None
+    gradient = None
+    if outputs.requires_grad:
+        (gradient,) = torch.autograd.grad(outputs.sum(), leaf, create_graph=differentiable, allow_unused=True)
+    gradient = _checked_slope(gradient)
+    slopes = [(gradient * direction).reshape(len(x), -1).sum(dim=1).reshape(outputs.shape) for direction in directions]
+    return outputs if differentiable else outputs.detach(), torch.stack(slopes)
 
 
 def _forwards(network: Network, x: Tensor, directions: Sequence[Tensor], differentiable: bool) -> tuple[Tensor, Tensor]:

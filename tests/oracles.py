@@ -293,7 +293,7 @@ def lie_term(run: Callable[[Tensor], Tensor], x: Tensor, tangents: Sequence[Tens
     u = torch.ones_like(logits).requires_grad_()
     (gradient,) = torch.autograd.grad(logits, leaf, u, create_graph=True)
     slopes = [torch.autograd.grad(gradient, u, tangent, create_graph=True)[0] for tangent in tangents]
-    return sum(slope.float().square().flatten(1).sum(1).mean() for slope in slopes)
+    return sum(slope.float().square().reshape(len(x), -1).sum(1).mean() for slope in slopes)
 
 
 def turning(x: Tensor) -> Tensor:

@@ -125,6 +125,11 @@ class OrbitOfCall:
             _, slopes = lie_derivatives(run, x, flow, generators, output_flow, derivative, differentiable=True)
         return slopes
 
+    @property
+    def has_independent_samples(self) -> bool:
+        """Whether samples are known not to depend on each other."""
+        return not self.coupled and not is_batch_coupled(self.network)
+
     def doubts(self, logits: Tensor) -> str | None:
         """Whether the output moves otherwise than was said; see `doubted`."""
         x = self.arguments.x

@@ -236,7 +236,7 @@ class LieSource(Source):
         flow = samples.acting.flow
         assert flow is not None
         moves = None if samples.output is None else samples.output.flow()
-        derivative, parts = DirectionalDerivative(), []
+        derivative, parts = DirectionalDerivative(alone=True), []
         with undisturbed(samples.calm, samples.x.device):
             for chunk in samples.x.split(samples.max_batch):
                 _, part = lie_derivatives(

@@ -334,6 +334,25 @@ def test_operations_without_a_rule_are_differentiated_backwards() -> None:
         of(lambda r: Wrong.apply(r) + r)
 
 
+def test_one_output_has_the_derivatives_in_all_directions_from_one_gradient() -> None:
+    x, flow = noise(3, 4, 3), PointRotationFlow()
+
+    def of_distances(r: Tensor) -> Tensor:
+        return torch.cdist(r, r).square().sum((1, 2)) + r[..., 0].sum(1)
+
+    with torch.no_grad():  # its distances have first derivatives alone
+        got = evaluate_lie_derivative(of_distances, x, flow)
+    torch.testing.assert_close(got, torch.stack([flow.tangent(x, axis)[..., 0].sum(1) for axis in range(3)]))
+    with pytest.raises(ValueError, match="differentiable forwards or backwards twice but it is neither"):
+        evaluate_lie_derivative(of_distances, x, flow)
+    # Samples that depend on each other: the gradient of their sum is not what each changes by.
+    for coupled in (lambda r: r[..., 0].sum(1).softmax(0), lambda r: r[..., 0].sum(1) - r[..., 0].sum(1).mean()):
+        slopes = evaluate_lie_derivative(coupled, x, flow)
+        for axis, each in enumerate(slopes):
+            ends = [coupled(flow.move(x, axis, t)) for t in (1e-5, -1e-5)]
+            torch.testing.assert_close(each, (ends[0] - ends[1]) / 2e-5, rtol=1e-6, atol=1e-7)
+
+
 def test_an_error_of_the_network_itself_is_raised() -> None:
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         evaluate_lie_derivative(nn.Linear(7, 2), torch.randn(2, 3, 3), PointRotationFlow())

@@ -146,6 +146,22 @@ def test_of_an_energy_it_is_the_squared_norm_of_the_net_torque() -> None:
     compare(Energies, Torque, [regularizer], data=clouds())
 
 
+def test_energies_of_samples_that_depend_on_each_other() -> None:
+    """By the statistics of their batch."""
+
+    class Coupled(Energies):
+        def forward(self, r: Tensor) -> Tensor:
+            energies = super().forward(r)
+            return energies / (1 + energies.square().mean())
+
+    class ByHand(Coupled):
+        def term(self, r: Tensor) -> Tensor:
+            axes = [torch.linalg.cross(axis.expand_as(r), r) for axis in torch.eye(3)]
+            return WEIGHT * lie_term(self, r, axes)
+
+    compare(Coupled, ByHand, [li.InvarianceRegularizer(li.PointRotationFlow(), WEIGHT)], data=clouds())
+
+
 class Vectors(Energies):
     """One vector for each point."""
 
