@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_invariance._checks import check_count, check_number, check_seed, is_number
+from lightning_invariance._checks import check_count, check_number, check_seed
 from lightning_invariance._containers import describe_value
 from lightning_invariance._isolation import full_precision
 from lightning_invariance.actions._base import Action, check_action
@@ -221,9 +221,8 @@ class FunctionFlow(Flow):
             raise ValueError(
                 f"Expected `functions` to map names to functions of x and t, at least one, but got {functions!r}."
             )
-        check_number("extent", extent, above=0)
         self._functions = tuple(functions.items())
-        self.extent = float(extent)
+        self.extent = check_extent("extent", extent)
 
     @property
     def generators(self) -> tuple[str, ...]:
@@ -374,7 +373,6 @@ def check_flowing(flow: Flow, x: object, trailing: int) -> None:
 def check_extent(name: str, value: Any) -> float:
     """A finite number above 0, as a float."""
     check_number(name, value, above=0)
-    assert is_number(value)
     return float(value)
 
 

@@ -146,7 +146,7 @@ class Evaluator:
             limit = self._limits[source.name]
             if self.action is None and source.needs_action:
                 raise ValueError(f"Expected `action` to be an Action for {self._fed_by(source)} but got None.")
-            if source.needs_flow and self._demanding:
+            if source.needs_flow:
                 self._check_flow(source)
             if limit == 0 and self._demanding:
                 raise ValueError(
@@ -173,14 +173,6 @@ class Evaluator:
             )
         if self.output is not None and self.output.names is None:
             self.output.flow()
-
-    def _has_flow(self) -> bool:
-        if self.action is None or self.action.flow is None:
-            return False
-        try:
-            return self._stays or self.output is None or self.output.flow() is not None
-        except ValueError:  # not demanded, so that it is left out
-            return False
 
     def _fed_by(self, source: Source) -> list[str]:
         return [name for name, sources in self._feeding.items() if source in sources]
@@ -278,8 +270,6 @@ class Evaluator:
         """Whether a measure that is taken for what the outputs are, as far as that is known, reads it."""
         fed = set(self._fed_by(source))
         if (self._several and not source.of_several) or not (self._stays or source.of_moving):
-            return False
-        if source.needs_flow and not self._has_flow():
             return False
         return any(
             fed & set(collection.suiting(self._kinds.get(output))) for output, collection in self.collections.items()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import Images, fit, made
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from oracles import Classifier, assert_identical, convnet, turning
 from steps import everything_after, logged, validated
 from torch import Tensor, nn
@@ -104,6 +104,9 @@ def test_without_a_flow() -> None:
         li.evaluate_invariance(network, [x], li.C4(), measures=[NAME], progress=False)
     with pytest.raises(ValueError, match=needed):
         li.InvarianceMonitor(li.C4(), [NAME])
+    data = LightningDataModule.from_datasets(Images(4), Images(4), Images(4))
+    with pytest.raises(ValueError, match=needed):
+        li.compare({"a": Classifier()}, data, li.C4(), measures=[NAME], rounds=0)
     with pytest.raises(ValueError, match="`output_action` to be None, 'same' or an action that has a flow"):
         li.InvarianceMonitor(li.SO3(2), [NAME], output_action=li.O3(2))
     with pytest.raises(ValueError, match="one input for Lie derivatives but got 2 that move together"):
