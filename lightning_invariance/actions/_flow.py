@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_invariance._checks import check_count, check_number, check_seed
 from lightning_invariance._containers import describe_value
-from lightning_invariance._isolation import full_precision
+from lightning_invariance._isolation import full_precision, ordinary
 from lightning_invariance.actions._base import Action, check_action
 
 #: How many elements are drawn where a flow stands for an action.
@@ -243,7 +243,8 @@ class FunctionFlow(Flow):
 
     def _tangent(self, x: Tensor, generator: int) -> Tensor:
         """By differentiating a weighted sum of the moved batch in t, and that in the weights: backward alone."""
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            x = ordinary(x)
             t = torch.zeros((), dtype=x.dtype, device=x.device, requires_grad=True)
             moved = self._move(x, generator, t)
             weights = torch.ones_like(moved, requires_grad=True)

@@ -118,6 +118,7 @@ def test_a_function_of_ones_own() -> None:
     assert not flow.tangent(x.detach(), "gain").requires_grad
     with torch.inference_mode():
         inside = flow.move(x, "gain", 0.0)
+        assert torch.equal(flow.tangent(x.clone(), "gain"), x)
     assert torch.equal(inside, x)
 
 
