@@ -16,6 +16,7 @@ from benchmarks.pairs import Pair, Setting, measure
 ROWS: dict[str, Callable[[Setting], Pair]] = {
     "step": training.all_elements,
     "step_one_element": training.one_element,
+    "lie_step": training.lie_derivative,
     "invariant_weights": training.invariant_weights,
     "pooled": training.pooled,
     "escnn_channels": training.steerable_channels,
@@ -35,6 +36,7 @@ ROWS: dict[str, Callable[[Setting], Pair]] = {
     "jacobian_perceptron": sensitivity.few_outputs_perceptron,
     "jacobian_separately": sensitivity.few_outputs_separately,
     "jacobian_many_outputs": sensitivity.many_outputs,
+    "lie_derivative": sensitivity.lie_derivative,
 }
 
 

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from benchmarks.networks import CLASSES, Batches, Classifier, convolutional, poses, residual18, trainer_on
 from benchmarks.pairs import Pair, Setting, Timed
-from lightning_invariance import C4, InvarianceRegularizer, InvariantWeights
+from lightning_invariance import C4, InvarianceRegularizer, InvariantWeights, RotationFlow
 from lightning_invariance.baselines import OrbitPooled, SteerableClassifier
 from lightning_invariance.comparison._times import training_step_seconds
 
 WEIGHT = 0.1
+LIE_WEIGHT = 0.1
 SHAPE = (3, 32, 32)
 
 
@@ -43,6 +44,19 @@ def one_element(setting: Setting) -> Pair:
         step(setting, Classifier(convolutional()), 2 * size),
         1.08,
         partial(difference_from_hand, setting, size, 1),
+    )
+
+
+def lie_derivative(setting: Setting) -> Pair:
+    """A whole continuous group for one forward with derivatives, and its backward."""
+    size = setting.size(64, 4)
+    return Pair(
+        f"step regularised by the Lie derivative of rotations, {size} samples",
+        "plain step",
+        step(setting, Classifier(convolutional()), size, [InvarianceRegularizer(RotationFlow(), LIE_WEIGHT)]),
+        step(setting, Classifier(convolutional()), size),
+        3.5,
+        partial(difference_of_lie_derivative, setting, size),
     )
 
 
@@ -145,6 +159,30 @@ def difference_from_hand(setting: Setting, size: int, elements: int | None) -> f
         )
         differences.append(float((ours - hand).norm() / (hand - before).norm()))
     return min(differences)
+
+
+def difference_of_lie_derivative(setting: Setting, size: int) -> float:
+    """The same for a term by double backward, written by hand."""
+    start = Classifier(convolutional()).to(setting.device)
+    trained, by_hand = deepcopy(start), deepcopy(start)
+    data = Batches(setting, size, SHAPE, batches=1)
+    regularizer = InvarianceRegularizer(RotationFlow(), LIE_WEIGHT)
+    trainer_on(setting, [regularizer], max_steps=1, limit_val_batches=0).fit(trained, datamodule=data)
+    trained = trained.to(setting.device)
+    (batch,) = data.train_dataloader()
+    x, y = (part.to(setting.device) for part in batch)
+    optimizer = by_hand.configure_optimizers()
+    leaf = x.clone().requires_grad_()
+    logits = by_hand(leaf)
+    u = torch.ones_like(logits).requires_grad_()
+    (gradient,) = torch.autograd.grad(logits, leaf, u, create_graph=True)
+    (slopes,) = torch.autograd.grad(gradient, u, RotationFlow().tangent(x, 0), create_graph=True)
+    (F.cross_entropy(logits, y) + LIE_WEIGHT * slopes.square().sum(dim=1).mean()).backward()
+    optimizer.step()
+    before, ours, hand = (
+        torch.nn.utils.parameters_to_vector(each.parameters()).detach() for each in (start, trained, by_hand)
+    )
+    return float((ours - hand).norm() / (hand - before).norm())
 
 
 def difference_of_poses(setting: Setting, width: int, shape: tuple[int, ...]) -> float:

@@ -174,11 +174,16 @@ def _is_filled(cell: Any) -> bool:
 
 
 @contextmanager
-def undisturbed(network: object, device: torch.device) -> Iterator[None]:
+def undisturbed(network: object, device: torch.device, *, evaluating: bool = True) -> Iterator[None]:
     """Runs the block outside of inference mode, autocast and compiled code, the module in eval mode.
 
     Modes, buffers and torch's random streams come back as they were. What is compiled runs as it was written: its graph
     can be gone through neither twice nor by a second derivative.
+
+    Args:
+        network: what runs.
+        device: where.
+        evaluating: whether the module is put in eval mode; its modes are the caller's if not.
     """
     module = module_of(network)
     stance: AbstractContextManager[Any] = nullcontext()
@@ -187,7 +192,7 @@ def undisturbed(network: object, device: torch.device) -> Iterator[None]:
     with (
         torch.inference_mode(False),  # first: buffers are copied outside of it
         full_precision(device),
-        evaluation_mode(module),
+        evaluation_mode(module) if evaluating else nullcontext(),
         preserved_random_state(device),
         preserved_buffers(module),
         stance,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_invariance._containers import describe_value
-from lightning_invariance.actions import Action
+from lightning_invariance.actions import Action, Flow
 from lightning_invariance.actions._base import check_batch, check_drawn_together, check_paired
 from lightning_invariance.actions._packing import Packing
 from lightning_invariance.outputs import OrbitOutputs
@@ -58,6 +58,24 @@ class OutputMotion:
     def stays(self) -> bool:
         """Whether there is one output, and it is not to move."""
         return self.names is None and self._specs == (None,)
+
+    def flow(self) -> Flow | None:
+        """How the only output moves, by its generators; None where it stays.
+
+        Raises:
+            ValueError: if it is moved by an action that has no flow, or one of another number of generators.
+        """
+        spec = self._spec_of(None)
+        if spec is None or self.action is None:
+            return None
+        of_input = self.action.flow
+        of_output = of_input if spec == "same" else spec.flow if isinstance(spec, Action) else None
+        if of_output is None or of_input is None or len(of_output) != len(of_input):
+            raise ValueError(
+                f"Expected `{self._name}` to be None, 'same' or an action that has a flow of as many generators as "
+                f"{self.action!r} (SO3 for vectors, say), for Lie derivatives, but got {spec!r}."
+            )
+        return of_output
 
     def is_same(self, name: str | None) -> bool:
         """Whether the output of this name moves as the input does."""

@@ -29,7 +29,7 @@ from lightning_invariance._output_action import (
     split_outputs,
 )
 from lightning_invariance.actions import Action, FieldAction
-from lightning_invariance.actions._base import check_action
+from lightning_invariance.actions._flow import as_action
 from lightning_invariance.outputs import OrbitOutputs
 from lightning_invariance.saliency import (
     Network,
@@ -144,7 +144,7 @@ def evaluate_orbit(
         True
     """
     check_callable("network", network, "a module or a function")
-    check_action(action)
+    action = as_action(action)
     action.check(x)
     if elements is not None:
         check_iterable("elements", elements, "indices of elements")
@@ -364,7 +364,7 @@ def evaluate_perturbations(
         True
     """
     check_callable("network", network, "a module or a function")
-    check_action(action)
+    action = as_action(action)
     action.check(x)
     check_tensor("x", x)
     check_floating("x", x, "to be perturbed")

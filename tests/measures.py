@@ -70,6 +70,7 @@ class Case(NamedTuple):
 LOGITS = ("logits", "orbit_logits")
 MAPS = ("saliency", "orbit_saliency")
 PERTURBED = (*LOGITS, "perturbed_logits")
+SLOPES = ("logits", "lie_derivative")
 LABELLED = (*LOGITS, "target")
 
 
@@ -99,6 +100,8 @@ DISTRIBUTION = f.distribution_invariance_error, m.DistributionInvarianceError
 JENSEN_SHANNON = f.jensen_shannon_invariance_error, m.JensenShannonInvarianceError
 LOGIT = f.logit_invariance_error, m.LogitInvarianceError
 ACCURACY = f.orbit_accuracy, m.OrbitAccuracy
+LIE = f.lie_derivative_error, m.LieDerivativeError
+PUBLISHED = {"activation": "softmax", "norm": "absolute"}
 SIGMOID = {"activation": "sigmoid"}
 DOUBLE = {"keeps_double": True}
 SHARE = {"bounds": (0.0, 1.0)}
@@ -140,6 +143,8 @@ CASES: dict[str, Case] = {
         oracles.selectivity_values,
         influences=oracles.selectivity_influences,
     ),
+    "lie": Case(*LIE, SLOPES, oracles.lie_values, **DOUBLE),
+    "published_lie": Case(*with_option(*LIE, **PUBLISHED), SLOPES, partial(oracles.lie_values, **PUBLISHED), **DOUBLE),
     "consistency": Case(f.prediction_consistency, m.PredictionConsistency, LOGITS, oracles.consistency_values, **SHARE),
     "accuracy": Case(*ACCURACY, LABELLED, oracles.accuracy_values, **SHARE),
     "worst_accuracy": Case(
@@ -187,12 +192,13 @@ def make_data(
         "orbit_saliency": maps + 2 * moved * normal(elements, samples, 4),
         "target": torch.randint(classes, (samples,), generator=generator),
         "perturbed_logits": logits + spread * normal(elements, samples, classes),
+        "lie_derivative": 6 * moved * normal(elements, samples, classes),
     }
 
 
 def by_element(name: str) -> int:
     """Whether it comes for each element and each sample."""
-    return int(name.startswith(("orbit_", "perturbed_")))
+    return int(name.startswith(("orbit_", "perturbed_", "lie_")))
 
 
 def take(batch: Batch, index: Any) -> Batch:

@@ -167,6 +167,20 @@ class Saliency:
         return WEIGHT * saliency_term(self.again, fx, x)
 
 
+class Lie:
+    """The squared Lie derivative of rotations about the centre, of images that go on periodically."""
+
+    def added(self: Any, fx: Tensor, x: Tensor) -> Tensor | float:
+        def again(x: Tensor) -> Tensor:
+            after = torch.get_rng_state()
+            torch.set_rng_state(self.before)
+            fx = written_out(self.model, x)
+            torch.set_rng_state(after)
+            return fx
+
+        return WEIGHT * lie_term(again, x, [turning(x)])
+
+
 class WithTerm(Logit, Classifier):
     pass
 
@@ -186,6 +200,20 @@ def untracked(network: Any, x: Tensor) -> Tensor:
     for layer in network:
         if isinstance(layer, nn.BatchNorm2d) and layer.training:
             x = F.batch_norm(x, None, None, layer.weight, layer.bias, training=True, eps=layer.eps)
+        else:
+            x = layer(x)
+    return x
+
+
+def written_out(network: Any, x: Tensor) -> Tensor:
+    """The same in operations that torch differentiates three times as it should."""
+    if not isinstance(network, nn.Sequential):
+        return network(x)
+    for layer in network:
+        if isinstance(layer, nn.BatchNorm2d) and layer.training:
+            centred = x - x.mean((0, 2, 3), keepdim=True)
+            scale = (centred.square().mean((0, 2, 3), keepdim=True) + layer.eps).rsqrt()
+            x = centred * scale * layer.weight[:, None, None] + layer.bias[:, None, None]
         else:
             x = layer(x)
     return x
@@ -258,6 +286,27 @@ def saliency_term(run: Callable[[Tensor], Tensor], fx: Tensor, x: Tensor) -> Ten
     return sum(gaps) / 3
 
 
+def lie_term(run: Callable[[Tensor], Tensor], x: Tensor, tangents: Sequence[Tensor]) -> Tensor:
+    """The mean over samples of the squared derivatives in these directions, added up, by two backward passes."""
+    leaf = x.detach().clone().requires_grad_()
+    logits = run(leaf)
+    u = torch.ones_like(logits).requires_grad_()
+    (gradient,) = torch.autograd.grad(logits, leaf, u, create_graph=True)
+    slopes = [torch.autograd.grad(gradient, u, tangent, create_graph=True)[0] for tangent in tangents]
+    return sum(slope.float().square().reshape(len(x), -1).sum(1).mean() for slope in slopes)
+
+
+def turning(x: Tensor) -> Tensor:
+    """How a square image begins to turn counter-clockwise, by a matrix that differentiates its interpolation."""
+    side = x.shape[-1]
+    frequencies = 2j * np.pi * np.fft.fftfreq(side)
+    if side % 2 == 0:
+        frequencies[side // 2] = 0
+    matrix = np.fft.ifft(frequencies[:, None] * np.fft.fft(np.eye(side), axis=0), axis=0).real
+    slope, place = torch.from_numpy(matrix).to(x), torch.arange(side).to(x) - (side - 1) / 2
+    return place * (slope @ x) - place[:, None] * (x @ slope.T)
+
+
 # Measures, in double precision -----------------------------------------------------------------------------------
 
 Arrays = dict[str, np.ndarray]
@@ -295,6 +344,15 @@ def outcomes(z: np.ndarray, activation: str) -> np.ndarray:
         exponentials = np.exp(z - z.max(axis=-1, keepdims=True))
         return (exponentials / exponentials.sum(axis=-1, keepdims=True))[..., None, :]
     return np.stack([1 / (1 + np.exp(-z)), 1 / (1 + np.exp(z))], axis=-1)
+
+
+def lie_values(data: Arrays, activation: str = "", norm: str = "squared") -> Values:
+    slopes = data["lie_derivative"]
+    if activation == "softmax":  # by the Jacobian, whole
+        p = outcomes(data["logits"], "softmax")[..., 0, :]
+        jacobian = np.einsum("bc,cd->bcd", p, np.eye(p.shape[1])) - np.einsum("bc,bd->bcd", p, p)
+        slopes = np.einsum("bcd,kbd->kbc", jacobian, slopes)
+    return of_pairs((slopes**2 if norm == "squared" else np.abs(slopes)).mean(axis=-1))
 
 
 def distribution_values(data: Arrays, activation: str = "softmax") -> Values:

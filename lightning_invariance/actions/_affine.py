@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
 from math import log
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from lightning_invariance._checks import (
 )
 from lightning_invariance._isolation import full_precision
 from lightning_invariance.actions._base import Action, check_batch, group_table
+
+if TYPE_CHECKING:
+    from lightning_invariance.actions._flow import Flow
 
 Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Padding = Literal["zeros", "border", "reflection"]
@@ -275,6 +278,11 @@ class SO2(_PlanarRotations):
     def drawn(self) -> bool:
         return True
 
+    def _own_flow(self) -> Flow:
+        from lightning_invariance.actions._flow_images import RotationFlow
+
+        return RotationFlow()
+
     def _redraw(self, seed: int, samples: int | None) -> Action:
         return SO2(samples or self.samples, seed, interpolation=self.interpolation, padding=self.padding)
 
@@ -394,6 +402,11 @@ class ScalingRange(AffineAction):
     @property
     def drawn(self) -> bool:
         return True
+
+    def _own_flow(self) -> Flow:
+        from lightning_invariance.actions._flow_images import ScalingFlow
+
+        return ScalingFlow()
 
     def _redraw(self, seed: int, samples: int | None) -> Action:
         options: dict[str, Any] = {"interpolation": self.interpolation, "padding": self.padding}

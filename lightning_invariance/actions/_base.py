@@ -14,6 +14,7 @@ from lightning_invariance._checks import check_count, check_iterable, check_not_
 from lightning_invariance._containers import describe_value
 
 if TYPE_CHECKING:
+    from lightning_invariance.actions._flow import Flow
     from lightning_invariance.actions._product import ProductAction
 
 
@@ -116,6 +117,21 @@ class Action(ABC):
     def drawn(self) -> bool:
         """Whether the elements besides the identity are draws from a larger group, as those of `SO3` are."""
         return False
+
+    @property
+    def flow(self) -> Flow | None:
+        """The continuous group by its generators, for Lie derivatives; None where there is none, or it is not known.
+
+        Example:
+            >>> from lightning_invariance import C4, SO2
+            >>> SO2(samples=4).flow, C4().flow
+            (RotationFlow(window=0.125), None)
+        """
+        known: Flow | None = self.__dict__.get("_of_flow")
+        return self._own_flow() if known is None else known
+
+    def _own_flow(self) -> Flow | None:
+        return None
 
     def _redraw(self, seed: int, samples: int | None) -> Action:
         """The same group with other draws; written by every action that is `drawn`."""
@@ -309,7 +325,12 @@ class Action(ABC):
         check_seed("seed", seed)
         if samples is not None:
             check_count("samples", samples)
-        return self._redraw(seed, samples) if self.drawn else self
+        if not self.drawn:
+            return self
+        redrawn = self._redraw(seed, samples)
+        if "_of_flow" in self.__dict__:
+            redrawn.__dict__["_of_flow"] = self.__dict__["_of_flow"]
+        return redrawn
 
     def fresh(self, n: int, generator: torch.Generator | None = None) -> tuple[Action, Tensor]:
         """An action, and `n` of its elements, each drawn uniformly from the whole group and independent of the others.

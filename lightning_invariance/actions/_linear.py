@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 from lightning_invariance._checks import check_count, check_not_meta, check_seed
 from lightning_invariance._isolation import full_precision
 from lightning_invariance.actions._base import Action, check_batch, check_labels, group_table
+
+if TYPE_CHECKING:
+    from lightning_invariance.actions._flow import Flow
 
 
 class LinearAction(Action):
@@ -239,3 +243,8 @@ class SO3(_SpatialSamples):
         drawn = super()._draw()
         proper: Tensor = drawn * torch.linalg.det(drawn)[:, None, None]
         return proper
+
+    def _own_flow(self) -> Flow:
+        from lightning_invariance.actions._flow_points import PointRotationFlow
+
+        return PointRotationFlow(self.dim)

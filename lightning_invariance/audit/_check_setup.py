@@ -25,8 +25,8 @@ from lightning_invariance._locate import (
 )
 from lightning_invariance._messages import errors_of
 from lightning_invariance._output_action import OutputActions
-from lightning_invariance.actions import Action
-from lightning_invariance.actions._base import check_action
+from lightning_invariance.actions import Action, Flow
+from lightning_invariance.actions._flow import as_action
 from lightning_invariance.audit._checks import CHECKS
 from lightning_invariance.audit._findings import Finding, FindingName, SetupReport
 from lightning_invariance.audit._subject import Skip, Subject
@@ -37,7 +37,7 @@ from lightning_invariance.saliency import SaliencyLike, as_saliency, default_sal
 def check_setup(
     network: Callable[..., Any],
     batches: Iterable[Any],
-    action: Action,
+    action: Action | Flow,
     *,
     output_action: OutputActions = None,
     saliency: SaliencyLike | None = None,
@@ -67,7 +67,7 @@ def check_setup(
     Args:
         network: as for `evaluate_invariance`.
         batches: as for `evaluate_invariance`; the first ones are used.
-        action: the group; of one with many elements some are used, spread over it.
+        action: the group, or a flow; of one with many elements some are used, spread over it.
         output_action: how the output moves when the input does, as for `evaluate_invariance`.
         saliency: how saliency maps are going to be computed; ``Gradient(dither=1e-3)`` if None.
         input: where the network's arguments hold the tensor that the group acts on.
@@ -97,7 +97,7 @@ def check_setup(
     """
     check_callable("network", network, "a module or a function")
     check_iterable("batches", batches, "batches of inputs, or pairs (x, target)")
-    check_action(action)
+    action = as_action(action)
     check_input_spec("input", input)
     check_place("target", target)
     check_logits_of(logits)

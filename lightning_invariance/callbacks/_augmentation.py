@@ -24,8 +24,8 @@ from lightning_invariance._locate import (
     what_stays,
 )
 from lightning_invariance._output_action import OutputActions, OutputMotion
-from lightning_invariance.actions import Action
-from lightning_invariance.actions._base import check_action
+from lightning_invariance.actions import Action, Flow
+from lightning_invariance.actions._flow import as_action
 from lightning_invariance.callbacks._base import (
     Findings,
     InjectingCallback,
@@ -50,7 +50,7 @@ class OrbitAugmentation(InjectingCallback):
     and to the nearest place by interpolated ones, and labels to be ignored stay what they are.
 
     Args:
-        action: the group.
+        action: the group; a `Flow` stands for ``flow.sampled()``.
         input: where the input lies in the batch: a position or a key (dots lead further in: ``"0.image"``), or a list
             of those that move together, such as an image and its mask; by default the only tensor that the group can
             act on, the last part of a sequence and what is named like labels in a mapping left aside.
@@ -86,7 +86,7 @@ class OrbitAugmentation(InjectingCallback):
 
     def __init__(
         self,
-        action: Action,
+        action: Action | Flow,
         *,
         input: InputSpec = None,
         target: Place | None = None,
@@ -94,7 +94,7 @@ class OrbitAugmentation(InjectingCallback):
         ignore_index: int | None = None,
         seed: int | None = None,
     ) -> None:
-        check_action(action)
+        action = as_action(action)
         check_input_spec("input", input)
         check_place("target", target)
         if ignore_index is not None and (not isinstance(ignore_index, int) or isinstance(ignore_index, bool)):

@@ -28,8 +28,8 @@ from lightning_invariance._locate import (
 )
 from lightning_invariance._messages import errors_of
 from lightning_invariance._output_action import OutputActions, OutputMotion
-from lightning_invariance.actions import Action
-from lightning_invariance.actions._base import check_action
+from lightning_invariance.actions import Action, Flow
+from lightning_invariance.actions._flow import as_action
 from lightning_invariance.callbacks._base import NetworkCallback, is_sharded, positional_names, without_logging
 from lightning_invariance.callbacks._calls import CallLog, leaves_of
 from lightning_invariance.callbacks._injection import Injector, is_compiled
@@ -134,7 +134,7 @@ class InvariantWeights(NetworkCallback):
 
     def __init__(
         self,
-        action: Action,
+        action: Action | Flow,
         *,
         network: str | None = None,
         mode: Literal["project", "merge"] = "project",
@@ -146,7 +146,7 @@ class InvariantWeights(NetworkCallback):
         tolerance: float = 1e-6,
         prefix: str | None = None,
     ) -> None:
-        check_action(action)
+        action = as_action(action)
         refuse_drawn(action)
         check_choice("mode", mode, ("project", "merge"))
         if strength is not None and not callable(strength):

@@ -25,8 +25,8 @@ from lightning_invariance._locate import (
     what_stays,
 )
 from lightning_invariance._output_action import OutputActions
-from lightning_invariance.actions import Action
-from lightning_invariance.actions._base import check_action
+from lightning_invariance.actions import Action, Flow
+from lightning_invariance.actions._flow import as_action
 from lightning_invariance.callbacks._base import is_sharded
 from lightning_invariance.callbacks._calls import CallSpec, NetworkCall, are_close
 from lightning_invariance.callbacks._epochs import EpochMonitor, LoaderPlace, positions_of
@@ -61,21 +61,23 @@ class InvarianceMonitor(EpochMonitor):
     `DistributedSampler` repeats to even the processes are left out, so the numbers are those of a single process.
 
     Args:
-        action: the group.
+        action: the group; a `Flow` stands for ``flow.sampled()``.
         measures: names of measures, or torchmetrics metrics under names of your own, whose ``update`` takes some of
             ``logits``, ``orbit_logits``, ``valid``, ``saliency``, ``orbit_saliency``, ``target``, ``perturbed_logits``,
-            ``spectral_norms``; None for all that make sense for outputs and labels. Of scores of classes these are
-            ``logit_invariance_error``, ``normalized_logit_invariance_error``, ``relative_logit_invariance_error``,
-            ``distribution_invariance_error``, ``jensen_shannon_invariance_error``,
+            ``spectral_norms``, ``lie_derivative``; None for all that make sense for outputs and labels. Of scores of
+            classes these are ``logit_invariance_error``, ``normalized_logit_invariance_error``,
+            ``relative_logit_invariance_error``, ``distribution_invariance_error``, ``jensen_shannon_invariance_error``,
             ``saliency_invariance_similarity``, ``orbit_share``, ``prediction_consistency``, ``orbit_accuracy``,
             ``worst_case_orbit_accuracy``; of such scores at each place ``orbit_mean_iou`` besides; of other outputs the
             logit errors, ``relative_equivariance_error`` and, for vectors, ``vector_cosine_similarity``. By name alone:
-            ``selectivity``, ``jacobian_spectral_norm``, ``accuracy``, ``loss_share``. Of several outputs,
+            ``selectivity``, ``jacobian_spectral_norm``, ``accuracy``, ``loss_share``, and of a group that has a `Flow`
+            (`SO2`, `SO3`, `ScalingRange`, or a flow itself) ``lie_derivative_error``. Of several outputs,
             ``"forces/..."`` is measured of one alone.
         saliency: how to compute saliency maps; ``Gradient(dither=1e-3)`` if None, whatever the action.
         saliency_samples: how many samples of each data loader, from the first, get saliency maps, the costly part; 0
             for none.
-        sensitivity_samples: how many, from the first, ``selectivity`` and ``jacobian_spectral_norm`` are measured on.
+        sensitivity_samples: how many, from the first, ``selectivity``, ``jacobian_spectral_norm`` and
+            ``lie_derivative_error`` are measured on.
         every_n_epochs: measures in every n-th training epoch only (validation outside of ``fit`` and tests always).
         output_action: how the output moves when the input does, so that equivariance is measured: None, it stays;
             ``"same"``, as the input does, in the same dimensions, also where it is smaller than the input; an `Action`
@@ -129,7 +131,7 @@ class InvarianceMonitor(EpochMonitor):
 
     def __init__(
         self,
-        action: Action,
+        action: Action | Flow,
         measures: Measures | None = None,
         saliency: SaliencyLike | None = None,
         saliency_samples: int = 64,
@@ -146,7 +148,7 @@ class InvarianceMonitor(EpochMonitor):
         per_class: PerClassOption = False,
         prefix: str | None = None,
     ) -> None:
-        self._require_action(action)
+        action = self._as_action(action)
         check_place("target", target)
         super().__init__(action, every_n_epochs, network=network, input=input, logits=logits, call=call, prefix=prefix)
         self.measures = measures
@@ -166,10 +168,11 @@ class InvarianceMonitor(EpochMonitor):
         self._warned = False
         evaluator = self._evaluator()  # wrong measures, saliency or sizes fail here
         self._measure_names = evaluator.names
+        self._by_generator = evaluator.reading("lie_derivative")
         self._whole_parameters_for = evaluator.needs_whole_parameters
 
-    def _require_action(self, action: Action) -> None:
-        check_action(action)
+    def _as_action(self, action: Action | Flow) -> Action:
+        return as_action(action)
 
     def logged_names(self) -> tuple[str, ...]:
         """The names that it logs by, without stage and prefix."""
@@ -384,8 +387,10 @@ class InvarianceMonitor(EpochMonitor):
 
     def _named(self, measured: dict[str, Estimate], start: str, end: str) -> dict[str, float]:
         named = super()._named(measured, start, end)
-        labels = () if self.action is None else self.action.labels[1:]
+        elements = () if self.action is None else self.action.labels[1:]
+        flow = None if self.action is None else self.action.flow
         for name, estimate in measured.items():
+            labels = flow.generators if flow is not None and name in self._by_generator else elements
             if estimate.value.ndim == 1 and len(estimate.value) == len(labels):
                 for label, value in zip(labels, estimate.value.tolist(), strict=True):
                     named[f"{start}{name}{end}/{label}"] = value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -15,8 +15,9 @@ from lightning_invariance._arguments import Arguments
 from lightning_invariance._isolation import RandomState, is_batch_coupled, preserved_buffers, preserved_random_state
 from lightning_invariance._locate import OutputReader
 from lightning_invariance._output_action import OutputMotion
-from lightning_invariance.actions import Action
+from lightning_invariance.actions import Action, Flow
 from lightning_invariance.callbacks._calls import NetworkCall, are_close
+from lightning_invariance.lie import DirectionalDerivative, lie_derivatives
 from lightning_invariance.orbit import doubted, orbit_of
 from lightning_invariance.outputs import OrbitOutputs
 from lightning_invariance.saliency import Network, Saliency, predicted_class
@@ -111,6 +112,23 @@ class OrbitOfCall:
                 target=predicted_class(base_logits),
                 max_batch=len(x),  # one element at a time: the graph of a gradient is large
             )
+
+    def lie_derivatives(
+        self, flow: Flow, output_flow: Flow | None, generators: Sequence[int], derivative: DirectionalDerivative
+    ) -> Tensor:
+        """The Lie derivatives along some generators, ``(k, B, ...)``, differentiable; each takes a run of its own."""
+        x = self.arguments.x
+        if not x.is_floating_point():
+            raise ValueError(f"Expected the input to be floating point, to be differentiated, not {x.dtype}.")
+        with preserved_buffers(self.network), preserved_random_state(x.device):
+            run = self._repeater()
+            _, slopes = lie_derivatives(run, x, flow, generators, output_flow, derivative, differentiable=True)
+        return slopes
+
+    @property
+    def has_independent_samples(self) -> bool:
+        """Whether samples are known not to depend on each other."""
+        return not self.coupled and not is_batch_coupled(self.network)
 
     def doubts(self, logits: Tensor) -> str | None:
         """Whether the output moves otherwise than was said; see `doubted`."""

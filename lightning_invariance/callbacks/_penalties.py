@@ -120,6 +120,12 @@ def _saliency(saliency: Tensor, orbit_saliency: Tensor) -> Tensor:
     return torch.where(defined, distances, 0.0).sum() / defined.sum().clamp_min(1)
 
 
+def lie_penalty(slopes: Tensor, generators: int) -> Tensor:
+    """The mean over samples of Σ_k ‖L_k f‖², from some of so many generators, ``(k, B, ...)``."""
+    squares = flat_samples(at_least_float32(slopes), before=2).square().sum(dim=-1)
+    return squares.mean(dim=1).sum() * (generators / len(slopes))
+
+
 def _directions(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Unit vectors along the last dimension, and where there are any; elsewhere their gradients are 0, not NaN."""
     # Divided by the largest entry first: the squares of a saturated network's tiny gradients underflow.

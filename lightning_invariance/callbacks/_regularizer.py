@@ -21,8 +21,8 @@ from lightning_invariance._locate import (
 )
 from lightning_invariance._messages import errors_of
 from lightning_invariance._output_action import OutputActions, OutputMotion, split_outputs
-from lightning_invariance.actions import Action
-from lightning_invariance.actions._base import check_action
+from lightning_invariance.actions import Action, Flow
+from lightning_invariance.actions._flow import as_action
 from lightning_invariance.callbacks._base import NetworkCallback, is_sharded, step_generator
 from lightning_invariance.callbacks._calls import (
     CallLog,
@@ -35,8 +35,9 @@ from lightning_invariance.callbacks._calls import (
 from lightning_invariance.callbacks._injection import Injector, is_compiled, is_compiled_network
 from lightning_invariance.callbacks._orbit_of_call import OrbitOfCall
 from lightning_invariance.callbacks._owners import OwnerWatch
-from lightning_invariance.callbacks._penalties import Penalty, PenaltyName, as_penalty
+from lightning_invariance.callbacks._penalties import Penalty, PenaltyName, as_penalty, lie_penalty
 from lightning_invariance.callbacks._schedule import WeightSchedule
+from lightning_invariance.lie import DirectionalDerivative, OutputFlow, as_output_flow
 
 _NAME = "InvarianceRegularizer"
 
@@ -61,11 +62,22 @@ class InvarianceRegularizer(NetworkCallback):
     skips the term. The elements of continuous groups and of permutations (`SO3`, `SetPermutations`, ...) are drawn anew
     in every step.
 
+    Of a continuous group that is given as a `Flow` nothing is drawn. The term is the Lie derivative's squared norm,
+
+    .. math::
+        I_f = \mathbb{E}_x \sum_k \| L_k f(x) \|^2
+
+    added up over the K generators and over all that the network gives a sample (K times the number of outputs times
+    `LieDerivativeError`). A step costs one forward with derivatives and its backward more for each generator, instead
+    of one for each of many elements. Of the energy of a set of points under `PointRotationFlow` it is the squared norm
+    of the net torque, :math:`\mathbb{E} \| \sum_i r_i \times F_i \|^2`; Orb's "equigrad" is its root times
+    :math:`\sqrt{2}`, by sample, where there is no cell.
+
     Logs the epoch's means as ``train/invariance_penalty`` (over samples) and ``train/invariance_weight`` (over steps),
     and says once, in the first step, which network, call, input and logits it found.
 
     Args:
-        action: the group.
+        action: the group; or a `Flow`, for Lie derivatives (``flow.sampled()`` for differences).
         weight: :math:`\nu`, a number of at least 0, or a schedule: a function from the number of optimiser steps taken
             so far to the weight, such as `WeightRamp`. The penalty ``"logit"`` adds up over all that the network gives
             a sample, so that for a mask of many places a weight far below 1 is enough; ``"distribution"`` and
@@ -73,13 +85,16 @@ class InvarianceRegularizer(NetworkCallback):
         penalty: :math:`I_f`: ``"logit"`` (equation 2), ``"normalized_logit"`` (section 4.4), ``"distribution"``
             (equation 1), ``"jensen_shannon"``, ``"saliency"`` (one minus equation 3, with gradients of the logit of the
             class predicted on x as maps: second derivatives, and f(x) is run again), a `Penalty`, or a function from
-            ``logits`` ``(B, ...)`` and ``orbit_logits`` ``(|G| - 1, B, ...)`` to a scalar.
+            ``logits`` ``(B, ...)`` and ``orbit_logits`` ``(|G| - 1, B, ...)`` to a scalar. With a `Flow` ``"logit"``,
+            which then is that of the Lie derivative.
         elements_per_step: how many elements, drawn anew for each batch without repetition from all but the identity, to
             use in a step; all of them if None. The mean over the drawn ones is an unbiased estimate of the mean over
-            all, except for ``"jensen_shannon"``, which therefore takes all.
+            all, except for ``"jensen_shannon"``, which therefore takes all. Of a `Flow`, how many generators; the sum
+            over those that are drawn is raised to what it is for all.
         output_action: how the output moves when the input does, so that the network is made equivariant: None, it
             stays; ``"same"``, as the input does, in the same dimensions; an `Action` of as many elements; or a dict of
-            these for a network that returns several tensors, by their names, whose penalties are added up.
+            these for a network that returns several tensors, by their names, whose penalties are added up. With a
+            `Flow`: None, ``"same"``, or a `Flow` of as many generators.
         network: the name of the submodule whose output are the logits; the module's own forward by default.
         input: where the network's arguments hold the tensor that the group acts on: a position, a keyword or a key
             (dots lead further in: ``"0.image"``), or a list of those that one element moves together; by default the
@@ -92,7 +107,7 @@ class InvarianceRegularizer(NetworkCallback):
         max_batch: the most samples in one extra forward (an element's whole batch where samples depend on each other or
             on random numbers). What such a forward keeps for the backward is then not kept but computed again, so that
             memory does not grow with the group, but for the moved inputs, and a step takes one more forward for each
-            element. Not for ``"saliency"``.
+            element. Not for ``"saliency"`` and Lie derivatives.
         seed: of the draws of elements; torch's initial seed (what ``seed_everything`` set) if None.
         prefix: put before the names that are logged, ``train/<prefix>/invariance_penalty``, to tell two regularizers
             apart.
@@ -117,13 +132,13 @@ class InvarianceRegularizer(NetworkCallback):
 
     def __init__(
         self,
-        action: Action,
+        action: Action | Flow,
         weight: float | WeightSchedule = 1.0,
         penalty: PenaltyName | Penalty | Callable[..., Tensor] = "logit",
         elements_per_step: int | None = None,
         network: str | None = None,
         *,
-        output_action: OutputActions = None,
+        output_action: OutputActions | OutputFlow = None,
         input: InputSpec = None,
         logits: LogitsOf | None = None,
         call: CallSpec = None,
@@ -132,11 +147,18 @@ class InvarianceRegularizer(NetworkCallback):
         seed: int | None = None,
         prefix: str | None = None,
     ) -> None:
-        check_action(action)
+        flow = action if isinstance(action, Flow) else None
+        self._output_flow: Flow | None = None
+        action = as_action(action)
         if not callable(weight):
             _check_weight(weight)
         chosen = as_penalty(penalty)
-        if elements_per_step is not None:
+        moves: OutputActions = output_action  # type: ignore[assignment]
+        if flow is not None:
+            self._output_flow = as_output_flow(output_action, flow, "output_action")
+            moves = None if output_action is None else "same"
+            _check_lie(flow, penalty, elements_per_step, max_batch)
+        elif elements_per_step is not None:
             check_count("elements_per_step", elements_per_step)
             if elements_per_step >= len(action):
                 raise ValueError(
@@ -148,7 +170,7 @@ class InvarianceRegularizer(NetworkCallback):
                     f"Expected `elements_per_step` to be None with penalty={penalty!r}, which part of an orbit does "
                     f"not estimate, but got {elements_per_step}."
                 )
-        output = OutputMotion(output_action, action)
+        output = OutputMotion(moves, action)
         output.redrawn(0, action.redrawn(0))  # what cannot be drawn anew with the group fails here
         if chosen.is_of_saliency and not output.stays:
             raise ValueError(
@@ -163,6 +185,7 @@ class InvarianceRegularizer(NetworkCallback):
             check_seed("seed", seed)
         super().__init__(_PenaltyAdder(self), network=network, input=input, logits=logits, call=call, prefix=prefix)
         self.action = action
+        self.flow = flow
         self.weight = weight
         self.penalty = penalty
         self.elements_per_step = elements_per_step
@@ -180,6 +203,7 @@ class InvarianceRegularizer(NetworkCallback):
         self._warned = False
         self._verified = False
         self._coupled = False  # whether the network's samples depend on each other
+        self._derivative: DirectionalDerivative | None = None  # of the present run
 
     def logged_names(self) -> tuple[str, ...]:
         """The names that it logs by, without stage and prefix."""
@@ -193,6 +217,7 @@ class InvarianceRegularizer(NetworkCallback):
         self._trainer = trainer
         self._verified = False
         self._coupled = False
+        self._derivative = None
         self._warned = False
         self._findings.forget()
         self._adder.forget()
@@ -210,7 +235,7 @@ class InvarianceRegularizer(NetworkCallback):
         self._batch_idx = batch_idx
         self._weight = None
         self._penalties = []
-        if self.action.drawn:
+        if self.action.drawn and self.flow is None:
             generator = step_generator("draws", trainer, self, self.seed, batch_idx)
             seed = int(torch.randint(2**62, (), generator=generator))
             self._present_action = self.action.redrawn(seed)
@@ -241,17 +266,17 @@ class InvarianceRegularizer(NetworkCallback):
                 f"Expected `backward_call` to be None with automatic optimisation, which has one backward, "
                 f"but got {self.backward_call}."
             )
-        if not self._penalty_value.is_of_saliency:
+        if not self._penalty_value.is_of_saliency and self.flow is None:
             return
+        which, lack = "penalty='saliency'", "second derivatives"
+        if self.flow is not None:
+            which, lack = f"the Lie derivatives of {self.flow!r}", "derivatives of derivatives"
         if is_compiled(module) or any(map(is_compiled_network, network.modules())):
-            raise ValueError(
-                "Expected a network that is not compiled for penalty='saliency': compiled graphs have no "
-                "second derivatives."
-            )
+            raise ValueError(f"Expected a network that is not compiled for {which}: compiled graphs have no {lack}.")
         if is_sharded(trainer):
             raise ValueError(
-                f"Expected no sharded parameters for penalty='saliency' but got "
-                f"{type(trainer.strategy).__name__}, under which second derivatives are wrong or fail. Use DDP."
+                f"Expected no sharded parameters for {which} but got "
+                f"{type(trainer.strategy).__name__}, under which {lack} are wrong or fail. Use DDP."
             )
 
     # The term ---------------------------------------------------------------------------------------------------------
@@ -270,7 +295,7 @@ class InvarianceRegularizer(NetworkCallback):
             self._warn_of(f"nothing is regularised in this step: {why}")
 
     def _drawn_elements(self) -> list[int]:
-        others = len(self.action) - 1
+        others = len(self.action) - 1 if self.flow is None else len(self.flow)
         if self.elements_per_step is None:
             return list(range(1, others + 1))
         assert self._trainer is not None
@@ -317,6 +342,17 @@ class InvarianceRegularizer(NetworkCallback):
                 self._coupled = self._is_coupled(module, orbit, base_logits, elements[0])
                 orbit = replace(orbit, coupled=self._coupled)
                 self._doubt(orbit, base_logits)
+        if self.flow is not None:
+            if len(arguments.inputs) > 1:
+                raise ValueError(
+                    f"Expected one input for the Lie derivatives of {self.flow!r} but got {len(arguments.inputs)} that "
+                    "move together: name one with `input=`, or regularise with `flow.sampled()`."
+                )
+            generators = [element - 1 for element in elements]
+            if self._derivative is None:
+                self._derivative = DirectionalDerivative(alone=orbit.has_independent_samples)
+            slopes = orbit.lie_derivatives(self.flow, self._output_flow, generators, self._derivative)
+            return lie_penalty(slopes, len(self.flow)), len(arguments.x)
         of_saliency = self._penalty_value.is_of_saliency
         outputs = (orbit.gradient_maps if of_saliency else orbit.outputs)(elements, base_logits)
         parts = [outputs]
@@ -331,7 +367,8 @@ class InvarianceRegularizer(NetworkCallback):
 
     def _doubt(self, orbit: OrbitOfCall, logits: Tensor) -> None:
         """Warns where the outputs agree better if they move otherwise than was said."""
-        if self._output.stays or (self._trainer is not None and is_sharded(self._trainer)):
+        of_its_own = isinstance(self.output_action, Flow)  # which elements of the input's do not tell
+        if self._output.stays or of_its_own or (self._trainer is not None and is_sharded(self._trainer)):
             return
         said = orbit.doubts(logits)
         if said is not None:
@@ -507,6 +544,27 @@ def _mean(penalties: list[tuple[Tensor, int]]) -> tuple[Tensor, int]:
         return penalties[0]
     samples = sum(size for _, size in penalties)
     return torch.stack([penalty * (size / samples) for penalty, size in penalties]).sum(), samples
+
+
+def _check_lie(flow: Flow, penalty: object, elements_per_step: int | None, max_batch: int | None) -> None:
+    """Raises a `ValueError` where an option makes no sense for Lie derivatives."""
+    if penalty != "logit":
+        raise ValueError(
+            f"Expected `penalty` to be 'logit' with {flow!r}, whose term is its Lie derivative, but got {penalty!r}: "
+            "pass `flow.sampled()` for penalties of differences."
+        )
+    if max_batch is not None:
+        raise ValueError(
+            f"Expected `max_batch` to be None with {flow!r}: its derivatives cannot be computed again in the backward, "
+            f"but got {max_batch}."
+        )
+    if elements_per_step is not None:
+        check_count("elements_per_step", elements_per_step)
+        if elements_per_step > len(flow):
+            raise ValueError(
+                f"Expected `elements_per_step` to be at most {len(flow)}, the generators of {flow!r}, but got "
+                f"{elements_per_step}."
+            )
 
 
 def _check_weight(weight: Any) -> float:

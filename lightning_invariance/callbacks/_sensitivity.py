@@ -8,8 +8,8 @@ from lightning.pytorch import LightningModule
 from lightning_invariance._checks import check_choice, check_count
 from lightning_invariance._locate import InputSpec, LogitsOf
 from lightning_invariance._output_action import OutputActions
-from lightning_invariance.actions import Action
-from lightning_invariance.actions._base import check_action
+from lightning_invariance.actions import Action, Flow
+from lightning_invariance.actions._flow import as_action
 from lightning_invariance.callbacks._calls import CallSpec
 from lightning_invariance.callbacks._monitor import InvarianceMonitor
 from lightning_invariance.metrics._base import Estimate
@@ -72,7 +72,7 @@ class SensitivityMonitor(InvarianceMonitor):
 
     def __init__(
         self,
-        action: Action | None = None,
+        action: Action | Flow | None = None,
         samples: int = 64,
         every_n_epochs: int = 1,
         *,
@@ -103,9 +103,8 @@ class SensitivityMonitor(InvarianceMonitor):
         self.samples = samples
         self.layers = layers
 
-    def _require_action(self, action: Action | None) -> None:
-        if action is not None:
-            check_action(action)
+    def _as_action(self, action: Action | Flow | None) -> Action:
+        return action if action is None else as_action(action)  # type: ignore[return-value]
 
     def logged_names(self) -> tuple[str, ...]:
         """The names that it logs by, without stage and prefix."""

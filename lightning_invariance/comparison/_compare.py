@@ -20,8 +20,8 @@ from tqdm.auto import tqdm
 from lightning_invariance._checks import check_count
 from lightning_invariance._locate import InputSpec, LogitsOf, Place
 from lightning_invariance._output_action import OutputActions
-from lightning_invariance.actions import Action
-from lightning_invariance.actions._base import check_action
+from lightning_invariance.actions import Action, Flow
+from lightning_invariance.actions._flow import as_action
 from lightning_invariance.callbacks import InvarianceMonitor, MonitorRecord
 from lightning_invariance.callbacks._calls import CallSpec
 from lightning_invariance.comparison._comparison import COLUMNS, ComparedModel, Comparison
@@ -49,7 +49,7 @@ _OWN = (*_FIXED, "callbacks", "max_epochs", "max_steps", "max_time", "min_epochs
 def compare(
     models: Mapping[str, LightningModule],
     datamodule: LightningDataModule,
-    action: Action,
+    action: Action | Flow,
     *,
     callbacks: Mapping[str, Sequence[Callback]] | None = None,
     measures: Sequence[str] | None = None,
@@ -135,7 +135,7 @@ def compare(
             f"Expected `datamodule` to be a LightningDataModule but got {type(datamodule).__name__}: "
             "LightningDataModule.from_datasets makes one of data sets."
         )
-    check_action(action)
+    action = as_action(action)
     if isinstance(measures, Mapping):
         raise ValueError(
             f"Expected `measures` to be a list of names of measures, which have headings, but got {measures!r}: "

@@ -34,8 +34,8 @@ from lightning_invariance._locate import (
 )
 from lightning_invariance._messages import errors_of, warn
 from lightning_invariance._output_action import OutputActions
-from lightning_invariance.actions import Action
-from lightning_invariance.actions._base import check_action
+from lightning_invariance.actions import Action, Flow
+from lightning_invariance.actions._flow import as_action
 from lightning_invariance.evaluation._classes import PerClassOption
 from lightning_invariance.evaluation._draws import for_measuring, output_for_measuring
 from lightning_invariance.evaluation._evaluator import Dealt, Evaluator, Setting, limits_of
@@ -85,7 +85,7 @@ class InvarianceResults(dict[str, Estimate]):
 def evaluate_invariance(
     network: Callable[..., Any],
     batches: Iterable[Any],
-    action: Action,
+    action: Action | Flow,
     *,
     output_action: OutputActions = None,
     measures: Measures | None = None,
@@ -118,7 +118,7 @@ def evaluate_invariance(
             methods, a function, a module set up by Fabric (which is measured in its precision).
         batches: a `torch.utils.data.DataLoader` for instance. Its batches are moved to the device of the network's
             parameters.
-        action: the group.
+        action: the group; a `Flow` stands for ``flow.sampled()``, and has ``"lie_derivative_error"`` besides, by name.
         output_action: how the output moves when the input does, so that equivariance is measured: None, it stays;
             ``"same"``, as the input does, in the same dimensions; an `Action` of as many elements; or a dict of these
             for a network that returns several tensors, by their names (``{"energy": None, "forces": "same"}``), whose
@@ -127,8 +127,8 @@ def evaluate_invariance(
             metrics under names of your own; all that make sense for outputs and labels if None.
         saliency: how to compute saliency maps; ``Gradient(dither=1e-3)`` if None, whatever the action.
         saliency_samples: how many samples, from the first, get saliency maps; they are the costly part.
-        sensitivity_samples: how many, from the first, ``"selectivity"`` and ``"jacobian_spectral_norm"`` are measured
-            on.
+        sensitivity_samples: how many, from the first, ``"selectivity"``, ``"jacobian_spectral_norm"`` and
+            ``"lie_derivative_error"`` are measured on.
         input: where the network's arguments hold the tensor that the group acts on: a position, a keyword or a key, or
             a list of those that one element moves together; by default the only tensor that the group can act on.
         target: where the batch holds the labels, one integer a sample, or one a place ``(B, H, W)``: a position or a
@@ -165,7 +165,7 @@ def evaluate_invariance(
     """
     check_callable("network", network, "a module or a function")
     check_iterable("batches", batches, "batches of inputs, or pairs (x, target)")
-    check_action(action)
+    action = as_action(action)
     check_input_spec("input", input)
     check_place("target", target)
     check_logits_of(logits)

@@ -158,6 +158,8 @@ class Evaluator:
             limit = self._limits[source.name]
             if self.action is None and source.needs_action:
                 raise ValueError(f"Expected `action` to be an Action for {self._fed_by(source)} but got None.")
+            if source.needs_flow:
+                self._check_flow(source)
             if limit == 0 and self._demanding:
                 raise ValueError(
                     f"Expected `{limit_name(source.name)}` to be at least 1 for {self._fed_by(source)}, which need "
@@ -175,6 +177,15 @@ class Evaluator:
                 )
         self._sources = [source for source in self._sources if self._limits[source.name] != 0]
 
+    def _check_flow(self, source: Source) -> None:
+        if self.action is not None and self.action.flow is None:
+            raise ValueError(
+                f"Expected `action` to be a Flow, or an action that has one (SO2, SO3, ScalingRange), for "
+                f"{self._fed_by(source)} but got {self.action!r}."
+            )
+        if self.output is not None and self.output.names is None:
+            self.output.flow()
+
     def _fed_by(self, source: Source) -> list[str]:
         return [name for name, sources in self._feeding.items() if source in sources]
 
@@ -182,6 +193,11 @@ class Evaluator:
     def names(self) -> tuple[str, ...]:
         """The measures' names; an output's, where there are several, is put before them."""
         return tuple(_full(output, name) for output, each in self.collections.items() for name in each.names)
+
+    def reading(self, argument: str) -> tuple[str, ...]:
+        """The measures whose update needs this input."""
+        pairs = ((output, name) for output, each in self.collections.items() for name in each.needing(argument))
+        return tuple(_full(output, name) for output, name in pairs)
 
     @property
     def needs_whole_parameters(self) -> list[str]:
@@ -482,11 +498,12 @@ class _Batch:
 
 
 #: What sources are for, and the arguments that say for how many samples they are run.
-_CONTENTS = {"saliency": "maps", "perturbations": "perturbations", "jacobian": "Jacobians"}
+_CONTENTS = {"saliency": "maps", "perturbations": "perturbations", "jacobian": "Jacobians", "lie": "Lie derivatives"}
 _LIMITS = {
     "saliency": "saliency_samples",
     "perturbations": "sensitivity_samples",
     "jacobian": "sensitivity_samples",
+    "lie": "sensitivity_samples",
 }
 
 

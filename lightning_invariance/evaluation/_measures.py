@@ -20,6 +20,7 @@ from lightning_invariance.metrics import (
     Estimate,
     JacobianSpectralNorm,
     JensenShannonInvarianceError,
+    LieDerivativeError,
     LogitInvarianceError,
     LossShare,
     OrbitAccuracy,
@@ -180,6 +181,7 @@ for _measure in (
     Measure("loss_share", LossShare, "loss share, %"),
     Measure("selectivity", Selectivity, "selectivity", logarithmic=True),
     Measure("jacobian_spectral_norm", JacobianSpectralNorm, "σ_max"),
+    Measure("lie_derivative_error", LieDerivativeError, "Lie", logarithmic=True),
 ):
     register_measure(_measure)
 

@@ -17,6 +17,7 @@ from lightning_invariance._random import generator_for
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._joint import JointAction
 from lightning_invariance.actions._packing import Packing
+from lightning_invariance.lie import DirectionalDerivative, lie_derivatives
 from lightning_invariance.orbit import add_saliency, evaluate_perturbations, orbit_of
 from lightning_invariance.outputs import OrbitOutputs
 from lightning_invariance.saliency import Network, Saliency, by_class, predicted_class, prepared_by
@@ -93,6 +94,9 @@ class Source(ABC):
 
     #: Whether it needs a group.
     needs_action: bool = True
+
+    #: Whether it needs the group, and where it moves the output that motion too, to be known by its generators.
+    needs_flow: bool = False
 
     #: Whether it needs the input to be floating point.
     needs_floating: bool = False
@@ -213,6 +217,35 @@ class JacobianSource(Source):
         return {"spectral_norms": jacobian_spectral_norm(samples.calm, samples.x, max_batch=samples.max_batch)}
 
 
+class LieSource(Source):
+    """The Lie derivatives along the generators of a continuous group."""
+
+    name = "lie"
+    gives: ClassVar[Mapping[str, int]] = {"lie_derivative": 1}
+    samples = 64
+    needs_flow = True
+    needs_floating = True
+    needs_whole_parameters = True
+
+    def run(self, samples: Samples) -> dict[str, Tensor]:
+        if isinstance(samples.action, JointAction):
+            raise ValueError(
+                f"Expected one input for Lie derivatives but got {len(samples.action.inputs)} that move together: name "
+                "one with `input=`, or measure by elements."
+            )
+        flow = samples.acting.flow
+        assert flow is not None
+        moves = None if samples.output is None else samples.output.flow()
+        derivative, parts = DirectionalDerivative(alone=True), []
+        with undisturbed(samples.calm, samples.x.device):
+            for chunk in samples.x.split(samples.max_batch):
+                _, part = lie_derivatives(
+                    samples.calm, chunk, flow, range(len(flow)), moves, derivative, differentiable=False
+                )
+                parts.append(part)
+        return {"lie_derivative": torch.cat(parts, dim=1)}
+
+
 #: Sources that were registered from outside, by name.
 SOURCES: dict[str, Source] = {}
 
@@ -255,12 +288,13 @@ def register_source(source: Source) -> None:
     SOURCES[source.name] = source
 
 
-_BUILT_IN: tuple[type[Source], ...] = (OrbitSource, SaliencySource, PerturbationSource, JacobianSource)
+_BUILT_IN: tuple[type[Source], ...] = (OrbitSource, SaliencySource, PerturbationSource, JacobianSource, LieSource)
 
 
 def sources_with(saliency: Saliency) -> list[Source]:
     """All sources, the cheapest that gives something first."""
-    return [OrbitSource(), SaliencySource(saliency), PerturbationSource(), JacobianSource(), *SOURCES.values()]
+    own = [OrbitSource(), SaliencySource(saliency), PerturbationSource(), JacobianSource(), LieSource()]
+    return [*own, *SOURCES.values()]
 
 
 def chosen_sources(sources: Iterable[Source], inputs: Iterable[str]) -> list[Source]:

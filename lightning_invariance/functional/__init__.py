@@ -6,6 +6,7 @@ from lightning_invariance.functional._distribution_invariance_error import (
 from lightning_invariance.functional._jensen_shannon_invariance_error import (
     jensen_shannon_invariance_error as jensen_shannon_invariance_error,
 )
+from lightning_invariance.functional._lie_derivative_error import lie_derivative_error as lie_derivative_error
 from lightning_invariance.functional._logit_invariance_error import logit_invariance_error as logit_invariance_error
 from lightning_invariance.functional._loss_share import loss_share as loss_share
 from lightning_invariance.functional._orbit_accuracy import orbit_accuracy as orbit_accuracy

@@ -9,6 +9,7 @@ from lightning_invariance.metrics._jacobian_spectral_norm import JacobianSpectra
 from lightning_invariance.metrics._jensen_shannon_invariance_error import (
     JensenShannonInvarianceError as JensenShannonInvarianceError,
 )
+from lightning_invariance.metrics._lie_derivative_error import LieDerivativeError as LieDerivativeError
 from lightning_invariance.metrics._logit_invariance_error import LogitInvarianceError as LogitInvarianceError
 from lightning_invariance.metrics._loss_share import LossShare as LossShare
 from lightning_invariance.metrics._orbit_accuracy import OrbitAccuracy as OrbitAccuracy

@@ -28,8 +28,8 @@ class PerClass(WrapperMetric):
     Over several processes the result is that of a single one, also where some have seen no sample, or not all classes.
 
     As input to ``update`` it takes what the metric's takes, and ``target``, the class of each sample, integers
-    ``(B,)``. Samples are in the second dimension of ``valid`` and of what begins with ``orbit_`` or ``perturbed_``, and
-    in the first of everything else; `dims` says so of other names.
+    ``(B,)``. Samples are in the second dimension of ``valid``, ``lie_derivative`` and what begins with ``orbit_`` or
+    ``perturbed_``, and in the first of everything else; `dims` says so of other names.
 
     Args:
         metric: the measure: any of this package, or a torchmetrics metric whose ``compute`` gives a tensor.
@@ -154,7 +154,7 @@ class PerClass(WrapperMetric):
         return logits.shape[1]
 
     def _dim(self, name: str) -> int:
-        by_name = int(name == "valid" or name.startswith(("orbit_", "perturbed_")))
+        by_name = int(name in ("valid", "lie_derivative") or name.startswith(("orbit_", "perturbed_")))
         return self._dims.get(name, by_name)
 
     def _part(self, name: str, value: Any, chosen: Tensor, samples: int) -> Any:

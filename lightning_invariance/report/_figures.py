@@ -13,7 +13,7 @@ from lightning_invariance._checks import check_count, check_iterable, check_tens
 from lightning_invariance._isolation import evaluation_mode, module_of
 from lightning_invariance._requirements import require
 from lightning_invariance.actions import Action
-from lightning_invariance.actions._base import check_action
+from lightning_invariance.actions._flow import as_action
 from lightning_invariance.metrics import Estimate
 from lightning_invariance.orbit import evaluate_orbit
 from lightning_invariance.report._table import is_single
@@ -152,7 +152,7 @@ def plot_saliency_orbit(
     if not isinstance(networks, Mapping) or not networks:
         raise ValueError(f"Expected `networks` to map names to networks, at least one, but got {networks!r}.")
     check_tensor("x", x)
-    check_action(action)
+    action = as_action(action)
     if target is not None:
         check_count("target", target, minimum=0)
     if x.ndim != 3:

@@ -27,7 +27,7 @@ from lightning_invariance._locate import (
 from lightning_invariance._messages import warn
 from lightning_invariance._output_action import OutputActions, OutputMotion
 from lightning_invariance.actions import Action
-from lightning_invariance.actions._base import check_action
+from lightning_invariance.actions._flow import as_action
 from lightning_invariance.symmetry import _rules_of_layers, _rules_of_shape  # noqa: F401  (they register themselves)
 from lightning_invariance.symmetry._factors import (
     Channels,
@@ -702,7 +702,7 @@ def symmetrize(
         4.bias    10       10 trivial                                   100.0 %
         free in all: 25.9 %
     """
-    check_action(action)
+    action = as_action(action)
     check_input_spec("input", input)
     check_logits_of(logits)
     check_number("tolerance", tolerance, above=0.0)

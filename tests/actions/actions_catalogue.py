@@ -103,7 +103,14 @@ FIELDS: dict[str, Case] = {
     "FieldAction": Case(lambda: li.FieldAction(li.C4(), li.LinearAction(QUARTER_TURNS, dim=-3)), IMAGES, exact=False),
     "FieldAction-drawn": Case(lambda: li.FieldAction(li.SO3(3, dim=-2), li.SO3(3)), (3, 3, 3), exact=False),
 }
-EVERY: dict[str, Case] = {**PERMUTATIONS, **AFFINE, **LINEAR, **PADDED, **FUNCTIONS, **PRODUCTS, **FIELDS}
+FLOWS: dict[str, Case] = {
+    "TranslationFlow": Case(lambda: li.TranslationFlow(window=None).sampled(3), (3, 2, 7, 6), exact=False),
+    "ShearFlow": Case(lambda: li.ShearFlow(window=0.25).sampled(3), (3, 2, 6, 9), exact=False),
+    "BrightnessFlow": Case(lambda: li.BrightnessFlow().sampled(3), IMAGES, exact=False),
+    "ContrastFlow": Case(lambda: li.ContrastFlow(centre=0.5).sampled(3), IMAGES, exact=False),
+    "PointTranslationFlow": Case(lambda: li.PointTranslationFlow(2, dim=-2).sampled(3), (3, 2, 5), exact=False),
+}
+EVERY: dict[str, Case] = {**PERMUTATIONS, **AFFINE, **LINEAR, **PADDED, **FUNCTIONS, **PRODUCTS, **FIELDS, **FLOWS}
 
 
 def each(*tables: dict[str, Case], without: Sequence[str] = ()) -> pytest.MarkDecorator:

@@ -20,7 +20,7 @@ import torch
 from helpers import CLASSES, SIDE, Images, loader, made, trainer_for
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
-from oracles import WEIGHT, Classifier, Saliency, Stacked, WithTerm, convnet, dropping, logit_term, noisy, rotated
+from oracles import WEIGHT, Classifier, Lie, Saliency, Stacked, WithTerm, convnet, dropping, logit_term, noisy, rotated
 from steps import SHADOWED, Adversaries, AdversariesWithTerm, logged, with_term
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -34,6 +34,7 @@ from lightning_invariance import (
     InvarianceRegularizer,
     LogitInvarianceError,
     OrbitAugmentation,
+    RotationFlow,
     SensitivityMonitor,
 )
 
@@ -189,6 +190,9 @@ CELLS: dict[str, Cell] = {
     "ddp, saliency, static graph": Cell(
         Normalised, with_term(Normalised, Saliency), ddp_static, ({"penalty": "saliency"},)
     ),
+    "ddp, Lie derivatives": Cell(
+        NoisyAndSmooth, with_term(NoisyAndSmooth, Lie), regularizers=({"action": RotationFlow(window=None)},)
+    ),
     "fsdp": Cell(Classifier, WithTerm, fsdp, LIGHT),
     "fsdp, wrapped layers, named network, accumulation": Cell(
         Classifier, WithTerm, fsdp_wrapped, ({"network": "model"},), ACCUMULATED
@@ -237,7 +241,7 @@ def trained(
 
 
 def compared(cell: Cell) -> dict[str, Any]:
-    regularizers = [InvarianceRegularizer(C4(), **{"weight": WEIGHT, **arguments}) for arguments in cell.regularizers]
+    regularizers = [InvarianceRegularizer(**{"action": C4(), "weight": WEIGHT, **each}) for each in cell.regularizers]
     without = (cell.strategy_without or cell.strategy)()
     return {
         "regularized": [
@@ -417,12 +421,18 @@ def by_maps() -> Callback:
     return InvarianceRegularizer(C4(), penalty="saliency")
 
 
+def by_lie_derivatives() -> Callback:
+    return InvarianceRegularizer(RotationFlow())
+
+
+THIRD = ("expected no sharded parameters for the Lie derivatives of RotationFlow",)
 SECOND = ("expected no sharded parameters for penalty='saliency'",)
 WHOLE = ("SensitivityMonitor: expected a strategy that keeps the network's parameters whole",)
 EMPTY = "_with_multiple_devices` to be False in {} with several processes but got True"
 REFUSED: dict[str, Refused] = {
     "saliency, fsdp": Refused(SECOND, by_maps, Classifier, fsdp_wrapped),
     "saliency, fsdp2": Refused(SECOND, by_maps, Sharding, fsdp2),
+    "Lie derivatives, fsdp": Refused(THIRD, by_lie_derivatives, Classifier, fsdp_wrapped),
     "sensitivity, fsdp": Refused(WHOLE, SensitivityMonitor, Classifier, fsdp),
     "sensitivity, fsdp2": Refused(WHOLE, SensitivityMonitor, Sharding, fsdp2),
     "parameters that the root alone gathers": Refused(("`auto_wrap_policy`",), monitor, Classifier, fsdp),
