@@ -40,6 +40,7 @@ from lightning_invariance.comparison import ComparedModel as ComparedModel
 from lightning_invariance.comparison import Comparison as Comparison
 from lightning_invariance.comparison import compare as compare
 from lightning_invariance.evaluation import evaluate_invariance as evaluate_invariance
+from lightning_invariance.evaluation import evaluate_layers as evaluate_layers
 from lightning_invariance.metrics import DistributionInvarianceError as DistributionInvarianceError
 from lightning_invariance.metrics import Estimate as Estimate
 from lightning_invariance.metrics import JacobianSpectralNorm as JacobianSpectralNorm

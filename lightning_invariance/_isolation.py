@@ -174,10 +174,10 @@ def _is_filled(cell: Any) -> bool:
 
 
 @contextmanager
-def undisturbed(network: object, device: torch.device) -> Iterator[None]:
+def undisturbed(network: object, device: torch.device, *, training: bool = False) -> Iterator[None]:
     """Runs the block outside of inference mode, autocast and compiled code, the module in eval mode.
 
-    Modes, buffers and torch's random streams come back as they were. What is compiled runs as it was written: its graph
+    With `training` its modes are left alone. Modes, buffers and torch's random streams come back as they were. What is compiled runs as it was written: its graph
     can be gone through neither twice nor by a second derivative.
     """
     module = module_of(network)
@@ -187,7 +187,7 @@ def undisturbed(network: object, device: torch.device) -> Iterator[None]:
     with (
         torch.inference_mode(False),  # first: buffers are copied outside of it
         full_precision(device),
-        evaluation_mode(module),
+        nullcontext() if training else evaluation_mode(module),
         preserved_random_state(device),
         preserved_buffers(module),
         stance,
