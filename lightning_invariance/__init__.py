@@ -30,6 +30,7 @@ from lightning_invariance.actions import VerticalFlip as VerticalFlip
 from lightning_invariance.callbacks import InvarianceMonitor as InvarianceMonitor
 from lightning_invariance.callbacks import InvarianceRegularizer as InvarianceRegularizer
 from lightning_invariance.callbacks import InvariantWeights as InvariantWeights
+from lightning_invariance.callbacks import LayerMonitor as LayerMonitor
 from lightning_invariance.callbacks import MonitorRecord as MonitorRecord
 from lightning_invariance.callbacks import OrbitAugmentation as OrbitAugmentation
 from lightning_invariance.callbacks import Penalty as Penalty

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from lightning_invariance._requirements import require
 
-
 #: Up to so many channels the best permutation is found whatever it is worth.
 FEW = 16
 

@@ -177,8 +177,8 @@ def _is_filled(cell: Any) -> bool:
 def undisturbed(network: object, device: torch.device, *, training: bool = False) -> Iterator[None]:
     """Runs the block outside of inference mode, autocast and compiled code, the module in eval mode.
 
-    With `training` its modes are left alone. Modes, buffers and torch's random streams come back as they were. What is compiled runs as it was written: its graph
-    can be gone through neither twice nor by a second derivative.
+    With `training` it keeps its modes. Modes, buffers and torch's random streams come back as they were. What is
+    compiled runs as it was written: its graph can be gone through neither twice nor by a second derivative.
     """
     module = module_of(network)
     stance: AbstractContextManager[Any] = nullcontext()

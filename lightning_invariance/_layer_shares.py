@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: Deviations of fewer steps of the activations' own precision than this are rounding.
-STEPS = 16
+from lightning_invariance.functional._orbit_values import ROUNDING_STEPS
+
+#: What float32 sums over a batch may be wrong by, of their size.
+_SUMMING = 2.0**-19
 
 #: So many values of a batch are worked on at a time on a CPU: few enough to stay in its cache.
 _TOGETHER = 1 << 16
@@ -138,7 +140,7 @@ class ShareSums:
             return Share(nan, nan, nan, nan, "its activations are not finite")
         if n < 2:
             return Share(nan, nan, variance, square, "a single sample has no variance between orbits")
-        if not between > square * (STEPS * torch.finfo(self._dtype).eps) ** 2:
+        if not between > square * max(ROUNDING_STEPS * torch.finfo(self._dtype).eps, _SUMMING) ** 2:
             return Share(nan, nan, variance, square, "its activations are the same for all samples")
         ww, wv, vv = (float(product) / n for product in self._products)
         # The share's differential in W and V (the delta method).

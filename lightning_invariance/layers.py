@@ -72,7 +72,7 @@ class LayerShares:
     unknown: bool = False
     view_of: Key | None = None
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     invariance: Share | None = None
     equivariance: Share | None = None
     permuted: Share | None = None
@@ -184,6 +184,12 @@ class LayerObserver:
             for cell in self._cells.values():
                 cell.forget()
 
+    def given(self, arguments: Any) -> None:
+        """What the network is about to be called with, in nested containers: that is no layer's."""
+        if self._planning:
+            for _, tensor in walk(arguments):
+                self._know(tensor, None)
+
     def results(self) -> list[LayerShares]:
         """What was measured, in order of execution."""
         found = []
@@ -244,9 +250,6 @@ class LayerObserver:
             self._stack[-1].calls_others = True
         root = {"args": args, "kwargs": kwargs}
         if self._planning:
-            if not self._stack:
-                for _, tensor in walk(root):
-                    self._know(tensor, None)
             has_children = any(child in self._modules for child in module.children())
             if name in self._chosen if self._chosen is not None else not has_children:
                 self._look_at_inputs(frame, root, [(path, tensor, None) for path, tensor in walk(root)])
@@ -662,7 +665,7 @@ class _Cell:
         if source is None:
             back = action.invert(values, element)
         else:
-            back = values.flatten(-action._trailing).flatten(0, -2).index_select(1, source).view(values.shape)
+            back = values.reshape(-1, len(source)).index_select(1, source).view(values.shape)
         return back if self._seen is None else torch.where(self._seen, back, 0.0)
 
     def _source(self, action: Action, values: Tensor, element: int) -> Tensor | None:

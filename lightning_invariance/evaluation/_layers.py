@@ -15,7 +15,7 @@ from lightning_invariance._arguments import Arguments
 from lightning_invariance._call import without_fabric
 from lightning_invariance._checks import check_callable, check_choice, check_count, check_iterable, check_number
 from lightning_invariance._isolation import module_of, ordinary, undisturbed
-from lightning_invariance._layer_shares import STEPS, Share
+from lightning_invariance._layer_shares import Share
 from lightning_invariance._locate import InputSpec, Place, check_input_spec, check_place
 from lightning_invariance._messages import errors_of
 from lightning_invariance._output_action import OutputAction
@@ -47,8 +47,8 @@ class LayerRow:
         permuted: the orbit share after the best permutation of channels besides.
         error: the smallest of these; NaN where the output cannot be judged.
         inputs: the largest error of what went into the layer; NaN where that cannot be judged.
-        floor: up to where an error is rounding, or interpolation.
-        place: where in an output of several tensors, as it is written; nothing for a single one.
+        floor: up to where an error is none, but rounding or interpolation.
+        path: where in an output of several tensors: keys and positions; nothing for a single one.
         note: why something is NaN, or where a tensor that no layer gave was made.
     """
 
@@ -63,7 +63,7 @@ class LayerRow:
     error: Estimate
     inputs: float
     floor: float
-    place: str = ""
+    path: tuple[Any, ...] = ()
     note: str = ""
 
     @property
@@ -73,8 +73,12 @@ class LayerRow:
 
     @property
     def label(self) -> str:
-        """The name, with the call where it is not the first, and the place."""
-        return (self.name or "(network)") + (f"#{self.call}" if self.call else "") + self.place
+        """The name, with the call where it is not the first, and the path."""
+        return (
+            (self.name or "(network)")
+            + (f"#{self.call}" if self.call else "")
+            + "".join(f"[{step!r}]" for step in self.path)
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class LayerResults:
         """A table with a row for each layer; the one that breaks is marked."""
         from lightning_invariance.report import markdown_table  # a room further right, which imports this one
 
-        return markdown_table({label: columns for label, columns in self._table()}, corner="layer")
+        return markdown_table(dict(self._table()), corner="layer")
 
     def _table(self) -> Iterable[tuple[str, Mapping[str, float | Estimate]]]:
         shown = list(self.rows)
@@ -177,7 +181,7 @@ def evaluate_layers(
     second is NaN, and the features are permuted as they are.
 
     A layer's error is the smallest of the three. It breaks where that is above a floor, and nothing before it is. The
-    floor is what rounding leaves of an exact layer in the precisions met so far, 16 steps, and for an action that
+    floor is what rounding leaves of exact layers in the precisions met so far (about 6e-11 in float32), and for an action that
     interpolates what moving there and back does to the input and to the layer's own activations.
 
     The permutations are found by least squares on the first half of the first batch's samples (or as many of these as
@@ -328,6 +332,7 @@ class LayerEvaluator:
 
         def run(each: Tensor) -> Any:
             args, kwargs = arguments.with_input(torch.cat([each, company]) if training else each)
+            self._observer.given((args, kwargs))
             return function(*args, **kwargs)
 
         self._observer.observe(
@@ -346,26 +351,28 @@ class LayerEvaluator:
                 "Expected `network` to call the modules that are measured but it called none: name some that are "
                 "called with `layers=`."
             )
-        rows, between, broken = [], [], None
+        rows: list[LayerRow] = []
+        between: list[LayerRow] = []
+        broken: LayerRow | None = None
         errors: dict[Key, float] = {}
-        steps, null = 0.0, 0.0
+        rounding, null = 0.0, 0.0
         for tensor in tensors:
-            steps = max(steps, _precision(tensor))
+            rounding = max(rounding, _rounding(tensor))
             null = max(null, 2 * (self._observer.null + tensor.null) if tensor.invariance is not None else 0.0)
-            row = _row(tensor, self._floor(tensor, steps, null), errors, self._observer.leaves)
+            row = _row(tensor, self._floor(tensor, rounding, null), errors, self._observer.leaves)
             errors[tensor.key] = float(row.error.value)
             (rows if _is_row(tensor) else between).append(row)
             if broken is None and row.is_broken:
                 broken = row
         return LayerResults(tuple(rows), tuple(between), broken, self.action, self.samples)
 
-    def _floor(self, tensor: LayerShares, steps: float, null: float) -> float:
+    def _floor(self, tensor: LayerShares, rounding: float, null: float) -> float:
         if self.floor is not None:
             return self.floor
         # Rounding is relative to the activations, and the share to their variance.
         shares = [share for share in (tensor.invariance, tensor.equivariance) if share is not None]
         ratios = [share.square / share.variance for share in shares if share.variance > 0]
-        return max((STEPS * steps) ** 2 * max(ratios, default=1.0), null if not self.action.exact else 0.0)
+        return max(rounding**2 * max(ratios, default=1.0), null if not self.action.exact else 0.0)
 
 
 def check_layer_options(
@@ -424,13 +431,19 @@ def _is_row(tensor: LayerShares) -> bool:
     return bool(tensor.kind)
 
 
-def _precision(tensor: LayerShares) -> float:
-    """A step of the precision that a tensor was computed in."""
+def _rounding(tensor: LayerShares) -> float:
+    """How far apart rounding may bring the outputs of exact layers, of their size.
+
+    The shares of twenty exact layers in a row, with normalisation between them, stay below a tenth of what it gives.
+    """
     if not tensor.dtype.is_floating_point:
         return 0.0
     # Products of float32 are rounded to 11 bits there unless that is switched off.
-    tensor_cores = tensor.dtype == torch.float32 and tensor.device.type == "cuda" and _uses_tf32()
-    return 2.0**-10 if tensor_cores else torch.finfo(tensor.dtype).eps
+    if tensor.dtype == torch.float32 and tensor.device.type == "cuda" and _uses_tf32():
+        return 4 * 2.0**-10
+    eps = torch.finfo(tensor.dtype).eps
+    # Of float64 too, since most weights were rounded to float32 once.
+    return 4 * eps if eps > 2.0**-23 else 64 * 2.0**-23
 
 
 def _uses_tf32() -> bool:
@@ -470,7 +483,7 @@ def _row(tensor: LayerShares, floor: float, errors: Mapping[Key, float], leaves:
         error=error,
         inputs=nan if unjudged else max(known, default=nan),
         floor=floor,
-        place="".join(f"[{step!r}]" for step in tensor.key.path) if _is_row(tensor) else "",
+        path=tensor.key.path if _is_row(tensor) else (),
         note="; ".join(note for note in notes if note),
     )
 
