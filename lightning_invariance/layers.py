@@ -59,7 +59,7 @@ class LayerShares:
         invariance: the share as it is.
         equivariance: the share brought back, with why it is NaN.
         permuted: the share after the best permutation of channels.
-        null: the share of activations that were moved and brought back, where that is not exact.
+        null: the share that moving there and back gives the mean over the orbit, where that is not exact.
         note: why something is NaN.
     """
 
@@ -378,7 +378,7 @@ class LayerObserver:
             return
         tensor = tensor.detach()[: len(self._x)]
         if self._element == 0:
-            cell.begin(tensor, self._motion(key, tensor), exact=self._action.exact)
+            cell.begin(tensor, self._motion(key, tensor))
         else:
             cell.add(tensor, self._element)
 
@@ -570,25 +570,23 @@ class _Cell:
         """Nothing can be said of it any more."""
         self.problem = self.problem or problem
 
-    def begin(self, values: Tensor, motion: _Motion, exact: bool) -> None:
+    def begin(self, values: Tensor, motion: _Motion) -> None:
         """The activations of the batch as it is."""
         if self._moves is not None and (motion.action is not None) != self._moves:
             self.spoil("the group can act on its output in some batches alone")
+        self._motion, self._moves = motion, motion.action is not None
+        values = self._arranged(values)
         shape = self._sums["invariance"].shape
         if shape is not None and shape != values.shape[1:]:
             self.spoil(f"its output changes shape, from {tuple(shape)} to {tuple(values.shape[1:])}")
         if self.problem:
             return
-        self._motion, self._moves = motion, motion.action is not None
-        values = self._arranged(values)
         self._orbits = {"invariance": OrbitMean(values)}
         base = values
         if motion.action is not None:
             self._seen = _seen_by_all(motion.action, values)
             base = values if self._seen is None else torch.where(self._seen, values, 0.0)
             self._orbits["equivariance"] = OrbitMean(base)
-            if not self._fitted and not exact:
-                self.null = _null_share(motion.action, values)
         if not self._fitted:
             self._begin_fit(base)
 
@@ -683,6 +681,10 @@ class _Cell:
         if self._orbits and any(orbit.count != elements for orbit in self._orbits.values()):
             self.spoil("is not called alike for all elements")
         if not self.problem and self._orbits:
+            move, moved = self._motion.action, self._orbits.get("equivariance")
+            if not self._fitted and move is not None and moved is not None and not move.exact:
+                # Of what is equivariant in it: a break is not to excuse itself.
+                self.null = _null_share(move, moved.mean.to(moved.dtype))
             for name, orbit in self._orbits.items():
                 self._sums[name].add(orbit)
             self._fitted = True

@@ -109,29 +109,10 @@ class LayerResults:
         return None if self.break_row is None else self.break_row.name
 
     def to_markdown(self) -> str:
-        """A table with a row for each layer; the one that breaks is marked."""
-        from lightning_invariance.report import markdown_table  # a room further right, which imports this one
+        """A table with a row for each layer; the one that breaks is marked. See `report.layer_table`."""
+        from lightning_invariance.report import layer_table  # a room further right, which imports this one
 
-        return markdown_table(dict(self._table()), corner="layer")
-
-    def _table(self) -> Iterable[tuple[str, Mapping[str, float | Estimate]]]:
-        shown = list(self.rows)
-        if self.break_row is not None and self.break_row not in self.rows:
-            later = [row for row in self.rows if row.depth > self.break_row.depth]
-            shown.insert(len(shown) - len(later), self.break_row)
-        for row in shown:
-            what = row.kind or row.note
-            mark = " ← breaks" if row is self.break_row else ""
-            yield (
-                f"{row.label} ({what}){mark}",
-                {
-                    "depth %": 100 * row.depth,
-                    "invariance": row.invariance,
-                    "equivariance": row.equivariance,
-                    "permuted": row.permuted,
-                    "floor": row.floor,
-                },
-            )
+        return layer_table({"": self})
 
     def __str__(self) -> str:
         return f"{self.to_markdown()}\n\n{self.in_words()}"
@@ -181,11 +162,12 @@ def evaluate_layers(
     second is NaN, and the features are permuted as they are.
 
     A layer's error is the smallest of the three. It breaks where that is above a floor, and nothing before it is. The
-    floor is what rounding leaves of exact layers in the precisions met so far (about 6e-11 in float32), and for an action that
-    interpolates what moving there and back does to the input and to the layer's own activations.
+    floor is what rounding leaves of exact layers in the precisions met so far (about 6e-11 in float32), and for an
+    action that interpolates twice what moving there and back does to the input and to the activations' mean over the
+    orbit.
 
     The permutations are found by least squares on the first half of the first batch's samples (or as many of these as
-    have 1,024 places), and measured on all other samples, in the same pass. A tensor that no layer gave (a sum, or
+    have 1,024 places), and measured on all other samples, in the same pass; where none of them permutes anything, it is the second number. A tensor that no layer gave (a sum, or
     ``F.max_pool2d``) is measured where it goes into a layer or comes out of the network: see `LayerResults.between`.
 
     Activations of a batch are held once for each of the three, whatever :math:`|G|` is. The network runs in eval mode

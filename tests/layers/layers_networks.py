@@ -45,6 +45,13 @@ class Regular(nn.Module):
         return F.conv2d(x, torch.stack(turned, dim=1).flatten(0, 1).flatten(1, 2), padding=1)
 
 
+class OverPoses(nn.Module):
+    """The mean over the four poses of each channel, and over places."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (-1, 4)).mean(dim=(2, 3, 4))
+
+
 class PlaceBias(nn.Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
