@@ -49,7 +49,7 @@ class OrbitMean:
         self.count += 1
         for rows, mean, difference, norms in self.blocks:
             torch.sub(values if len(self.blocks) == 1 else values[rows], mean, out=difference)
-            torch.linalg.vector_norm(difference.view(len(mean), -1), dim=1, out=norms)
+            torch.linalg.vector_norm(difference.flatten(1), dim=1, out=norms)
             mean.add_(difference, alpha=1 / self.count)
         self.within += self.norms.double().square_() * ((self.count - 1) / self.count)
 
@@ -116,8 +116,8 @@ class ShareSums:
             mean, moved = self._mean.reshape(-1) + step, step.square().sum()
         reference = mean.to(rows.dtype)
         for _, some, difference, norms in orbit.blocks:
-            torch.sub(some.view(len(some), -1), reference, out=difference.view(len(some), -1))
-            torch.linalg.vector_norm(difference.view(len(some), -1), dim=1, out=norms)
+            torch.sub(some.flatten(1), reference, out=difference.flatten(1))
+            torch.linalg.vector_norm(difference.flatten(1), dim=1, out=norms)
         between = orbit.norms.double().square_()
         self._between = self._between + self.samples * moved + between.sum()
         self._within = self._within + within.sum()
