@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import actions, maps, measures, sensitivity, training
+from benchmarks import actions, layers, maps, measures, sensitivity, training
 from benchmarks.pairs import Pair, Setting, measure
 
 ROWS: dict[str, Callable[[Setting], Pair]] = {
@@ -34,6 +34,7 @@ ROWS: dict[str, Callable[[Setting], Pair]] = {
     "jacobian_perceptron": sensitivity.few_outputs_perceptron,
     "jacobian_separately": sensitivity.few_outputs_separately,
     "jacobian_many_outputs": sensitivity.many_outputs,
+    "layers": layers.residual_layers,
 }
 
 

@@ -36,13 +36,13 @@ def best_permutation(base: Tensor, moved: Tensor) -> tuple[Tensor | None, bool]:
     places = torch.arange(len(base), device=base.device)
     base, moved = base.float(), moved.float()
     costs, sizes, others = _costs(base, moved)
+    if len(base) > FEW and float(costs.min(dim=1).values.sum()) > HOPELESS * _variance(base):
+        return None, False
     chosen, sure = _nearest(costs, sizes, others, 1e-5)
     if not sure:  # channels that are nearly alike are told apart in float64 alone
         costs, sizes, others = _costs(base.double(), moved.double())
         chosen, _ = _nearest(costs, sizes, others, 1e-12)
     if len(chosen.unique()) < len(chosen):
-        if len(base) > FEW and float(costs.min(dim=1).values.sum()) > HOPELESS * _variance(base):
-            return None, False
         solve = require("scipy.optimize", "Matching channels").linear_sum_assignment
         chosen = torch.as_tensor(solve(costs.cpu().numpy())[1], device=base.device)
     return (None if torch.equal(chosen, places) else chosen), True

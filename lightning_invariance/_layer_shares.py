@@ -37,6 +37,15 @@ class OrbitMean:
         # Rows, and for these the means, what they are compared in, and where norms go.
         self.blocks = [(rows, self.mean[rows], scratch[: rows.stop - rows.start], self.norms[rows]) for rows in blocks]
 
+    def restart(self, first: Tensor) -> OrbitMean:
+        """The same memory for another batch, if it fits."""
+        if self.mean.shape != first.shape or self.dtype != first.dtype or self.mean.device != first.device:
+            return OrbitMean(first)
+        self.mean.copy_(first)
+        self.within.zero_()
+        self.count = 1
+        return self
+
     def copy_rows(self, start: int) -> OrbitMean:
         """The same of the samples from `start` alone."""
         other = OrbitMean(self.mean[start:])
@@ -46,11 +55,24 @@ class OrbitMean:
 
     def add(self, values: Tensor) -> None:
         """Adds the activations of another element."""
+        self.begin()
+        for number, (rows, *_) in enumerate(self.blocks):
+            self.add_block(number, values if len(self.blocks) == 1 else values[rows])
+        self.end()
+
+    def begin(self) -> None:
+        """Another element, which comes block by block."""
         self.count += 1
-        for rows, mean, difference, norms in self.blocks:
-            torch.sub(values if len(self.blocks) == 1 else values[rows], mean, out=difference)
-            torch.linalg.vector_norm(difference.flatten(1), dim=1, out=norms)
-            mean.add_(difference, alpha=1 / self.count)
+
+    def add_block(self, number: int, values: Tensor) -> None:
+        """Adds the element's activations of the samples of a block."""
+        _, mean, difference, norms = self.blocks[number]
+        torch.sub(values, mean, out=difference)
+        torch.linalg.vector_norm(difference.flatten(1), dim=1, out=norms)
+        mean.add_(difference, alpha=1 / self.count)
+
+    def end(self) -> None:
+        """After the last block."""
         self.within += self.norms.double().square_() * ((self.count - 1) / self.count)
 
 

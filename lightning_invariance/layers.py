@@ -552,6 +552,7 @@ class _Cell:
         self._max_channels = max_channels
         self._sums = {"invariance": ShareSums(), "equivariance": ShareSums(), "permuted": ShareSums()}
         self._orbits: dict[str, OrbitMean] = {}
+        self._spare: dict[str, OrbitMean] = {}
         self._fitted = False
         self._tables: dict[int, Tensor | None] = {}
         self._base: Tensor | None = None  # channels of the samples that permutations are fitted on
@@ -581,14 +582,20 @@ class _Cell:
             self.spoil(f"its output changes shape, from {tuple(shape)} to {tuple(values.shape[1:])}")
         if self.problem:
             return
-        self._orbits = {"invariance": OrbitMean(values)}
+        self._orbits = {"invariance": self._orbit("invariance", values)}
         base = values
         if motion.action is not None:
             self._seen = _seen_by_all(motion.action, values)
             base = values if self._seen is None else torch.where(self._seen, values, 0.0)
-            self._orbits["equivariance"] = OrbitMean(base)
+            self._orbits["equivariance"] = self._orbit("equivariance", base)
         if not self._fitted:
             self._begin_fit(base)
+
+    def _orbit(self, name: str, first: Tensor) -> OrbitMean:
+        """In the memory that a batch before had."""
+        spare = self._spare.get(name)
+        self._spare[name] = OrbitMean(first) if spare is None else spare.restart(first)
+        return self._spare[name]
 
     def _arranged(self, values: Tensor) -> Tensor:
         values = values[:, None] if values.ndim == 1 else values
@@ -627,30 +634,56 @@ class _Cell:
         if values.shape != invariance.mean.shape:
             self.spoil("its output has another shape for a moved input")
             return
-        back = values
-        if self._motion.action is not None:
-            back = self._brought_back(self._motion.action, values, element)
+        move = self._motion.action
         plain = self._orbits.get("equivariance", invariance)
-        if self._channels is not None:
-            self._add_permuted(back, element, plain)
-        invariance.add(values)
-        if plain is not invariance:
-            plain.add(back)
-
-    def _add_permuted(self, back: Tensor, element: int, plain: OrbitMean) -> None:
-        """Before `plain` gets the element: as long as nothing is permuted, both are the same."""
         if not self._fitted:
-            assert self._base is not None
-            channels = self._as_channels(back[: self._fit])
-            self._tables[element], found = best_permutation(self._base, channels)
-            if not found:
-                self.channel_note = "no permutation of channels brings it near"
+            back = values if move is None else self._brought_back(move, values, element)
+            if self._channels is not None:
+                self._fit_channels(back, element)
+            self._add_rows(values, element, plain, lambda rows: back[rows])
+        elif move is None or isinstance(move, PermutationAction):
+            # Block by block: what is brought back stays in the cache.
+            self._add_rows(values, element, plain, lambda rows: self._back_of(move, values[rows], element))
+        else:  # its motion may be that of these very samples
+            back = self._brought_back(move, values, element)
+            self._add_rows(values, element, plain, lambda rows: back[rows])
+
+    def _back_of(self, move: Action | None, values: Tensor, element: int) -> Tensor:
+        return values if move is None else self._brought_back(move, values, element)
+
+    def _fit_channels(self, back: Tensor, element: int) -> None:
+        assert self._base is not None
+        channels = self._as_channels(back[: self._fit])
+        self._tables[element], found = best_permutation(self._base, channels)
+        if not found:
+            self.channel_note = "no permutation of channels brings it near"
+
+    def _add_rows(self, values: Tensor, element: int, plain: OrbitMean, back_of: Callable[[slice], Tensor]) -> None:
         table, rest = self._tables.get(element), 0 if self._fitted else self._fit
         if table is not None and "permuted" not in self._orbits:
+            # As long as nothing is permuted, both are the same.
             self._orbits["permuted"] = plain.copy_rows(rest)
-        if "permuted" in self._orbits:
-            some = back[rest:]
-            self._orbits["permuted"].add(some if table is None else self._permuted(some, table))
+        invariance, permuted = self._orbits["invariance"], self._orbits.get("permuted")
+        orbits = [each for each in (invariance, plain if plain is not invariance else None) if each is not None]
+        for orbit in orbits:
+            orbit.begin()
+        whole = rest == 0
+        if permuted is not None and whole:
+            permuted.begin()
+        for number, (rows, *_) in enumerate(invariance.blocks):
+            back = back_of(rows)
+            if permuted is not None and whole:
+                permuted.add_block(number, back if table is None else self._permuted(back, table))
+            invariance.add_block(number, values[rows])
+            if plain is not invariance:
+                plain.add_block(number, back)
+        for orbit in orbits:
+            orbit.end()
+        if permuted is not None and whole:
+            permuted.end()
+        elif permuted is not None:
+            back = back_of(slice(rest, len(values)))
+            permuted.add(back if table is None else self._permuted(back, table))
 
     def _permuted(self, values: Tensor, table: Tensor) -> Tensor:
         assert self._channels is not None
