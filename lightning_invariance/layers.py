@@ -10,18 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_invariance._channel_matching import best_permutation
 from lightning_invariance._containers import Path, describe_value, get, walk
-from lightning_invariance._layer_shares import OrbitMean, Share, ShareSums
+from lightning_invariance._layer_cell import LayerCell, Measured
+from lightning_invariance._layer_motion import Motion, motion_of, null_share
 from lightning_invariance._output_action import OutputMotion
-from lightning_invariance.actions import Action, PermutationAction
+from lightning_invariance.actions import Action
 from lightning_invariance.orbit import orbit_of
-
-#: For the permutations of channels so many places of each channel are looked at, or half of the first samples.
-_PLACES = 1024
-
-#: What bringing activations back costs where the action interpolates is measured on so many samples.
-_NULL_SAMPLES = 8
 
 
 @dataclass(frozen=True, order=True)
@@ -56,11 +50,7 @@ class LayerShares:
         view_of: the tensor whose values it shows, if it is a view of one.
         dtype: of the values.
         device: where they are.
-        invariance: the share as it is.
-        equivariance: the share brought back, with why it is NaN.
-        permuted: the share after the best permutation of channels.
-        null: the share that moving there and back gives the mean over the orbit, where that is not exact.
-        note: why something is NaN.
+        measured: the shares.
     """
 
     key: Key
@@ -73,11 +63,7 @@ class LayerShares:
     view_of: Key | None = None
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    invariance: Share | None = None
-    equivariance: Share | None = None
-    permuted: Share | None = None
-    null: float = 0.0
-    note: str = ""
+    measured: Measured = field(default_factory=lambda: Measured(None, None, None))
 
 
 class LayerObserver:
@@ -106,9 +92,10 @@ class LayerObserver:
         self.null = 0.0
         self.leaves = 0
         self.samples = 0
-        self._cells: dict[Key, _Cell] = {}
+        self._cells: dict[Key, LayerCell] = {}
         self._probes: dict[tuple[str, int], list[Key]] = {}
         self._late: set[Key] = set()  # inputs that are measured after their call
+        self._matched: dict[int, LayerCell] = {}  # the last one of so many channels in this forward
         self._stack: list[_Frame] = []
         self._calls: dict[str, int] = {}
         self._planned = False
@@ -143,7 +130,7 @@ class LayerObserver:
         self._action, self._x, self._first = action.attached(x), x, first
         self._rows = len(x) + company
         if not self._planned and not action.exact:
-            self.null = _null_share(self._action, x)
+            self.null = null_share(self._action, x)
         elements = iter([0, *range(1, len(action))])
         grad = False
 
@@ -172,10 +159,8 @@ class LayerObserver:
         try:
             with self._watching():
                 orbit_of(run, x, action, list(range(1, len(action))), max_batch=len(x))
-            for key, cell in self._cells.items():
-                note = cell.finish(len(action))
-                if note and not self.tensors[key].note:
-                    self.tensors[key].note = note
+            for cell in self._cells.values():
+                cell.finish(len(action))
             self.samples += len(x)
         finally:
             self._known.clear()
@@ -192,24 +177,19 @@ class LayerObserver:
 
     def results(self) -> list[LayerShares]:
         """What was measured, in order of execution."""
-        found = []
-        for key, tensor in self.tensors.items():
-            cell = self._cells.get(key)
-            if cell is not None:
-                cell.write(tensor)
-            found.append(tensor)
-        for tensor in found:
+        for key, cell in self._cells.items():
+            self.tensors[key].measured = cell.measured()
+        for tensor in self.tensors.values():
             if tensor.view_of is not None:
-                other = self.tensors[tensor.view_of]
-                tensor.invariance, tensor.equivariance = other.invariance, other.equivariance
-                tensor.permuted, tensor.null = other.permuted, other.null
-        return found
+                tensor.measured = self.tensors[tensor.view_of].measured
+        return [*self.tensors.values()]
 
     def _start(self, element: int) -> None:
         self._element = element
         self._calls.clear()
         self._stack.clear()
         self._known.clear()
+        self._matched.clear()
         if element == 0 and not self._planned:
             self.tensors.clear()
             self._cells.clear()
@@ -232,7 +212,12 @@ class LayerObserver:
     def _watching(self) -> Iterator[None]:
         handles = []
         try:
-            for module in self._modules:
+            for module, name in self._modules.items():
+                if isinstance(module, torch.jit._script.RecursiveScriptModule):
+                    raise ValueError(
+                        f"Expected modules that Python runs, since hooks can be put on no others, but got {name!r}, "
+                        "which is scripted: measure the network before it is."
+                    )
                 handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
                 handles.append(module.register_forward_hook(self._after, with_kwargs=True))
             yield
@@ -300,8 +285,8 @@ class LayerObserver:
         kind = type(module).__name__
         if not found:
             key = Key("output", frame.name, frame.call)
-            note = f"gives no tensor but {describe_value(output)}"
-            self.tensors[key] = LayerShares(key, kind, frame.name, leaves=self.leaves, note=note)
+            nothing = Measured(None, None, None, note=f"gives no tensor but {describe_value(output)}")
+            self.tensors[key] = LayerShares(key, kind, frame.name, leaves=self.leaves, measured=nothing)
         for path, tensor in found:
             key = Key("output", frame.name, frame.call, path)
             self._meet(key, tensor, kind, frame.name, frame.sources, frame.unknown)
@@ -350,22 +335,24 @@ class LayerObserver:
         shares = LayerShares(key, kind, owner, tuple(tensor.shape[1:]), self.leaves, list(sources), unknown)
         shares.dtype, shares.device = tensor.dtype, tensor.device
         self.tensors[key] = shares
+        note = ""
         if tensor.layout is not torch.strided or tensor.is_nested:
-            shares.note = f"gives a tensor of layout {tensor.layout}"
+            note = f"gives a tensor of layout {tensor.layout}"
         elif not tensor.is_floating_point():
-            shares.note = f"gives {str(tensor.dtype).removeprefix('torch.')}, no real numbers"
+            note = f"gives {str(tensor.dtype).removeprefix('torch.')}, no real numbers"
         elif not tensor.ndim or len(tensor) != self._rows:
-            shares.note = f"gives {describe_value(tensor)}, not one row for each of {self._rows} samples"
+            note = f"gives {describe_value(tensor)}, not one row for each of {self._rows} samples"
         elif not tensor.numel():
-            shares.note = "gives no values"
+            note = "gives no values"
         else:
             known = self._lookup(tensor) if key.name not in self._said else None
             if known is not None and known.key is not None:
                 shares.view_of = known.key
                 self._know(tensor, known.key)
                 return
-            self._cells[key] = _Cell(key, self._max_channels)
+            self._cells[key] = LayerCell(self._max_channels)
             self._see(key, tensor)
+        shares.measured = Measured(None, None, None, note=note)
         self._know(tensor, key)
 
     def _see(self, key: Key, tensor: Tensor) -> None:
@@ -380,17 +367,20 @@ class LayerObserver:
         if self._element == 0:
             cell.begin(tensor, self._motion(key, tensor))
         else:
-            cell.add(tensor, self._element)
+            before = self._matched.get(cell.channels)
+            cell.add(tensor, self._element, None if before is None else before.permutation(self._element))
+            if cell.channels:
+                self._matched[cell.channels] = cell
 
-    def _motion(self, key: Key, tensor: Tensor) -> _Motion:
+    def _motion(self, key: Key, tensor: Tensor) -> Motion:
         assert self._action is not None
         assert self._x is not None
         assert self._first is not None
         if key.role == "output" and key.name in self._said:
             assert self._layer_actions is not None
             action = self._layer_actions.of_output(key.name, self._action, self._x, tensor)
-            return _Motion(action, note="" if action is not None else "stays, as `layer_actions` says")
-        return _motion_of(self._action, self._x, self._first, tensor)
+            return Motion(action, note="" if action is not None else "stays, as `layer_actions` says")
+        return motion_of(self._action, self._x, self._first, tensor)
 
     def _know(self, tensor: Tensor, key: Key | None) -> None:
         place, version = _place(tensor), _version(tensor)
@@ -413,7 +403,7 @@ class LayerObserver:
             assert self._x is not None
             assert self._first is not None
             assert self._action is not None
-            if _motion_of(self._action, self._x, self._first, tensor[: len(self._x)]).action is None:
+            if motion_of(self._action, self._x, self._first, tensor[: len(self._x)]).action is None:
                 return known
         return None
 
@@ -461,284 +451,3 @@ def _tensors_in(output: Any) -> Iterator[tuple[Path, Tensor]]:
         yield (), inner
     else:
         yield from walk(output)
-
-
-# How a layer's output moves -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Motion:
-    """How activations are brought back.
-
-    Attributes:
-        action: the action on them; None where they cannot be moved.
-        channels_last: whether their channels come last although places are in the last dimensions of the input.
-        note: why they cannot.
-    """
-
-    action: Action | None
-    channels_last: bool = False
-    note: str = ""
-
-
-def _motion_of(action: Action, x: Tensor, first: Tensor, tensor: Tensor) -> _Motion:
-    """The same action at the layer's own resolution, where it can act."""
-    places = action.places if action.places is not None else None
-    if tensor.ndim < 2 or (places is None and tensor.ndim < first.ndim):
-        return _Motion(None, note="the group cannot act on it")
-    reason = ""
-    for channels_last in (False, True):
-        candidate = tensor
-        if channels_last:
-            if first.ndim != 4 or tensor.ndim != 4 or places is None or not set(places) <= {-2, -1}:
-                break
-            candidate = tensor.movedim(-1, 1)
-        try:
-            move = action.on_output(x, candidate)
-            some = candidate[:1]
-            if move.act(some, 1).shape != some.shape:
-                continue
-        except (ValueError, RuntimeError, IndexError) as error:
-            reason = reason or str(error)
-            continue
-        moved = move.places
-        if moved and all(candidate.shape[dim] == 1 for dim in moved):
-            return _Motion(None, note="has a single place")
-        return _Motion(move, channels_last)
-    return _Motion(None, note="the group cannot act on it")
-
-
-def _null_share(action: Action, values: Tensor) -> float:
-    """The share of values that were moved and brought back; 0 where it is not defined."""
-    few = values[:_NULL_SAMPLES].detach()
-    if not few.is_floating_point():
-        return 0.0
-    seen = _seen_by_all(action, few)
-    orbit = OrbitMean(few if seen is None else torch.where(seen, few, 0.0))
-    for element in range(1, len(action)):
-        back = action.invert(action.act(few, element), element)
-        orbit.add(back if seen is None else torch.where(seen, back, 0.0))
-    sums = ShareSums()
-    sums.add(orbit)
-    value = sums.share().value
-    return value if value == value else 0.0
-
-
-def _seen_by_all(action: Action, values: Tensor) -> Tensor | None:
-    """The places that every element leaves in view; None for all."""
-    seen = [action.in_view(values, element) for element in range(1, len(action))]
-    masks = [mask for mask in seen if mask is not None]
-    return torch.stack([mask.expand_as(values[:1]) for mask in masks]).all(dim=0) if masks else None
-
-
-def _channel_dim(action: Action, values: Tensor) -> int | None:
-    """The dimension of channels beside the places that the action moves."""
-    if action.dims is None or action.places is None:
-        return 1 if values.ndim > 2 else None
-    if set(action.dims) - set(action.places):
-        return None  # it mixes values, as those of vectors
-    moved = {dim % values.ndim for dim in action.dims}
-    return next((dim for dim in (1, values.ndim - 1) if 0 < dim < values.ndim and dim not in moved), None)
-
-
-# One tensor -----------------------------------------------------------------------------------------------------------
-
-
-class _Cell:
-    """The sums of one tensor."""
-
-    def __init__(self, key: Key, max_channels: int) -> None:
-        self.key = key
-        self._max_channels = max_channels
-        self._sums = {"invariance": ShareSums(), "equivariance": ShareSums(), "permuted": ShareSums()}
-        self._orbits: dict[str, OrbitMean] = {}
-        self._spare: dict[str, OrbitMean] = {}
-        self._fitted = False
-        self._tables: dict[int, Tensor | None] = {}
-        self._base: Tensor | None = None  # channels of the samples that permutations are fitted on
-        self._fit = 0
-        self._permute: Callable[[Tensor], Tensor] | None = None  # to (C, n)
-        self._channels: int | None = None
-        self._moves: bool | None = None
-        self._motion = _Motion(None)
-        self._seen: Tensor | None = None
-        self._sources: dict[tuple[int, torch.Size], Tensor | None] = {}
-        self.problem = ""
-        self.null = 0.0
-        self.channel_note = ""
-
-    def spoil(self, problem: str) -> None:
-        """Nothing can be said of it any more."""
-        self.problem = self.problem or problem
-
-    def begin(self, values: Tensor, motion: _Motion) -> None:
-        """The activations of the batch as it is."""
-        if self._moves is not None and (motion.action is not None) != self._moves:
-            self.spoil("the group can act on its output in some batches alone")
-        self._motion, self._moves = motion, motion.action is not None
-        values = self._arranged(values)
-        shape = self._sums["invariance"].shape
-        if shape is not None and shape != values.shape[1:]:
-            self.spoil(f"its output changes shape, from {tuple(shape)} to {tuple(values.shape[1:])}")
-        if self.problem:
-            return
-        self._orbits = {"invariance": self._orbit("invariance", values)}
-        base = values
-        if motion.action is not None:
-            self._seen = _seen_by_all(motion.action, values)
-            base = values if self._seen is None else torch.where(self._seen, values, 0.0)
-            self._orbits["equivariance"] = self._orbit("equivariance", base)
-        if not self._fitted:
-            self._begin_fit(base)
-
-    def _orbit(self, name: str, first: Tensor) -> OrbitMean:
-        """In the memory that a batch before had."""
-        spare = self._spare.get(name)
-        self._spare[name] = OrbitMean(first) if spare is None else spare.restart(first)
-        return self._spare[name]
-
-    def _arranged(self, values: Tensor) -> Tensor:
-        values = values[:, None] if values.ndim == 1 else values
-        return values.movedim(-1, 1) if self._motion.channels_last else values
-
-    def _begin_fit(self, base: Tensor) -> None:
-        action = self._motion.action
-        if action is None:
-            self._channels, channels = 1, base[0].numel()
-            what = "features"
-        else:
-            dim = _channel_dim(action, base)
-            self._channels, channels, what = dim, 0 if dim is None else base.shape[dim], "channels"
-        if self._channels is None or not 1 < channels <= self._max_channels:
-            if channels > self._max_channels:
-                self.channel_note = f"{channels:,} {what} are not matched (`max_channels`)"
-            self._channels = None
-            return
-        places = base[0].numel() // channels
-        self._fit = max(1, min(len(base) // 2, -(-_PLACES // places)))
-        self._base = self._as_channels(base[: self._fit]).clone()
-
-    def _as_channels(self, values: Tensor) -> Tensor:
-        """Shape ``(C, n)``."""
-        assert self._channels is not None
-        if self._motion.action is None:
-            return values.flatten(1).T
-        return values.movedim(self._channels, 0).flatten(1)
-
-    def add(self, values: Tensor, element: int) -> None:
-        """The activations of the batch moved by an element."""
-        if self.problem or not self._orbits:
-            return
-        values = self._arranged(values)
-        invariance = self._orbits["invariance"]
-        if values.shape != invariance.mean.shape:
-            self.spoil("its output has another shape for a moved input")
-            return
-        move = self._motion.action
-        plain = self._orbits.get("equivariance", invariance)
-        if not self._fitted:
-            back = values if move is None else self._brought_back(move, values, element)
-            if self._channels is not None:
-                self._fit_channels(back, element)
-            self._add_rows(values, element, plain, lambda rows: back[rows])
-        elif move is None or isinstance(move, PermutationAction):
-            # Block by block: what is brought back stays in the cache.
-            self._add_rows(values, element, plain, lambda rows: self._back_of(move, values[rows], element))
-        else:  # its motion may be that of these very samples
-            back = self._brought_back(move, values, element)
-            self._add_rows(values, element, plain, lambda rows: back[rows])
-
-    def _back_of(self, move: Action | None, values: Tensor, element: int) -> Tensor:
-        return values if move is None else self._brought_back(move, values, element)
-
-    def _fit_channels(self, back: Tensor, element: int) -> None:
-        assert self._base is not None
-        channels = self._as_channels(back[: self._fit])
-        self._tables[element], found = best_permutation(self._base, channels)
-        if not found:
-            self.channel_note = "no permutation of channels brings it near"
-
-    def _add_rows(self, values: Tensor, element: int, plain: OrbitMean, back_of: Callable[[slice], Tensor]) -> None:
-        table, rest = self._tables.get(element), 0 if self._fitted else self._fit
-        if table is not None and "permuted" not in self._orbits:
-            # As long as nothing is permuted, both are the same.
-            self._orbits["permuted"] = plain.copy_rows(rest)
-        invariance, permuted = self._orbits["invariance"], self._orbits.get("permuted")
-        orbits = [each for each in (invariance, plain if plain is not invariance else None) if each is not None]
-        for orbit in orbits:
-            orbit.begin()
-        whole = rest == 0
-        if permuted is not None and whole:
-            permuted.begin()
-        for number, (rows, *_) in enumerate(invariance.blocks):
-            back = back_of(rows)
-            if permuted is not None and whole:
-                permuted.add_block(number, back if table is None else self._permuted(back, table))
-            invariance.add_block(number, values[rows])
-            if plain is not invariance:
-                plain.add_block(number, back)
-        for orbit in orbits:
-            orbit.end()
-        if permuted is not None and whole:
-            permuted.end()
-        elif permuted is not None:
-            back = back_of(slice(rest, len(values)))
-            permuted.add(back if table is None else self._permuted(back, table))
-
-    def _permuted(self, values: Tensor, table: Tensor) -> Tensor:
-        assert self._channels is not None
-        if self._motion.action is None:
-            return values.flatten(1).index_select(1, table).view(values.shape)
-        return values.index_select(self._channels, table)
-
-    def _brought_back(self, action: Action, values: Tensor, element: int) -> Tensor:
-        source = self._source(action, values, element)
-        if source is None:
-            back = action.invert(values, element)
-        else:
-            back = values.reshape(-1, len(source)).index_select(1, source).view(values.shape)
-        return back if self._seen is None else torch.where(self._seen, back, 0.0)
-
-    def _source(self, action: Action, values: Tensor, element: int) -> Tensor | None:
-        """Where each place's value comes from, if a gather is faster: several times, than a copy of a turned view."""
-        if not isinstance(action, PermutationAction) or values.device.type != "cpu":
-            return None
-        sizes = values.shape[-action._trailing :]
-        if (element, sizes) not in self._sources:
-            back = action.invert(torch.arange(sizes.numel()).view(1, *sizes), element)
-            self._sources[element, sizes] = None if back.is_contiguous() else back.reshape(-1)
-        return self._sources[element, sizes]
-
-    def finish(self, elements: int) -> str:
-        """After the last element of a batch; what is wrong, if anything."""
-        if self._orbits and any(orbit.count != elements for orbit in self._orbits.values()):
-            self.spoil("is not called alike for all elements")
-        if not self.problem and self._orbits:
-            move, moved = self._motion.action, self._orbits.get("equivariance")
-            if not self._fitted and move is not None and moved is not None and not move.exact:
-                # Of what is equivariant in it: a break is not to excuse itself.
-                self.null = _null_share(move, moved.mean.to(moved.dtype))
-            for name, orbit in self._orbits.items():
-                self._sums[name].add(orbit)
-            self._fitted = True
-        return self.problem
-
-    def forget(self) -> None:
-        """Lets go of a batch."""
-        self._orbits = {}
-        self._base = self._seen = None
-
-    def write(self, tensor: LayerShares) -> None:
-        """The shares of all batches."""
-        tensor.note = tensor.note or self.problem
-        if self.problem:
-            return
-        tensor.null = self.null
-        tensor.invariance = self._sums["invariance"].share()
-        if self._motion.action is not None:
-            tensor.equivariance = self._sums["equivariance"].share()
-        if self._channels is not None:
-            matched = any(table is not None for table in self._tables.values())
-            tensor.permuted = self._sums["permuted"].share() if matched else tensor.equivariance or tensor.invariance
-        notes = [tensor.invariance.note, self._motion.note, self.channel_note]
-        tensor.note = "; ".join(note for note in notes if note)

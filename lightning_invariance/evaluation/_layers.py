@@ -125,7 +125,8 @@ class LayerResults:
             but = f" ({unjudged} of {len(self.rows)} layers could not be judged)" if unjudged else ""
             return f"No layer breaks equivariance to {self.action!r}{but}."
         before = "unknown" if isnan(row.inputs) else f"{row.inputs:.2g}"
-        where = f"{row.label} ({row.kind})" if row.kind else f"The code of {row.label}, {row.note},"
+        place = row.note.split(";")[0]
+        where = f"{row.label} ({row.kind})" if row.kind else f"The code of {row.label}, {place},"
         return (
             f"{where} breaks equivariance to {self.action!r}: an error of {float(row.error.value):.3g}, with "
             f"{before} in its inputs and a floor of {row.floor:.2g}."
@@ -343,7 +344,8 @@ class LayerEvaluator:
         rounding, null = 0.0, 0.0
         for tensor in tensors:
             rounding = max(rounding, _rounding(tensor))
-            null = max(null, 2 * (self._observer.null + tensor.null) if tensor.invariance is not None else 0.0)
+            if tensor.measured.invariance is not None:
+                null = max(null, 2 * (self._observer.null + tensor.measured.null))
             row = _row(tensor, self._floor(tensor, rounding, null), errors, self._observer.leaves)
             errors[tensor.key] = float(row.error.value)
             (rows if _is_row(tensor) else between).append(row)
@@ -355,7 +357,7 @@ class LayerEvaluator:
         if self.floor is not None:
             return self.floor
         # Rounding is relative to the activations, and the share to their variance.
-        shares = [share for share in (tensor.invariance, tensor.equivariance) if share is not None]
+        shares = [share for share in (tensor.measured.invariance, tensor.measured.equivariance) if share is not None]
         ratios = [share.square / share.variance for share in shares if share.variance > 0]
         return max(rounding**2 * max(ratios, default=1.0), null if not self.action.exact else 0.0)
 
@@ -439,17 +441,16 @@ def _uses_tf32() -> bool:
 
 
 def _row(tensor: LayerShares, floor: float, errors: Mapping[Key, float], leaves: int) -> LayerRow:
-    invariance, equivariance, permuted = (
-        _estimate(share) for share in (tensor.invariance, tensor.equivariance, tensor.permuted)
-    )
+    measured = tensor.measured
+    invariance, equivariance, permuted = map(_estimate, (measured.invariance, measured.equivariance, measured.permuted))
     finite = [each for each in (invariance, equivariance, permuted) if not isnan(float(each.value))]
     error = min(finite, key=lambda each: float(each.value), default=_estimate(None))
-    lacking = tensor.equivariance is None and tensor.permuted is None
+    lacking = measured.equivariance is None and measured.permuted is None
     if lacking and float(error.value) > floor:  # it may be equivariant in a way that was not looked at
         error = _estimate(None)
     known = [0.0 if source is None else errors.get(source, nan) for source in tensor.sources]
     unjudged = tensor.unknown or any(isnan(each) for each in known)
-    notes = [tensor.note]
+    notes = [measured.note]
     if not _is_row(tensor):
         inside = tensor.key.role == "output"
         before = f"before {tensor.key.name!r}" + (f"#{tensor.key.call}" if tensor.key.call else "")

@@ -94,7 +94,7 @@ def layer_table(results: Mapping[str, LayerResults]) -> str:
     for model, each in results.items():
         for row in _shown(each):
             mark = " ← breaks" if row is each.break_row else ""
-            name = f"{row.label} ({row.kind or row.note}){mark}"
+            name = f"{row.label} ({row.kind or row.note.split(';')[0]}){mark}"
             shares = {"invariance": row.invariance, "equivariance": row.equivariance, "permuted": row.permuted}
             # What there is none of is left out, which is shown as a dash.
             known = {key: share for key, share in shares.items() if not share.value.isnan()}

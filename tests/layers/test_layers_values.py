@@ -135,6 +135,14 @@ class TestMatching:
         assert torch.equal(base[order][table], base)
         assert best_permutation(base, base) == (None, True)
 
+    def test_features_at_0_in_the_first_half_are_told_apart_by_the_layer_before(self):
+        torch.manual_seed(0)
+        x = torch.randn(16, 1, 6, 6)
+        x[:8, :, :3] = -x[:8, :, :3].abs()  # rectified away, for these samples alone
+        network = S(nn.Flatten(), nn.Tanh(), nn.ReLU())
+        row = evaluate_layers(network, [x], C4, progress=False).rows[2]
+        assert row.permuted.value < 1e-12
+
     def test_it_is_the_best_of_all(self):
         torch.manual_seed(0)
         for _ in range(5):
