@@ -38,13 +38,17 @@ class Classifier(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
-def test_training_is_bit_identical():
-    monitor = LayerMonitor(C4(), samples=6)
-    watched = fit(Classifier, [monitor], val=loader(seed=1))
-    alone = fit(Classifier, val=loader(seed=1))
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "bf16-mixed"}, {"accumulate_grad_batches": 2, "val_check_interval": 1}]
+)
+def test_training_is_bit_identical(options):
+    monitor = LayerMonitor(C4(), samples=6, every_n_epochs=1)
+    watched = fit(Classifier, [monitor], val=loader(seed=1), **options)
+    alone = fit(Classifier, val=loader(seed=1), **options)
     for name, value in alone.state_dict().items():
         assert torch.equal(watched.state_dict()[name], value)
-    assert [record.epoch for record in monitor.history] == [0, 1]
+    assert {record.epoch for record in monitor.history} == {0, 1}  # and none of the sanity check
+    assert len(monitor.results) == len(monitor.history)
     assert all(len(each._forward_hooks) + len(each._forward_pre_hooks) == 0 for each in watched.modules())
 
 
@@ -93,6 +97,55 @@ def test_a_layer_that_is_called_again_is_logged_again():
 def test_a_wrong_layer_fails_before_training():
     with pytest.raises(ValueError, match="LayerMonitor: expected `layers` to name modules of the network"):
         fit(Classifier, [LayerMonitor(C4(), layers=["nowhere"])], val=loader(seed=1))
+
+
+def test_only_every_n_th_epoch_is_measured():
+    monitor = LayerMonitor(C4(), every_n_epochs=2)
+    fit(Classifier, [monitor], val=loader(seed=1), max_epochs=4)
+    assert [record.epoch for record in monitor.history] == [1, 3]
+
+
+def test_it_is_in_full_precision_under_autocast():
+    monitor, other = LayerMonitor(C4()), LayerMonitor(C4())
+    module = Classifier()
+    trainer_for([monitor], precision="bf16-mixed").validate(module, loader(seed=1), verbose=False)
+    trainer_for([other]).validate(module, loader(seed=1), verbose=False)
+    assert monitor.history[0].measures == other.history[0].measures
+
+
+def test_a_compiled_network_is_measured_as_it_was_written_and_a_compiled_module_refused():
+    class Compiled(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.network = torch.compile(self.network, backend="eager")
+
+    monitor = LayerMonitor(C4(), network="network")
+    module = Compiled()
+    trainer_for([monitor]).validate(module, loader(seed=1), verbose=False)
+    assert [row.name for row in monitor.results[0].rows] == ["0", "1", "2", "3", "4"]
+    with pytest.raises(ValueError, match="a step that is not compiled as a whole"):
+        trainer_for([LayerMonitor(C4())]).validate(
+            torch.compile(Classifier(), backend="eager"), loader(seed=1), verbose=False
+        )
+
+
+def test_after_an_exception_the_module_is_as_it_was():
+    class Broken(nn.Module):
+        def forward(self, x):
+            if hooks_of(model):
+                raise RuntimeError("in the monitor's forward")
+            return x
+
+    def hooks_of(module):
+        return sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in module.modules())
+
+    model = Classifier()
+    model.network.append(Broken())
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="in the monitor's forward"):
+        trainer_for([LayerMonitor(C4(), layers=["head"])]).validate(model, loader(seed=1), verbose=False)
+    assert hooks_of(model) == 0
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_several_processes_are_refused():
