@@ -216,7 +216,9 @@ class LayerCell:
 
     def finish(self, elements: int) -> None:
         """After the last element of a batch."""
-        if self._orbits and any(orbit.count != elements for orbit in self._orbits.values()):
+        if not self._orbits:
+            self.spoil("is not called in all batches")
+        if any(orbit.count != elements for orbit in self._orbits.values()):
             self.spoil("is not called alike for all elements")
         if not self.problem and self._orbits:
             move, moved = self._motion.action, self._orbits.get("equivariance")

@@ -194,6 +194,7 @@ class LayerObserver:
             self.tensors.clear()
             self._cells.clear()
             self._probes.clear()
+            self._made_in.clear()
             self._late.clear()
             self.leaves = 0
 
@@ -249,7 +250,7 @@ class LayerObserver:
             frame.root = root
             for key in self._probes.get((name, call), ()):
                 if key not in self._late:
-                    self._see(key, get(root, key.path))
+                    self._see_input(key, root)
         self._stack.append(frame)
 
     @torch.no_grad()
@@ -263,7 +264,7 @@ class LayerObserver:
             return
         for key in self._probes.get((name, frame.call), ()):
             if key in self._late:
-                self._see(key, get(frame.root, key.path))
+                self._see_input(key, frame.root)
         for path, tensor in _tensors_in(output):
             key = Key("output", name, frame.call, path)
             if key in self._cells:
@@ -354,6 +355,14 @@ class LayerObserver:
             self._see(key, tensor)
         shares.measured = Measured(None, None, None, note=note)
         self._know(tensor, key)
+
+    def _see_input(self, key: Key, root: dict[str, Any]) -> None:
+        try:
+            tensor = get(root, key.path)
+        except (KeyError, IndexError, TypeError):
+            self._cells[key].spoil("is not passed on alike in all calls")
+            return
+        self._see(key, tensor)
 
     def _see(self, key: Key, tensor: Tensor) -> None:
         cell = self._cells[key]

@@ -90,6 +90,19 @@ def test_a_layer_that_is_not_called_for_every_element_is_named():
     assert "is not called alike for all elements" in row.note
 
 
+def test_a_layer_that_is_not_called_in_every_batch_is_named():
+    class Late(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.other = symmetric(2, 2), nn.ReLU()
+
+        def forward(self, x):
+            return self.other(self.layer(x)) if len(x) == 16 else self.layer(x)
+
+    row = evaluate_layers(Late(), images().split(16), C4, progress=False).rows[1]
+    assert "is not called in all batches" in row.note
+
+
 def test_in_place_activations_are_told_from_what_they_overwrite():
     torch.manual_seed(0)
     network = S(nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Hardtanh(0.0, 0.1, inplace=True))
