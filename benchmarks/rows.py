@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import actions, maps, measures, sensitivity, training
+from benchmarks import actions, layers, maps, measures, sensitivity, training
 from benchmarks.pairs import Pair, Setting, measure
 
 ROWS: dict[str, Callable[[Setting], Pair]] = {
@@ -37,6 +37,7 @@ ROWS: dict[str, Callable[[Setting], Pair]] = {
     "jacobian_separately": sensitivity.few_outputs_separately,
     "jacobian_many_outputs": sensitivity.many_outputs,
     "lie_derivative": sensitivity.lie_derivative,
+    "layers": layers.residual_layers,
 }
 
 

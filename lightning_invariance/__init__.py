@@ -43,6 +43,7 @@ from lightning_invariance.audit import check_setup as check_setup
 from lightning_invariance.callbacks import InvarianceMonitor as InvarianceMonitor
 from lightning_invariance.callbacks import InvarianceRegularizer as InvarianceRegularizer
 from lightning_invariance.callbacks import InvariantWeights as InvariantWeights
+from lightning_invariance.callbacks import LayerMonitor as LayerMonitor
 from lightning_invariance.callbacks import MonitorRecord as MonitorRecord
 from lightning_invariance.callbacks import OrbitAugmentation as OrbitAugmentation
 from lightning_invariance.callbacks import Penalty as Penalty
@@ -53,6 +54,7 @@ from lightning_invariance.comparison import ComparedModel as ComparedModel
 from lightning_invariance.comparison import Comparison as Comparison
 from lightning_invariance.comparison import compare as compare
 from lightning_invariance.evaluation import evaluate_invariance as evaluate_invariance
+from lightning_invariance.evaluation import evaluate_layers as evaluate_layers
 from lightning_invariance.lie import evaluate_lie_derivative as evaluate_lie_derivative
 from lightning_invariance.metrics import DistributionInvarianceError as DistributionInvarianceError
 from lightning_invariance.metrics import Estimate as Estimate

@@ -87,9 +87,13 @@ class Arguments:
 
     def first(self, samples: int) -> Arguments:
         """The arguments of the first few samples alone, as ordinary tensors where they are inference tensors."""
+        return self.part(slice(samples))
+
+    def part(self, samples: slice) -> Arguments:
+        """The arguments of some samples alone; see `first`."""
         args, kwargs = cut_rows((self.args, self.kwargs), len(self.inputs[0]), samples)
-        first = Arguments(args, kwargs, self.paths)
-        return first if self.joint is None else first.joined(self.joint.action)
+        part = Arguments(args, kwargs, self.paths)
+        return part if self.joint is None else part.joined(self.joint.action)
 
     def row(self, index: int) -> Arguments:
         """The arguments of one sample alone, in memory of their own."""

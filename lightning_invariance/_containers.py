@@ -62,14 +62,14 @@ def repeat_rows(value: Any, samples: int, times: int) -> Any:
     return _map_rows(repeat, value, samples)
 
 
-def cut_rows(value: Any, samples: int, kept: int) -> Any:
-    """A copy in which the tensors of one row a sample hold the first few alone, as ordinary tensors."""
+def cut_rows(value: Any, samples: int, kept: slice) -> Any:
+    """A copy in which the tensors of one row a sample hold some of the samples alone, as ordinary tensors."""
 
     def ordinary(tensor: Tensor) -> Tensor:
         # Outside of inference mode no gradient can pass an inference tensor, nor a view of one.
         return tensor.clone() if tensor.is_inference() else tensor
 
-    return map_tensors(ordinary, _map_rows(lambda rows: rows[:kept], value, samples))
+    return map_tensors(ordinary, _map_rows(lambda rows: rows[kept], value, samples))
 
 
 def take_row(value: Any, samples: int, index: int) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +10,7 @@ from torch import Tensor
 
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._call import arguments_of, without_fabric
-from lightning_invariance._checks import check_callable, check_count, check_iterable, check_not_meta
-from lightning_invariance._containers import map_tensors
+from lightning_invariance._checks import check_callable, check_count, check_iterable
 from lightning_invariance._isolation import RandomState, module_of, preserved_random_state, undisturbed
 from lightning_invariance._locate import (
     InputSpec,
@@ -30,6 +28,7 @@ from lightning_invariance.actions._flow import as_action
 from lightning_invariance.audit._checks import CHECKS
 from lightning_invariance.audit._findings import Finding, FindingName, SetupReport
 from lightning_invariance.audit._subject import Skip, Subject
+from lightning_invariance.evaluation._batches import LocatedBatches, device_of
 from lightning_invariance.evaluation._draws import for_measuring, output_for_measuring
 from lightning_invariance.saliency import SaliencyLike, as_saliency, default_saliency
 
@@ -57,7 +56,8 @@ def check_setup(
     - ``unmoved_inputs``: another input that has to move too. ``output_action``: outputs that agree better if they move
       otherwise than was said. ``changed_labels``: classes that an element turns into others, such as 6 and 9.
     - ``sizes``: a stride or a pool that no weights make symmetric on inputs of this size (finite groups that move
-      places exactly), and whether the error falls on a size where all can be.
+      places exactly), and whether the error falls on a size where all can be. ``layers``: the first layer that does not
+      move as its input does.
     - ``ties``: saliency maps that hang on which of several equal values max-pooling picks.
     - ``finite_outputs``, ``constant_output``, ``collapsed_logits``, ``saturated_softmax``: outputs that fake small
       errors or blow up.
@@ -106,9 +106,7 @@ def check_setup(
     motion = output_for_measuring(output_action, action)
     action = for_measuring(action)
     module = module_of(network)
-    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    if device.type == "meta":
-        raise ValueError("Expected `network` to hold values but got one on the meta device.")
+    device = device_of(module) or torch.device("cpu")
     with errors_of("check_setup"), preserved_random_state(device):
         batch, arguments = _first_samples(network, batches, action, input, target, samples, device)
         arguments = arguments.joined(action)
@@ -159,9 +157,7 @@ def _first_samples(
     taken: list[Any] = []
     counts: list[int] = []
     divisible = True
-    for batch in batches:
-        batch = map_tensors(partial(_placed, device=device), batch)
-        arguments = arguments_of(network, batch, input, target, action)
+    for batch, arguments in LocatedBatches("check_setup", network, batches, action, device, input=input, target=target):
         taken.append(batch)
         counts.append(len(arguments.inputs[0]))
         divisible = divisible and arguments.is_divisible
@@ -201,8 +197,3 @@ def _joined(values: list[Any], counts: list[int]) -> Any:
     if any(each is not first for each in values):
         raise ValueError("values that differ")
     return first
-
-
-def _placed(tensor: Tensor, device: torch.device) -> Tensor:
-    check_not_meta("batches", tensor)
-    return tensor.to(device)

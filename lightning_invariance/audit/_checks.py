@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning_invariance.audit._checks_of_action import changed_labels, output_action, sizes, unmoved_inputs
+from lightning_invariance.audit._checks_of_action import changed_labels, layers, output_action, sizes, unmoved_inputs
 from lightning_invariance.audit._checks_of_errors import modes, noise_floor, precision, repeats
 from lightning_invariance.audit._checks_of_outputs import (
     collapsed_logits,
@@ -29,6 +29,7 @@ CHECKS: dict[FindingName, Check] = {
     "output_action": output_action,
     "changed_labels": changed_labels,
     "sizes": sizes,
+    "layers": layers,
     "ties": ties,
     "constant_output": constant_output,
     "collapsed_logits": collapsed_logits,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from lightning_invariance.audit._subject import (
     relative_error,
     rounding,
 )
+from lightning_invariance.evaluation import evaluate_layers
 from lightning_invariance.functional._orbit_values import flat_samples
 from lightning_invariance.orbit import misfits
 from lightning_invariance.symmetry import size_in_the_way
@@ -189,45 +189,31 @@ def changed_labels(subject: Subject) -> Finding:
     )
 
 
-class BreaksAt(Protocol):
-    """What a measurement of every layer gives."""
-
-    @property
-    def breaks_at(self) -> str | None:
-        """The name of the layer that breaks the symmetry; None if none does."""
-
-
-def layers_check(evaluate: Callable[..., BreaksAt]) -> Callable[[Subject], Finding]:
-    """The check that names the layer where the symmetry ends.
-
-    Args:
-        evaluate: measures every layer; is called with the network, batches, the action, ``input``, ``target`` and
-            ``progress``.
-    """
-
-    def layers(subject: Subject) -> Finding:
-        if not isinstance(subject.module, nn.Module) or len(list(subject.module.modules())) == 1:
-            raise Skip("the network has no layers that can be seen.")
-        try:
-            found = evaluate(
-                subject.function,
-                [subject.batch],
-                subject.action,
-                input=subject.input,
-                target=subject.target,
-                progress=False,
-            ).breaks_at
-        except (ValueError, RuntimeError) as failure:
-            raise Skip.because("the layers cannot be measured", failure) from failure
-        if found is None:
-            return Finding("layers", "fine", "Every layer moves as its input does.", "", {})
-        layer = dict(subject.module.named_modules()).get(found)
-        kind = "" if layer is None else f", {type(layer).__name__}"
-        said = f"The first layer that does not move as its input does is {found!r}{kind}."
-        remedy = "Look at its stride, padding and the size of its input; what comes behind it cannot mend it."
-        return Finding("layers", "note", said, remedy, {})
-
-    return layers
+def layers(subject: Subject) -> Finding:
+    """The layer where the symmetry ends."""
+    if not isinstance(subject.module, nn.Module) or len(list(subject.module.modules())) == 1:
+        raise Skip("the network has no layers that can be seen.")
+    try:
+        found = evaluate_layers(
+            subject.function,
+            [subject.batch],
+            subject.action,
+            input=subject.input,
+            target=subject.target,
+            progress=False,
+        )
+    except (ValueError, RuntimeError, ModuleNotFoundError) as failure:
+        raise Skip.because("the layers cannot be measured", failure) from failure
+    row = found.break_row
+    if row is None:
+        return Finding("layers", "fine", "Every layer that can be judged moves as its input does.", "", {})
+    whose = f"{row.name!r}, {row.kind}" if row.name else "the network's own forward"
+    said = f"The first layer that does not move as its input does is {whose}."
+    remedy = (
+        "Ordinary weights do not move as their input does: `InvariantWeights` makes them so. Where they are "
+        "symmetric, look at the layer's stride, its padding and the size of its input."
+    )
+    return Finding("layers", "note", said, remedy, {"orbit_share": float(row.error.value), "floor": row.floor})
 
 
 def sizes(subject: Subject) -> Finding:

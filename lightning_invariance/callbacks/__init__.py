@@ -3,6 +3,7 @@
 from lightning_invariance.callbacks._augmentation import OrbitAugmentation as OrbitAugmentation
 from lightning_invariance.callbacks._epochs import MonitorRecord as MonitorRecord
 from lightning_invariance.callbacks._invariant_weights import InvariantWeights as InvariantWeights
+from lightning_invariance.callbacks._layers import LayerMonitor as LayerMonitor
 from lightning_invariance.callbacks._monitor import InvarianceMonitor as InvarianceMonitor
 from lightning_invariance.callbacks._penalties import Penalty as Penalty
 from lightning_invariance.callbacks._regularizer import InvarianceRegularizer as InvarianceRegularizer

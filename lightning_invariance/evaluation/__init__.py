@@ -7,6 +7,9 @@ that everything knows; `register_source` adds something to read.
 from lightning_invariance.evaluation._evaluate import InvarianceResults as InvarianceResults
 from lightning_invariance.evaluation._evaluate import evaluate_invariance as evaluate_invariance
 from lightning_invariance.evaluation._keep import KeptSamples as KeptSamples
+from lightning_invariance.evaluation._layers import LayerResults as LayerResults
+from lightning_invariance.evaluation._layers import LayerRow as LayerRow
+from lightning_invariance.evaluation._layers import evaluate_layers as evaluate_layers
 from lightning_invariance.evaluation._measures import MEASURES as MEASURES
 from lightning_invariance.evaluation._measures import Measure as Measure
 from lightning_invariance.evaluation._measures import register_measure as register_measure

@@ -21,10 +21,10 @@ def measuring_seed(action: Action) -> int:
     return seed_of("measuring", repr(action))
 
 
-def output_for_measuring(spec: OutputActions, action: Action | None) -> OutputMotion:
+def output_for_measuring(spec: OutputActions, action: Action | None, name: str = "output_action") -> OutputMotion:
     """How the output moves, with the same draws; `action` is what was given, drawn for whatever."""
     if action is None:
-        return OutputMotion(spec, action)
-    motion = OutputMotion(spec, action)
+        return OutputMotion(spec, action, name)
+    motion = OutputMotion(spec, action, name)
     measured = for_measuring(action)
     return motion if measured is action else motion.redrawn(measuring_seed(action), measured)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_invariance._arguments import Arguments
-from lightning_invariance._call import arguments_of, without_fabric
-from lightning_invariance._checks import check_callable, check_choice, check_count, check_iterable, check_not_meta
-from lightning_invariance._containers import map_tensors
+from lightning_invariance._call import without_fabric
+from lightning_invariance._checks import check_callable, check_choice, check_count, check_iterable
 from lightning_invariance._isolation import (
     RandomState,
     evaluation_mode,
@@ -36,6 +34,7 @@ from lightning_invariance._messages import errors_of, warn
 from lightning_invariance._output_action import OutputActions
 from lightning_invariance.actions import Action, Flow
 from lightning_invariance.actions._flow import as_action
+from lightning_invariance.evaluation._batches import LocatedBatches, device_of
 from lightning_invariance.evaluation._classes import PerClassOption
 from lightning_invariance.evaluation._draws import for_measuring, output_for_measuring
 from lightning_invariance.evaluation._evaluator import Dealt, Evaluator, Setting, limits_of
@@ -190,9 +189,7 @@ def evaluate_invariance(
         on_orbit=None if keep is None else seen.update,
     )
     module = module_of(network)
-    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
-    if device is not None and device.type == "meta":
-        raise ValueError("Expected `network` to hold values but got one on the meta device.")
+    device = device_of(module)
     function = without_fabric(network)
     found: dict[str, str] = {}
     worst: WorstSamples | None = None
@@ -203,10 +200,9 @@ def evaluate_invariance(
     kept: KeptSamples | None = None
     # The random streams here too: a DataLoader draws from torch's when it is run through.
     with evaluation_mode(module), preserved_random_state(device or torch.device("cpu")):
-        for batch in tqdm(batches, desc="Invariance", unit="batch", disable=not progress):
+        located = LocatedBatches(_NAME, network, batches, action, device, input=input, target=target)
+        for batch, arguments in tqdm(located, desc="Invariance", unit="batch", disable=not progress):
             with errors_of(_NAME):
-                batch = map_tensors(partial(_placed, device=device), batch)
-                arguments = arguments_of(network, batch, input, target, action).joined(action)
                 arguments.check_max_batch(max_batch)
                 x = arguments.x
                 tensors = [*arguments.inputs, *(tensor for _, tensor in arguments.others)]
@@ -264,8 +260,3 @@ def evaluate_invariance(
         raise ValueError("Expected `batches` to hold at least one sample but got none.")
     of_classes = evaluator.compute_per_class()
     return InvarianceResults(evaluator.compute(), action, found, of_classes, evaluator.class_names(of_classes), kept)
-
-
-def _placed(tensor: Tensor, device: torch.device | None) -> Tensor:
-    check_not_meta("batches", tensor)
-    return tensor.to(device)

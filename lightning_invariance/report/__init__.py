@@ -3,6 +3,8 @@
 from lightning_invariance.report._figures import plot_bars as plot_bars
 from lightning_invariance.report._figures import plot_curves as plot_curves
 from lightning_invariance.report._figures import plot_saliency_orbit as plot_saliency_orbit
+from lightning_invariance.report._layers import layer_table as layer_table
+from lightning_invariance.report._layers import plot_layers as plot_layers
 from lightning_invariance.report._per_class import per_class_table as per_class_table
 from lightning_invariance.report._per_class import plot_per_class as plot_per_class
 from lightning_invariance.report._table import markdown_table as markdown_table

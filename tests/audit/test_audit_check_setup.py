@@ -26,8 +26,6 @@ from lightning_invariance import (
     check_setup,
     symmetrize,
 )
-from lightning_invariance.audit._checks import CHECKS
-from lightning_invariance.audit._checks_of_action import layers_check
 from lightning_invariance.baselines import OrbitPooled
 
 
@@ -465,28 +463,19 @@ def test_batches_are_taken_together_as_far_as_they_go() -> None:
     assert check_setup(lambda x: x.flatten(1)[:, :3], [X], two).samples == 24
 
 
-def test_the_layer_that_breaks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever measures the layers is given what it needs."""
-    given: list[Any] = []
-
-    class Found:
-        breaks_at: str | None = "1"
-
-    def evaluate(network: nn.Module, batches: list[Any], action: Any, **options: Any) -> Found:
-        given.append((type(network), type(batches[0]), len(action), options))
-        return Found()
-
-    monkeypatch.setitem(CHECKS, "layers", layers_check(evaluate))
-    network = perceptron()
-    batch = {"x": X, "kind": Y}
-    finding = check_setup(network, [batch], C4(), input="x", target="kind")["layers"]
-    assert given == [(nn.Sequential, dict, 4, {"input": "x", "target": "kind", "progress": False})]
-    assert (finding.severity, "'1', Linear" in finding.said) == ("note", True)
-    monkeypatch.setattr(Found, "breaks_at", None)
+def test_the_layer_that_breaks_is_named() -> None:
+    """Of a network with symmetric weights, and of the same when one layer has been exchanged."""
+    network = nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(12, 12, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    symmetrize(network, C4(), X[:2], output_action=None).project_()
     assert severity(check_setup(network, [X], C4()), "layers") == "fine"
-
-    def refuse(*_: Any, **__: Any) -> Found:
-        raise ValueError("Expected layers but got none.")
-
-    monkeypatch.setitem(CHECKS, "layers", layers_check(refuse))
-    assert "Expected layers" in check_setup(network, [X], C4()).skipped["layers"]
+    network[2] = nn.Conv2d(12, 12, 3, padding=1)
+    finding = check_setup(network, [{"x": X, "kind": Y}], C4(), input="x", target="kind")["layers"]
+    assert (finding.severity, "'2', Conv2d" in finding.said) == ("note", True)
+    assert finding.measured["orbit_share"] > 1e3 * finding.measured["floor"]
+    assert "no layers" in check_setup(lambda x: x.flatten(1)[:, :3], [X], C4()).skipped["layers"]

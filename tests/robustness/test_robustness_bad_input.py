@@ -15,7 +15,7 @@ from bad_input import ROWS, Row
 import lightning_invariance as li
 from lightning_invariance import baselines, functional, report
 
-for room in ("measures", "actions", "orbit", "evaluation", "callbacks", "models", "parts", "flows"):
+for room in ("measures", "actions", "orbit", "evaluation", "callbacks", "models", "parts", "flows", "layers"):
     import_module(f"bad_input_{room}")
 
 
