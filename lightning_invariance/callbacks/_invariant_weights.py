@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, Literal
 
@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._checks import check_choice, check_number
-from lightning_invariance._containers import walk
 from lightning_invariance._locate import (
     InputSpec,
     LogitsOf,
@@ -31,9 +30,10 @@ from lightning_invariance._output_action import OutputActions, OutputMotion
 from lightning_invariance.actions import Action, Flow
 from lightning_invariance.actions._flow import as_action
 from lightning_invariance.callbacks._base import NetworkCallback, is_sharded, positional_names, without_logging
-from lightning_invariance.callbacks._calls import CallLog, leaves_of
+from lightning_invariance.callbacks._calls import CallLog
 from lightning_invariance.callbacks._injection import Injector, is_compiled
 from lightning_invariance.callbacks._intercept import intercepted
+from lightning_invariance.callbacks._later_calls import LaterCalls, call_from, outline_of
 from lightning_invariance.callbacks._schedule import WeightRamp, WeightSchedule
 from lightning_invariance.callbacks._statistics import CallOfBatch, estimate_statistics
 from lightning_invariance.symmetry._group import refuse_drawn
@@ -52,9 +52,6 @@ _MERGED_BY = 0.8
 
 #: How far weights may be from the invariant ones that are called so.
 _DRIFT = 1e-3
-
-#: How many sizes of the network's input are looked at, of those that come after the first.
-_SIZES = 16
 
 
 class InvariantWeights(NetworkCallback):
@@ -178,10 +175,11 @@ class InvariantWeights(NetworkCallback):
         self._projected: set[int] = set()  # the optimisers whose gradients are projected already
         self._undo: list[Callable[[], Any]] = []
         self._calls: list[CallOfBatch] | None = None  # how a step calls the network; None if that is not known
-        self._sizes: set[Any] = set()  # of what the network has been called with
-        self._unknown: dict[int, str] = {}  # parameters that no call has used so far, by their `id`
-        self._late: list[nn.Parameter] = []  # those that a step was the first to use, and that are not yet projected
-        self._found_late = False  # whether there are any since the last step
+        self._later: LaterCalls | None = None
+        self._agreed = False  # whether all processes have found the same weights in their first step
+        self._outlines: list[dict[str, Any]] = []  # of the calls of a training that is resumed
+        self._known: set[str] | None = None  # the parameters that it has begun with
+        self._norms: list[nn.Module] = []
         self._ramp = 0  # after how many steps a merge by default is complete
         self._began: tuple[int, int] | None = None  # how far the training was when that merge began
         self._broken = False  # whether it has been said that the network is not invariant
@@ -189,7 +187,7 @@ class InvariantWeights(NetworkCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is for another training; the network that this one has been of does not go along.
-        run = ("symmetry", "_undo", "_clock", "_projected", "_calls", "_schedule", "_sizes", "_unknown", "_late")
+        run = ("symmetry", "_undo", "_clock", "_projected", "_calls", "_schedule", "_later", "_norms")
         return {name: value for name, value in self.__dict__.items() if name not in run}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -214,7 +212,17 @@ class InvariantWeights(NetworkCallback):
             "strength": self._present,
             "ramp": self._ramp,
             "began": None if self._began is None else list(self._began),
+            **self._found(),
         }
+
+    def _found(self) -> dict[str, Any]:
+        """Which weights are kept invariant, and by which calls they were found: their sizes, not what was in them."""
+        if self.symmetry is None:
+            return {"known": None if self._known is None else sorted(self._known), "calls": self._outlines}
+        late = {id(each) for each in ([] if self._later is None else self._later.late)}
+        known = sorted(name for name, each in self.symmetry.named_parameters() if id(each) not in late)
+        outlines = [outline_of(call) for call in self.symmetry.calls]
+        return {"known": known, "calls": [each for each in outlines if each is not None]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where a training was interrupted."""
@@ -222,9 +230,11 @@ class InvariantWeights(NetworkCallback):
         self._steps = int(state_dict["steps"])
         self._batches = int(state_dict["batches"])
         self._present = float(state_dict["strength"])
-        self._ramp = int(state_dict["ramp"])
-        began = state_dict["began"]
+        self._ramp = int(state_dict.get("ramp", 0))
+        began, known = state_dict.get("began"), state_dict.get("known")
         self._began = None if began is None else (int(began[0]), int(began[1]))
+        self._known = None if known is None else set(known)
+        self._outlines = list(state_dict.get("calls", []))
 
     # The trainer's hooks ----------------------------------------------------------------------------------------------
 
@@ -276,7 +286,7 @@ class InvariantWeights(NetworkCallback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and self._active:  # not in the sanity check
-            self._project()
+            self._project(trainer)
             self._verify(pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -299,7 +309,7 @@ class InvariantWeights(NetworkCallback):
                     "the schedule with `strength=`, WeightRamp(0.0, 1.0, steps=...) for instance."
                 )
             return
-        self._project()
+        self._project(trainer)
         # Over no more batches than have trained: a fit may have been short.
         with without_logging(pl_module):
             said = estimate_statistics(
@@ -311,7 +321,7 @@ class InvariantWeights(NetworkCallback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Weight averaging may have put in other weights meanwhile, of a time before the merge was complete.
-        self._project()
+        self._project(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._release()
@@ -334,9 +344,15 @@ class InvariantWeights(NetworkCallback):
         reader = OutputReader(self.logits, self._motion.names)
         with without_logging(module):
             symmetry = symmetry_of(network, self.action, calls, self._motion, reader, self.tolerance)
+            for outline in self._outlines if symmetry.unused else []:  # of a training that is resumed
+                with suppress(ValueError, RuntimeError):
+                    symmetry = symmetry.extended(call_from(outline, self.action, calls[0].inputs[0].device))
         if symmetry.is_identity:
             raise ValueError(f"Expected {self._network_in_words(module)} to have weights that {self.action!r} moves.")
         _refuse_frozen(symmetry)
+        self.symmetry = symmetry
+        self._later = LaterCalls(symmetry, calls, partial(self._arguments, network), _refuse_frozen, self._warn_of)
+        self._norms = [each for each in network.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
         if not self._started:
             self._started = True
             if self.mode == "project":
@@ -344,8 +360,8 @@ class InvariantWeights(NetworkCallback):
                 _project_states(symmetry, module.trainer.optimizers)
             elif symmetry.sees_all and not any(map(_has_moved, module.trainer.optimizers)):
                 symmetry.match_()
-        self._keep(symmetry, network)
-        self._sizes = {_sizes_of(call.args, call.kwargs) for call in calls}
+        elif self._known is not None:
+            self._later.late += [each for name, each in symmetry.named_parameters() if name not in self._known]
         unused = symmetry.unused
         self._findings.say(
             network=self._network_in_words(module),
@@ -356,11 +372,6 @@ class InvariantWeights(NetworkCallback):
             outputs="" if symmetry.sees_all_outputs else "of which others are left as they are",
         )
 
-    def _keep(self, symmetry: WeightSymmetry, network: nn.Module) -> None:
-        self.symmetry = symmetry
-        named = dict(network.named_parameters())
-        self._unknown = {id(named[name]): name for name in symmetry.unused if named[name].requires_grad}
-
     def _schedule_for(self, trainer: Trainer, module: LightningModule) -> WeightSchedule | None:
         if callable(self.strength):
             return self.strength
@@ -369,7 +380,7 @@ class InvariantWeights(NetworkCallback):
         if self.mode == "project":
             return None
         whole = trainer.estimated_stepping_batches
-        if whole == float("inf"):
+        if not 1 <= whole < float("inf"):  # -1 where a loader has no length
             raise ValueError(
                 "Expected to know how many steps the training has, to be merged by 80 % of them, but it has no end: "
                 "set `max_epochs` or `max_steps`, or give `strength=`, WeightRamp(0.0, 1.0, steps=...) for instance."
@@ -383,78 +394,44 @@ class InvariantWeights(NetworkCallback):
 
     # The calls --------------------------------------------------------------------------------------------------------
 
-    def _see(self, module: LightningModule, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """A call of the network in a step has been made: is it known that it is invariant when it is called so?"""
-        assert self.symmetry is not None
-        sizes = _sizes_of(args, kwargs)
-        is_new = sizes not in self._sizes and len(self._sizes) <= _SIZES
-        used = leaves_of(output) & self._unknown.keys() if self._unknown and torch.is_grad_enabled() else set()
-        if not (is_new or used):
-            return
-        self._sizes.add(sizes)
-        try:
-            call = self._arguments(self._network_of(module), args, kwargs)
-            call.acting(self.action).check(call.x)
-        except ValueError:  # the group does not act on what it is called with here
-            return
-        if used:
-            self._learn(module, call, [self._unknown[each] for each in used])
-            return
-        with without_logging(module):
-            broken = self.symmetry.verify(call)
-        if broken is not None:
-            self._warn_of(
-                f"the network is not invariant under {self.action!r} when it is called with {call.in_words()}, though "
-                f"it is for the sizes that came first: {broken}."
-            )
+    def _see(
+        self, module: LightningModule, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, start: Any
+    ) -> None:
+        """A call of the network in a step has been made."""
+        assert self._later is not None
+        self._later.see(module, args, kwargs, output, start)
+        self.symmetry = self._later.symmetry
 
     def _arguments(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         arguments = locate_in_call(args, kwargs, self.input, self.action, positional_names(network))
         return arguments.joined(self.action)
 
-    def _learn(self, module: LightningModule, call: Arguments, names: Sequence[str]) -> None:
-        """Takes in a branch of the network that a step is the first to go through."""
-        assert self.symmetry is not None
-        network = self._network_of(module)
-        with without_logging(module):
-            symmetry = self.symmetry.extended(call)
-        if not self.symmetry.moves_as(symmetry):
-            self._warn_of(
-                f"the step that is the first to use {in_list(sorted(names))} leaves the weights that were trained "
-                "before fewer or other fields, and what these had learned is lost in part: give a list of calls that "
-                "use all weights as `example=`."
-            )
-            self._late += list(symmetry.parameters())
-        _refuse_frozen(symmetry)
-        known = {name for name, _ in self.symmetry.named_parameters()}
-        self._late += [each for name, each in symmetry.named_parameters() if name not in known]
-        self._found_late = True
-        self._keep(symmetry, network)
-
-    def _project_late(self, trainer: Trainer) -> None:
-        """Starts from invariant weights in a branch that a step was the first to use; after its backward.
-
-        Raises:
-            ValueError: if other processes have found what this one has not: their weights would be others.
-        """
-        if self.symmetry is None:
+    def _start_late(self, trainer: Trainer) -> None:
+        """Lets a branch that a step was the first to use begin with invariant weights; not before its backward."""
+        if self._later is None or self.symmetry is None:
             return
-        if trainer.world_size > 1 and (self._unknown or self._found_late):
-            device = trainer.strategy.root_device
-            names = ",".join(sorted(name for name, _ in self.symmetry.named_parameters()))
-            own = torch.tensor([zlib.crc32(names.encode())], device=device)
-            largest = trainer.strategy.reduce(torch.cat([own, -own]), reduce_op="max")
-            if bool(largest[0] != -largest[1]):
-                raise ValueError(
-                    f"{_NAME}: expected all processes to go through the same parts of the network in their first step, "
-                    "but some use parameters that others do not: give a list of calls that use all weights as "
-                    "`example=`."
-                )
-        self._found_late = False
-        late, self._late = self._late, []
-        if late and self._schedule is None:
+        late, self._later.late = self._later.late, []
+        if late and self.mode == "project":
             self.symmetry.project_(keep_norms=True, among=late)
             _project_states(self.symmetry, trainer.optimizers)
+
+    def _agree(self, trainer: Trainer) -> None:
+        """Raises a `ValueError` where processes have found other weights than others: theirs would grow apart."""
+        if self._later is None or self.symmetry is None or trainer.world_size == 1:
+            return
+        # All processes come to the same answer here, as they have agreed in the step before.
+        if self._agreed and not (self._later.has_unused or self._later.has_learned):
+            return
+        self._agreed, self._later.has_learned = True, False
+        names = ",".join(sorted(name for name, _ in self.symmetry.named_parameters()))
+        own = torch.tensor([zlib.crc32(names.encode())], device=trainer.strategy.root_device)
+        largest = trainer.strategy.reduce(torch.cat([own, -own]), reduce_op="max")
+        if bool(largest[0] != -largest[1]):
+            raise ValueError(
+                f"{_NAME}: expected all processes to go through the same parts of the network in the step that is the "
+                "first to use them, but some use parameters that others do not: give a list of calls that use all "
+                "weights as `example=`."
+            )
 
     # The steps --------------------------------------------------------------------------------------------------------
 
@@ -470,7 +447,8 @@ class InvariantWeights(NetworkCallback):
         return [each for each in self.symmetry.parameters() if id(each) in members]
 
     def _project_gradients(self, trainer: Trainer, optimizer: Optimizer) -> None:
-        self._project_late(trainer)
+        self._agree(trainer)
+        self._start_late(trainer)
         if self._schedule is None and self.symmetry is not None:
             with errors_of(_NAME):
                 self.symmetry.project_gradients_(self._owned(optimizer))
@@ -513,10 +491,9 @@ class InvariantWeights(NetworkCallback):
 
     def _verify(self, module: LightningModule) -> None:
         """Says so once where the network is not invariant, though its weights are."""
-        if self.symmetry is None or not self._is_invariant or self._broken:
+        if self._later is None or not self._is_invariant or self._broken:
             return
-        with without_logging(module):
-            broken = self.symmetry.verify()
+        broken = self._later.broken(module)
         if broken is not None:
             self._broken = True
             self._warn_of(
@@ -525,16 +502,17 @@ class InvariantWeights(NetworkCallback):
                 "training (a buffer that the network writes to, say), and is not the same in all poses."
             )
 
-    def _project(self) -> None:
+    def _project(self, trainer: Trainer) -> None:
         """Takes off what rounding has done to invariant weights."""
+        self._start_late(trainer)
         if self.symmetry is None or not self._is_invariant:
             return
         asymmetry = self.symmetry.asymmetry()
         if self._schedule is None and asymmetry > max(_DRIFT, self._asymmetry):
             self._warn_of(
                 f"the optimiser has taken the weights {asymmetry:.1e} of their norm away from invariant ones, more "
-                "than rounding does: it does not treat all entries alike. They are projected before each validation "
-                "and at the end; strength=1.0 does so after each step."
+                "than rounding does: it does not treat all entries alike, or something else writes to them. They are "
+                "projected before each validation and at the end; strength=1.0 does so after each step."
             )
         self._asymmetry = max(self._asymmetry, asymmetry)
         self.symmetry.project_()
@@ -576,11 +554,13 @@ class _Keeper(Injector):
                 if callback.symmetry is None:
                     with errors_of(_NAME):
                         callback._begin(module, [callback._arguments(network, given, named)])
-                if training:
+                # A call whose normalisations are in eval mode is none that their statistics are of.
+                if training and any(norm.training for norm in callback._norms):
                     self._seen.append((given, named))
+                assert callback._later is not None
+                start = callback._later.start_of_call(module.device)
                 output = original(*given, **named)
-                with errors_of(_NAME):
-                    callback._see(module, given, named, output)
+                callback._see(module, given, named, output, start)
                 return output
             finally:
                 self._running = False
@@ -611,11 +591,6 @@ class _Keeper(Injector):
     def leave_step(self, module: LightningModule) -> None:
         self._stack.close()
         self._seen = []
-
-
-def _sizes_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The sizes of a call's tensors, but for the number of samples."""
-    return tuple((path, tuple(tensor.shape[1:])) for path, tensor in walk({"args": args, "kwargs": kwargs}))
 
 
 def _is_same(made: Any, before: Any) -> bool:

@@ -107,7 +107,11 @@ def estimate_statistics(
     if not norms:
         return None
     loader: Any = trainer.fit_loop._combined_loader
-    if calls is None or loader is None:
+    known = calls is not None and loader is not None
+    if trainer.world_size > 1:  # all processes have to decide alike
+        own = torch.tensor(int(known), device=module.device)
+        known = bool(trainer.strategy.reduce(own, reduce_op="min"))
+    if not known or calls is None:
         return f"{_LEFT} estimated anew, as steps make the network's input of the batch, or call it in different ways"
     modes = [(each, each.training) for each in network.modules()]
     momenta = [each.momentum for each in norms]
@@ -138,7 +142,7 @@ def estimate_statistics(
                 norm.momentum = momentum
     settled = most * len(calls) * (0.1 if momenta[0] is None else momenta[0]) >= _SETTLED
     fewest, others = batches, batches > 0 and settled and _are_others(norms[0], before[0])
-    if trainer.world_size > 1:  # all processes have to decide alike
+    if trainer.world_size > 1:
         own = torch.tensor([batches, -int(others)], device=module.device)
         fewest, others = trainer.strategy.reduce(own, reduce_op="min").tolist()
     if not fewest or others:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,9 +55,11 @@ class Trace:
     Args:
         network: the network.
         solver: works out how tensors move.
+        known: weights that runs before have shown, by their names.
     """
 
-    def __init__(self, network: nn.Module, solver: Solver) -> None:
+    def __init__(self, network: nn.Module, solver: Solver, known: Mapping[str, Weight] | None = None) -> None:
+        known = known or {}
         self.solver = solver
         self.group = solver.group
         self.weights: dict[int, Weight] = {}
@@ -74,15 +76,15 @@ class Trace:
         self._kept: list[Tensor] = []  # so that no other tensor gets the number of one that is gone
         self._names: dict[int, str] = {}
         for name, parameter in network.named_parameters():
-            dims = tuple(channels(size) for size in parameter.shape)
-            self.weights[id(parameter)] = Weight(name, parameter, dims)
-            self.know(parameter, dims)
+            self._add_weight(name, parameter, known)
         for name, buffer in network.named_buffers():
             self._names[id(buffer)] = f"the buffer {name!r}"
         for path, module in network.named_modules():
             if isinstance(module, _NormBase):
                 for name in ("running_mean", "running_var"):
-                    self._add_statistic(f"{path}.{name}" if path else name, getattr(module, name))
+                    buffer = getattr(module, name)
+                    if buffer is not None:
+                        self._add_weight(f"{path}.{name}" if path else name, buffer, known, is_statistic=True)
 
     def know(self, tensor: Tensor, dims: Dims | None) -> None:
         """Notes how a tensor moves; None for one of which nothing can be said, such as positions of maxima."""
@@ -147,11 +149,12 @@ class Trace:
             if pair is not None:
                 self.solver.equate(*pair)
 
-    def _add_statistic(self, name: str, buffer: Tensor | None) -> None:
-        if buffer is not None:
-            dims = tuple(channels(size) for size in buffer.shape)
-            self.weights[id(buffer)] = Weight(name, buffer, dims, is_statistic=True)
-            self.know(buffer, dims)
+    def _add_weight(self, name: str, tensor: Tensor, known: Mapping[str, Weight], is_statistic: bool = False) -> None:
+        before = known.get(name)
+        dims = tuple(channels(size) for size in tensor.shape) if before is None else before.dims
+        used_by = [] if before is None else [*before.used_by]
+        self.weights[id(tensor)] = Weight(name, tensor, dims, is_statistic, used_by)
+        self.know(tensor, dims)
 
     def _add_constant(self, tensor: Tensor, name: str) -> None:
         dims = tuple(channels(size, still=True) for size in tensor.shape)

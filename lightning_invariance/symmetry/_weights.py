@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._checks import check_number, format_sizes
 from lightning_invariance._containers import describe_value, map_tensors
-from lightning_invariance._isolation import undisturbed
+from lightning_invariance._isolation import RandomState, undisturbed
 from lightning_invariance._locate import (
     InputSpec,
     LogitsOf,
@@ -54,6 +55,13 @@ _ROUNDING = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 
 #: How many samples the network is run on to be understood and checked.
 _SAMPLES = 4
+
+#: How many calls are kept besides the first one, to check the network by.
+_CALLS = 8
+
+
+class NotFiniteError(ValueError):
+    """Outputs that are not finite show nothing."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +167,7 @@ class WeightSymmetry:
         self._solver = trace.solver
         self._known = [weight for weight in trace.weights.values() if weight.used_by]
         self._sees_all_outputs = trace.sees_all
-        self._unused = [weight.name for weight in trace.weights.values() if not weight.used_by]
+        self._unused = [weight.name for weight in trace.weights.values() if not (weight.used_by or weight.is_statistic)]
         self._calls = tuple(calls)
         self._motion = motion
         self._reader = reader
@@ -395,6 +403,11 @@ class WeightSymmetry:
         return self._sees_all_outputs and not self._unused
 
     @property
+    def calls(self) -> tuple[Arguments, ...]:
+        """What the network is checked on."""
+        return self._calls
+
+    @property
     def unused(self) -> list[str]:
         """Parameters that the run did not use, and that nothing is known of."""
         return self._unused
@@ -463,15 +476,29 @@ class WeightSymmetry:
                 self._projections[name].mean_(copies[name])
         return copies
 
-    def extended(self, call: Arguments) -> WeightSymmetry:
+    def extended(self, call: Arguments, start: RandomState | None = None) -> WeightSymmetry:
         """The symmetry of the same network when it is called in this way too.
+
+        What has been found stays: the calls before are not made again, as the network may take other ways by now.
+
+        Args:
+            call: what it is called with.
+            start: the random streams that the call began with.
 
         Raises:
             ValueError: if a layer stands in the way.
         """
-        calls = [*self._calls, first_of(call)]
-        other = symmetry_of(self.network, self.action, calls, self._motion, self._reader, self.tolerance)
+        call = first_of(call)
+        dims = copy.deepcopy([weight.dims for weight in self._known], {id(self._solver.group): self._solver.group})
+        known = {weight.name: replace(weight, dims=own) for weight, own in zip(self._known, dims, strict=True)}
+        calls = [self._calls[0], *self._calls[1:][-_CALLS:], call]
+        with _refused(self.network, self.action, call, self._motion, self._reader):
+            trace = trace_of(self.network, self._solver, [call], self._motion, self._reader, known, start)
+            trace.sees_all = trace.sees_all and self._sees_all_outputs
+            _check_constants(trace)
+            other = WeightSymmetry(self.network, self.action, trace, calls, self._motion, self._reader, self.tolerance)
         other._input_spec = self._input_spec
+        _refuse_break(other, other.verify(call))
         return other
 
     def moves_as(self, other: WeightSymmetry) -> bool:
@@ -504,7 +531,7 @@ class WeightSymmetry:
         acting.check(x)
         base = self._run(arguments, x, weights)
         if not base.isfinite().all():
-            raise ValueError(
+            raise NotFiniteError(
                 "Expected finite outputs, to see whether they are invariant, but got NaN or infinite ones for "
                 f"{arguments.in_words()}."
             )
@@ -766,26 +793,38 @@ def symmetry_of(
         if not len(call.inputs[0]):
             raise ValueError("Expected at least one sample, to see how the network treats it, but got an empty batch.")
         call.acting(action).verify(call.x)
-    solver = Solver(SpatialGroup(action, calls[0].inputs[0]))
-    try:
-        trace = trace_of(network, solver, calls, motion, reader)
+    with _refused(network, action, calls[-1], motion, reader):
+        trace = trace_of(network, Solver(SpatialGroup(action, calls[0].inputs[0])), calls, motion, reader)
         _check_constants(trace)
         symmetry = WeightSymmetry(network, action, trace, calls, motion, reader, tolerance)
-    except Refusal as refusal:
-        sizes = _sizes_that_do(network, action, calls[-1], motion, reader) if refusal.of_size else []
-        hint = f" Inputs of {' or '.join(sizes)} would do for the whole network." if sizes else ""
-        raise ValueError(
-            f"Expected {type(network).__name__} to allow invariant weights under {action!r}, but in {refusal}.{hint}"
-        ) from None
-    broken = symmetry.verify()
-    if broken is not None:
-        raise ValueError(
-            f"Expected {type(network).__name__} to be invariant under {action!r} with invariant weights, but {broken}."
-        )
+    _refuse_break(symmetry, symmetry.verify())
     few = symmetry.report().few
     if few:
         warn(f"Few fields under {action!r}: {'; '.join(few)}.")
     return symmetry
+
+
+@contextmanager
+def _refused(
+    network: nn.Module, action: Action, call: Arguments, motion: OutputMotion, reader: OutputReader
+) -> Iterator[None]:
+    """Says what stands in the way, and which sizes would do, where the block finds that something does."""
+    try:
+        yield
+    except Refusal as refusal:
+        sizes = _sizes_that_do(network, action, call, motion, reader) if refusal.of_size else []
+        hint = f" Inputs of {' or '.join(sizes)} would do for the whole network." if sizes else ""
+        raise ValueError(
+            f"Expected {type(network).__name__} to allow invariant weights under {action!r}, but in {refusal}.{hint}"
+        ) from None
+
+
+def _refuse_break(symmetry: WeightSymmetry, broken: Break | None) -> None:
+    if broken is not None:
+        raise ValueError(
+            f"Expected {type(symmetry.network).__name__} to be invariant under {symmetry.action!r} with invariant "
+            f"weights, but {broken}."
+        )
 
 
 def _check_network(network: nn.Module) -> None:
@@ -857,16 +896,33 @@ def _sizes_that_do(
 
 
 def trace_of(
-    network: nn.Module, solver: Solver, calls: Sequence[Arguments], motion: OutputMotion, reader: OutputReader
+    network: nn.Module,
+    solver: Solver,
+    calls: Sequence[Arguments],
+    motion: OutputMotion,
+    reader: OutputReader,
+    known: Mapping[str, Weight] | None = None,
+    start: RandomState | None = None,
 ) -> Trace:
     """Runs the network on each call, works out how each tensor moves, and makes the outputs move as they should.
+
+    Args:
+        network: the network.
+        solver: works out how tensors move.
+        calls: what it is called with.
+        motion: how its outputs are to move.
+        reader: takes these out of its output.
+        known: weights that runs before have shown.
+        start: the random streams that it begins with; those that there are if None.
 
     Raises:
         Refusal: if they cannot.
     """
     with undisturbed(network, calls[0].inputs[0].device):
-        trace = Trace(network, solver)
+        trace = Trace(network, solver, known)
         for call in calls:
+            if start is not None:
+                start.restore()
             _follow(trace, network, call, reader)
             solve_output(trace, motion, solver.group.action, call.inputs[0])
     buffers = dict(network.named_buffers())

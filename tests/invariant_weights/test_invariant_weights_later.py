@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CLASSES, fit, loader, made, trainer_for
+from helpers import CLASSES, Batches, fit, loader, made, trainer_for
 from invariant_weights_by_hand import FIELD, SIDE, Trained, adam, apart, asymmetry, mean, sgd, variation
 from invariant_weights_networks import Branches, InDomains
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_invariance import C4, CyclicTranslations, HorizontalFlip, InvariantWeights, symmetrize
+from lightning_invariance import C4, CyclicTranslations, HorizontalFlip, InvariantWeights, WeightSymmetry, symmetrize
 
 # Branches --------------------------------------------------------------------------------------------------------
 
@@ -84,8 +84,123 @@ def test_branches_are_merged(example: Any) -> None:
 
 def test_a_branch_that_stands_in_the_way_is_named_in_the_step_that_uses_it() -> None:
     callback = InvariantWeights(C4(), network="model")
-    with pytest.raises(ValueError, match=r"InvariantWeights: expected Branches .*'branches\.1', Conv2d"):
-        fit(lambda: InDomains((1, 3)), [callback], data=loader(side=SIDE))
+    with pytest.warns(
+        UserWarning, match=r"first to use 'branches\.1\..*Expected Branches .*'branches\.1', Conv2d"
+    ) as said:
+        module = fit(lambda: InDomains((1, 3)), [callback], data=loader(side=SIDE))
+    assert sum("cannot be made invariant" in str(each.message) for each in said) == 1
+    assert variation(OfDomain(module.model, 0)) < 1e-12
+
+
+class ByAttribute(InDomains):
+    """The branch is no argument: calls that are made again take the one of the present."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.model.domain = batch_idx % 2
+        return F.cross_entropy(self.model(batch[0]), batch[1])
+
+
+class Chosen(Branches):
+    domain = 0
+
+    def forward(self, x: Tensor, domain: int | None = None) -> Tensor:
+        return super().forward(x, self.domain if domain is None else domain)
+
+
+def test_a_branch_that_an_attribute_chooses_is_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    extended = WeightSymmetry.extended
+    monkeypatch.setattr(WeightSymmetry, "extended", lambda *args: runs.append(1) or extended(*args))
+
+    def module() -> ByAttribute:
+        made_of = ByAttribute()
+        made_of.model = Chosen()
+        return made_of
+
+    callback = InvariantWeights(C4(), network="model")
+    trained = fit(module, [callback], data=loader(24, side=SIDE), max_epochs=2)
+    assert len(runs) == 1
+    for domain in range(2):
+        assert variation(OfDomain(trained.model, domain)) < 1e-12
+
+
+class Auxiliary(nn.Module):
+    """A head that trains beside the other one, with a normalisation of its own; and a layer that nothing uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Conv2d(1, 12, 3), nn.Linear(12, CLASSES)
+        self.beside = nn.Sequential(nn.BatchNorm2d(12), nn.Flatten(), nn.Linear(12 * 16, CLASSES))
+        self.spare = nn.BatchNorm2d(7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.first(x).relu()
+        out = self.head(inner.mean((2, 3)))
+        return out + self.beside(inner) if self.training else out
+
+
+def test_what_is_used_in_training_alone_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    extended = WeightSymmetry.extended
+    monkeypatch.setattr(WeightSymmetry, "extended", lambda *args: runs.append(1) or extended(*args))
+    module = fit(lambda: Trained(Auxiliary), [InvariantWeights(C4())], data=loader(24, side=SIDE), max_epochs=2)
+    assert len(runs) == 3  # of 12 steps
+    assert variation(module.model) < 1e-12
+
+
+def in_two_parts(make: Callable[[], LightningModule], batches: int, tmp_path: Any, **options: Any) -> LightningModule:
+    """Trained with a stop after so many batches."""
+    first = trainer_for([InvariantWeights(C4(), **options)], max_epochs=2)
+    interrupted = made(make)
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == batches:
+                trainer.save_checkpoint(tmp_path / "part.ckpt")
+                trainer.should_stop = True
+
+    first.callbacks.append(Stop())
+    first.fit(interrupted, Batches(6, side=SIDE))
+    module = made(make)
+    callback = InvariantWeights(C4(), **options)
+    trainer_for([callback], max_epochs=2).fit(module, Batches(6, side=SIDE), ckpt_path=tmp_path / "part.ckpt")
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:.*when the strength of the merge was")
+@pytest.mark.parametrize("mode", ["project", "merge"])
+@pytest.mark.parametrize("batches", [1, 3])
+def test_branches_in_a_training_that_is_resumed(mode: Any, batches: int, tmp_path: Any) -> None:
+    """Bit for bit, before and after a branch has been found."""
+    options = {"network": "model", "mode": mode}
+    resumed = in_two_parts(lambda: InDomains(optimizer=adam), batches, tmp_path, **options)
+    whole = made(lambda: InDomains(optimizer=adam))
+    trainer_for([InvariantWeights(C4(), **options)], max_epochs=2).fit(whole, Batches(6, side=SIDE))
+    assert apart(resumed, whole) == 0.0
+
+
+class Validated(InDomains):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.model(batch[0], 0)
+
+
+def norm_of(module: LightningModule) -> float:
+    return float(module.model.branches[1].weight.detach().norm())
+
+
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_a_branch_begins_with_its_norm_also_when_a_validation_comes_before_its_step(strength: float | None) -> None:
+    callback = InvariantWeights(C4(), network="model", strength=strength)
+    before = norm_of(made(lambda: Validated(optimizer=still)))
+    trainer = trainer_for([callback], max_epochs=1, accumulate_grad_batches=3, val_check_interval=2)
+    module = made(lambda: Validated(optimizer=still))
+    trainer.fit(module, loader(24, side=SIDE), loader(side=SIDE))
+    assert norm_of(module) == pytest.approx(before, rel=1e-5)
+    assert variation(OfDomain(module.model, 1)) < 1e-5
+
+
+def still(parameters: Any) -> Any:
+    return torch.optim.SGD(parameters, lr=0.0)
 
 
 def test_a_list_of_examples_shows_all_branches() -> None:
@@ -157,6 +272,39 @@ def test_a_size_for_which_the_network_is_not_invariant_is_warned_of_when_it_come
     assert sum("is called with" in str(each.message) for each in caught) == 1
 
 
+class Growing(Trained):
+    """Takes other inputs from the first validation on, and no longer those before."""
+
+    side = SIDE
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        margin = (self.side - SIDE) // 2
+        return super().training_step((F.pad(batch[0], (margin,) * 4), batch[1]), batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        return None
+
+    def on_validation_epoch_start(self) -> None:
+        self.side = SIDE + 2
+
+    def forward(self, x: Tensor) -> Any:
+        assert x.shape[-1] == self.side
+        return super().forward(x)
+
+
+class Diverging(Trained):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step((batch[0] * torch.nan if self.current_epoch else batch[0], batch[1]), batch_idx)
+
+
+@pytest.mark.parametrize("kind", [Growing, Diverging])
+def test_a_training_is_not_ended_by_looking_at_it(kind: Any) -> None:
+    module = made(lambda: kind(pooled))
+    trainer = trainer_for([InvariantWeights(C4())], max_epochs=3)
+    trainer.fit(module, loader(side=SIDE), loader(side=SIDE))
+    assert trainer.current_epoch == 3
+
+
 # Several calls of a step -----------------------------------------------------------------------------------------
 
 
@@ -173,6 +321,26 @@ def test_running_statistics_are_those_of_all_calls_of_a_step() -> None:
         z = [module.model[0](x).transpose(0, 1).flatten(1) for x in views]
     expected = mean(torch.stack([each.mean(dim=1) for each in z]).mean(dim=0), FIELD)
     torch.testing.assert_close(module.model[1].running_mean, expected)
+    expected = mean(torch.stack([each.var(dim=1) for each in z]).mean(dim=0), FIELD)
+    torch.testing.assert_close(module.model[1].running_var, expected)
+
+
+class Labelling(TwoViews):
+    """Looks at the other view in eval mode first."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.eval()
+        with torch.no_grad():
+            labels = self(3 * batch[1]).argmax(dim=1)
+        self.train()
+        return F.cross_entropy(self(batch[0]), labels)
+
+
+def test_running_statistics_are_not_those_of_calls_in_eval_mode() -> None:
+    data = loader(side=SIDE, pack=lambda x, y: (x, x + 2, y))
+    module = fit(Labelling, [InvariantWeights(C4())], data=data, max_epochs=2)
+    with torch.no_grad():
+        z = [module.model[0](x).transpose(0, 1).flatten(1) for x, _, _ in data]
     expected = mean(torch.stack([each.var(dim=1) for each in z]).mean(dim=0), FIELD)
     torch.testing.assert_close(module.model[1].running_var, expected)
 
@@ -205,6 +373,12 @@ def test_a_merge_is_complete_where_optimisers_do_not_step_in_each_batch() -> Non
     callback = InvariantWeights(C4(), network="model", mode="merge")
     module = fit(EveryOther, [callback], data=loader(24, side=SIDE), max_epochs=2)
     assert variation(module.model) < 1e-12
+
+
+@pytest.mark.parametrize("kind", [Trained, EveryOther])
+def test_a_merge_of_unknown_length_is_refused(kind: Any) -> None:
+    with pytest.raises(ValueError, match="how many steps the training has"):
+        fit(kind, [InvariantWeights(C4(), mode="merge", network="model")], data=Sizes(6, 6))
 
 
 def test_a_merge_goes_over_the_steps_that_are_left(tmp_path: Any) -> None:
