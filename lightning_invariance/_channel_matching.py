@@ -14,6 +14,9 @@ FEW = 16
 #: variance: a permutation leaves more.
 HOPELESS = 0.1
 
+#: Of fewer values a channel than that, their variance says little.
+ENOUGH = 8
+
 
 def best_permutation(base: Tensor, moved: Tensor, likely: Tensor | None = None) -> tuple[Tensor | None, bool]:
     r"""The permutation of channels that brings `moved` nearest to `base`, by least squares.
@@ -39,7 +42,11 @@ def best_permutation(base: Tensor, moved: Tensor, likely: Tensor | None = None) 
     likely = places if likely is None else likely
     base, moved = base.float(), moved.float()
     costs, sizes, others = _costs(base, moved)
-    if len(base) > FEW and float(costs.min(dim=1).values.sum()) > HOPELESS * _variance(base):
+    if (
+        len(base) > FEW
+        and base.shape[1] >= ENOUGH
+        and float(costs.min(dim=1).values.sum()) > HOPELESS * _variance(base)
+    ):
         return None, False
     chosen, sure = _nearest(costs, sizes, others, likely, 1e-5)
     if not sure:  # channels that are nearly alike are told apart in float64 alone

@@ -95,7 +95,8 @@ class LayerCell:
 
     def _arranged(self, values: Tensor) -> Tensor:
         values = values[:, None] if values.ndim == 1 else values
-        return values.movedim(-1, 1) if self._motion.channels_last else values
+        values = values.movedim(-1, 1) if self._motion.channels_last else values
+        return values.flatten(1, self._motion.fields) if self._motion.fields > 1 else values
 
     def _begin_fit(self, base: Tensor) -> None:
         action = self._motion.action
@@ -244,5 +245,7 @@ class LayerCell:
             matched = any(table is not None for table in self._tables.values())
             permuted = self._sums["permuted"].share() if matched else equivariance or invariance
         notes = [invariance.note, self._motion.note, self.channel_note]
+        if permuted is not None and permuted.value != permuted.value:
+            notes.append("no samples are left to measure the permutation of channels on")
         note = "; ".join(note for note in notes if note)
         return Measured(invariance, equivariance, permuted, self.null, note)

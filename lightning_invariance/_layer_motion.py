@@ -21,11 +21,14 @@ class Motion:
     Attributes:
         action: the action on them; None where they cannot be moved.
         channels_last: whether their channels come last although places are in the last dimensions of the input.
+        fields: how many dimensions between samples and places are channels: two where fields have one of their own,
+            ``(B, fields, |G|, ...)``.
         note: why they cannot.
     """
 
     action: Action | None
     channels_last: bool = False
+    fields: int = 1
     note: str = ""
 
 
@@ -39,9 +42,13 @@ def motion_of(action: Action, x: Tensor, first: Tensor, tensor: Tensor) -> Motio
     for channels_last in (False, True):
         candidate = tensor
         if channels_last:
-            if first.ndim != 4 or tensor.ndim != 4 or places is None or not set(places) <= {-2, -1}:
+            if places is None or first.ndim != tensor.ndim or first.ndim not in (3, 4):
+                break
+            if not set(places) <= set(range(2 - first.ndim, 0)):
                 break
             candidate = tensor.movedim(-1, 1)
+        elif places == (-1,) and first.ndim == tensor.ndim == 3 and _has_steps_first(first, tensor):
+            continue
         try:
             move = action.on_output(x, candidate)
             if places is None:  # a function says by failing what it cannot act on
@@ -51,8 +58,14 @@ def motion_of(action: Action, x: Tensor, first: Tensor, tensor: Tensor) -> Motio
         moved = move.places
         if moved and all(candidate.shape[dim] == 1 for dim in moved):
             return Motion(None, note="has a single place")
-        return Motion(move, channels_last)
+        extra = tensor.ndim - first.ndim if places and moved == places else 0
+        return Motion(move, channels_last, fields=1 + max(extra, 0))
     return Motion(None, note="the group cannot act on it")
+
+
+def _has_steps_first(first: Tensor, tensor: Tensor) -> bool:
+    """Whether what stands in place of a signal's channels are its steps: ``(B, T, C)``."""
+    return tensor.shape[1] == first.shape[2] != tensor.shape[2]
 
 
 def null_share(action: Action, values: Tensor) -> float:

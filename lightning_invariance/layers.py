@@ -412,6 +412,8 @@ class LayerObserver:
             assert self._x is not None
             assert self._first is not None
             assert self._action is not None
+            if _is_transposed(tensor, known.tensor, self._action.places):
+                return known
             if motion_of(self._action, self._x, self._first, tensor[: len(self._x)]).action is None:
                 return known
         return None
@@ -437,6 +439,16 @@ class _Known:
     tensor: Tensor
     version: int
     key: Key | None
+
+
+def _is_transposed(tensor: Tensor, known: Tensor, places: tuple[int, ...] | None) -> bool:
+    """Whether a view has the same dimensions in another order, those of places in the order that they had."""
+    own, theirs = [*zip(tensor.stride(), tensor.shape, strict=True)], [*zip(known.stride(), known.shape, strict=True)]
+    if not places or own[0] != theirs[0] or own == theirs or sorted(own) != sorted(theirs) or len(set(own)) < len(own):
+        return False
+    moved = sorted({dim % len(theirs) for dim in places if -dim < len(theirs)})
+    order = [own.index(theirs[dim]) for dim in moved]
+    return order == sorted(order)
 
 
 def _place(tensor: Tensor) -> tuple[torch.device, int] | None:

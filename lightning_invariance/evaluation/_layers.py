@@ -31,6 +31,9 @@ _NAME = "evaluate_layers"
 #: Which layers: names, or a function of a name and its module; None for all that call no other module.
 Layers = Iterable[str] | Callable[[str, nn.Module], bool] | None
 
+#: Where interpolation accounts for more than this part of the variance, nothing can be told.
+_BLIND = 0.5
+
 
 @dataclass(frozen=True)
 class LayerRow:
@@ -122,6 +125,8 @@ class LayerResults:
         row = self.break_row
         if row is None:
             unjudged = sum(isnan(float(each.error.value)) for each in self.rows)
+            if unjudged == len(self.rows):
+                return f"No layer could be judged: {self.rows[0].note or 'outputs say nothing'}."
             but = f" ({unjudged} of {len(self.rows)} layers could not be judged)" if unjudged else ""
             return f"No layer breaks equivariance to {self.action!r}{but}."
         before = "unknown" if isnan(row.inputs) else f"{row.inputs:.2g}"
@@ -130,6 +135,12 @@ class LayerResults:
         return (
             f"{where} breaks equivariance to {self.action!r}: an error of {float(row.error.value):.3g}, with "
             f"{before} in its inputs and a floor of {row.floor:.2g}."
+            + (
+                f" Behind it {last.label} ({last.kind}) is exact again: what it gives may move in a way of its own, as "
+                "vectors do; say how with `layer_actions=`."
+                if self.action.exact and (last := self.rows[-1]).error.value <= last.floor
+                else ""
+            )
         )
 
 
@@ -346,7 +357,9 @@ class LayerEvaluator:
             rounding = max(rounding, _rounding(tensor))
             if tensor.measured.invariance is not None:
                 null = max(null, 2 * (self._observer.null + tensor.measured.null))
-            row = _row(tensor, self._floor(tensor, rounding, null), errors, self._observer.leaves)
+            floor = self._floor(tensor, rounding, null)
+            blind = not self.action.exact and floor > _BLIND
+            row = _row(tensor, floor, blind, errors, self._observer.leaves)
             errors[tensor.key] = float(row.error.value)
             (rows if _is_row(tensor) else between).append(row)
             if broken is None and row.is_broken:
@@ -440,17 +453,18 @@ def _uses_tf32() -> bool:
         return True
 
 
-def _row(tensor: LayerShares, floor: float, errors: Mapping[Key, float], leaves: int) -> LayerRow:
+def _row(tensor: LayerShares, floor: float, blind: bool, errors: Mapping[Key, float], leaves: int) -> LayerRow:
     measured = tensor.measured
     invariance, equivariance, permuted = map(_estimate, (measured.invariance, measured.equivariance, measured.permuted))
     finite = [each for each in (invariance, equivariance, permuted) if not isnan(float(each.value))]
     error = min(finite, key=lambda each: float(each.value), default=_estimate(None))
-    lacking = measured.equivariance is None and measured.permuted is None
-    if lacking and float(error.value) > floor:  # it may be equivariant in a way that was not looked at
+    # It may be equivariant in a way that was not looked at, or could not be.
+    lacking = isnan(float(permuted.value)) and (measured.equivariance is None or measured.permuted is not None)
+    if blind or (lacking and float(error.value) > floor):
         error = _estimate(None)
     known = [0.0 if source is None else errors.get(source, nan) for source in tensor.sources]
     unjudged = tensor.unknown or any(isnan(each) for each in known)
-    notes = [measured.note]
+    notes = [measured.note, "the action interpolates too much to tell" if blind else ""]
     if not _is_row(tensor):
         inside = tensor.key.role == "output"
         before = f"before {tensor.key.name!r}" + (f"#{tensor.key.call}" if tensor.key.call else "")
