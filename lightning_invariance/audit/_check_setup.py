@@ -52,12 +52,13 @@ def check_setup(
     - ``noise_floor``: the error of an exactly invariant network (this one averaged over the orbit) on the same data,
       that of interpolation and rounding, and how many times larger the network's own is.
     - ``precision``: the error in float64, by a copy of the network. ``modes``: in train mode. ``repeats``: whether a
-      second run of the same batch gives the same.
+      second run of the same batch gives the same. ``samples``: whether a sample's output hangs on others in its batch.
     - ``unmoved_inputs``: another input that has to move too. ``output_action``: outputs that agree better if they move
-      otherwise than was said. ``changed_labels``: classes that an element turns into others, such as 6 and 9.
+      otherwise than was said. ``changed_labels``: classes that an element turns into others, such as 6 and 9,
+      where it is right unmoved, for one other class, which the inverse takes back; what is less sure is a note.
     - ``sizes``: a stride or a pool that no weights make symmetric on inputs of this size (finite groups that move
-      places exactly), and whether the error falls on a size where all can be. ``layers``: the first layer that does not
-      move as its input does.
+      places exactly), and whether the error falls on a size where all can be; another layer that none make so.
+      ``layers``: the first layer that does not move as its input does.
     - ``ties``: saliency maps that hang on which of several equal values max-pooling picks.
     - ``finite_outputs``, ``constant_output``, ``collapsed_logits``, ``saturated_softmax``: outputs that fake small
       errors or blow up.

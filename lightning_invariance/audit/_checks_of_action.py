@@ -24,6 +24,7 @@ from lightning_invariance.evaluation import evaluate_layers
 from lightning_invariance.functional._orbit_values import flat_samples
 from lightning_invariance.orbit import misfits
 from lightning_invariance.symmetry import size_in_the_way
+from lightning_invariance.symmetry._factors import Refusal
 from lightning_invariance.symmetry._group import SpatialGroup
 
 #: One error is clearly smaller than another one if it is less than this part of it.
@@ -194,8 +195,8 @@ def changed_labels(subject: Subject) -> Finding:
     numbers = f"The accuracy is {accuracy:.3g}, and over the orbit {measured['orbit_accuracy']:.3g}"
     if told["problem"]:
         said = (
-            "Of samples that are classified correctly unmoved, some classes are taken for a certain other one once they "
-            f"are moved, and that one for them by the inverse: {', '.join(told['problem'][:6])}."
+            "Of samples that are classified correctly unmoved, some classes are taken for a certain other one once "
+            f"they are moved, and that one for them by the inverse: {', '.join(told['problem'][:6])}."
         )
         remedy = (
             "Where an element turns a class into another one, as 6 into 9, leave it out of the group, or the class out "
@@ -283,6 +284,8 @@ def sizes(subject: Subject) -> Finding:
     reader = OutputReader(subject.select, subject.motion.names)
     try:
         found = size_in_the_way(subject.function, subject.action, subject.arguments, subject.motion, reader)
+    except Refusal as refusal:
+        return _in_the_way(subject, refusal)
     except (ValueError, RuntimeError, NotImplementedError) as failure:
         raise Skip.because("the layers cannot be followed", failure) from failure
     if found is None:
@@ -302,6 +305,22 @@ def sizes(subject: Subject) -> Finding:
         return Finding("sizes", "problem", said, remedy, measured)
     said += " The network's error does not hang on it, as it is."
     return Finding("sizes", "note", said, remedy, measured)
+
+
+def _in_the_way(subject: Subject, refusal: Refusal) -> Finding:
+    """A layer that no weights make symmetric, whatever the size of the input."""
+    said, said_too, remedy = str(refusal).rpartition(": use ")
+    if not said_too:
+        said, said_too, remedy = str(refusal).rpartition(": make ")
+    if not said_too or "register_rule" in remedy:
+        raise Skip.because("the layers cannot be followed", refusal) from refusal
+    error = relative_error(subject.orbit())
+    said = f"No weights make this layer symmetric: in {said}."
+    remedy = f"{said_too[2:].capitalize()}{remedy}."
+    measured = {"relative_error": error}
+    if error > rounding(subject.run()):
+        return Finding("sizes", "note", f"{said} The network's error is {error:.2g}.", remedy, measured)
+    return Finding("sizes", "note", f"{said} The network's error is {error:.2g}, which is rounding.", remedy, measured)
 
 
 def _of_size(subject: Subject, sizes: list[int]) -> float | None:

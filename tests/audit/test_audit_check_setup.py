@@ -116,6 +116,40 @@ def test_rounding_is_told_from_the_networks_error() -> None:
     assert "precision" in check_setup(perceptron().forward, [X], C4())  # a method is run of a copy of its module
 
 
+class Cancels(nn.Module):
+    """The mean over pixels, as a small difference of large numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x + 1e5).mean(dim=(2, 3)) - 1e5) * torch.tensor([1, 2, -1]).to(x)
+
+
+def test_an_error_that_is_rounding_is_not_said_to_be_the_networks() -> None:
+    report = check_setup(Cancels(), [X], C4())
+    precision, floor = report["precision"], report["noise_floor"]
+    assert precision.measured["relative_error_float64"] < 1e-6 < 1e-3 < precision.measured["relative_error"]
+    assert precision.severity == "problem"
+    assert "above rounding" not in floor.said
+    assert "rounding" in floor.said
+    assert "above rounding" in check_setup(perceptron(), [X], C4())["noise_floor"].said
+
+
+class WithinBatch(nn.Module):
+    """Less the mean of the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = x.flatten(1)[:, :3]
+        return outputs - outputs.mean(dim=0)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm2d(1, track_running_stats=False), WithinBatch()])
+def test_samples_that_hang_on_each_other(layer: nn.Module) -> None:
+    finding = check_setup(nn.Sequential(layer, nn.Flatten()), [X], C4())["samples"]
+    assert finding.severity == "problem"
+    assert finding.measured["gap"] > 1e-3
+    assert severity(check_setup(perceptron(nn.BatchNorm1d(16)), [X], C4()), "samples") == "fine"
+    assert "samples" in check_setup(perceptron(), [X[:1]], C4()).skipped
+
+
 def test_modes_that_matter() -> None:
     class Mean(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -167,6 +201,9 @@ def test_networks_that_do_not_repeat(network: Any) -> None:
 def test_networks_that_do() -> None:
     finding = check_setup(perceptron(nn.Dropout(0.5)).train(), [X], C4())["repeats"]
     assert (finding.severity, finding.measured["gap"]) == ("fine", 0)
+    zero = check_setup(lambda x: 0 * x[:, 0, 0, :3], [X], C4())
+    assert severity(zero, "repeats") == "fine"
+    assert zero["repeats"].measured["gap"] == 0
 
 
 # The action ------------------------------------------------------------------------------------------------------
@@ -376,6 +413,28 @@ def test_sizes_that_a_stride_or_a_pool_cannot_be_symmetric_on(
     assert severity(check_setup(circular, [normal(4, 1, 9, 9)], CyclicTranslations(3)), "sizes") == "problem"
     assert severity(check_setup(circular, [normal(4, 1, 12, 12)], CyclicTranslations(3)), "sizes") == "fine"
     assert "sizes" in check_setup(network, [normal(4, 1, other, other)], SO2(3)).skipped
+
+
+@pytest.mark.parametrize(
+    ("layer", "action", "remedy"),
+    [
+        (nn.Conv2d(1, 4, 3, padding=1), CyclicTranslations(12, dim=-1), "Use padding_mode='circular'."),
+        (nn.ZeroPad2d((1, 0, 1, 0)), C4(), "Make them equal."),
+        (nn.ConvTranspose2d(1, 4, 3, stride=2, output_padding=1), C4(), "Use a kernel whose size"),
+    ],
+)
+def test_a_layer_that_stands_in_the_way_whatever_the_size(layer: nn.Module, action: Any, remedy: str) -> None:
+    network = nn.Sequential(layer, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    finding = check_setup(network, [normal(4, 1, 12, 12)], action)["sizes"]
+    assert finding.severity == "note"
+    assert f"in '0', {type(layer).__name__}" in finding.said
+    assert finding.remedy.startswith(remedy)
+    with torch.no_grad():
+        x = normal(4, 1, 12, 12)
+        elements = range(1, len(action))
+        gaps = torch.stack([network(action.act(x, g)) - network(x) for g in elements])
+        error = float((gaps.square().mean(0).sum() / network(x).square().sum()).sqrt())
+    assert finding.measured["relative_error"] == pytest.approx(error, rel=1e-3, abs=1e-6)
 
 
 # Outputs and maps ------------------------------------------------------------------------------------------------
