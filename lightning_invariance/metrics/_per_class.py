@@ -205,7 +205,7 @@ class PerClass(WrapperMetric):
         self._grow(len(counts) - 1)
         there = counts[1:] > 0
         numbers = there.nonzero()[:, 0].tolist()
-        with _once_each(), lists_alike([self._copy(number) for number in numbers], self._to_sync):
+        with once_each(), lists_alike([self._copy(number) for number in numbers], self._to_sync):
             found = {number: self._estimate_of(number) for number in numbers}
             lacking = (~there).nonzero()[:, 0].tolist()
             if lacking or not len(there):
@@ -301,7 +301,7 @@ def _gather_padded(state: Tensor, group: Any | None = None) -> list[Tensor]:
 
 
 @contextmanager
-def _once_each() -> Iterator[None]:
+def once_each() -> Iterator[None]:
     """What is warned of in the block, said once where several classes say it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

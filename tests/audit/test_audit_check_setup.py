@@ -467,6 +467,22 @@ def test_ties_of_a_flat_background() -> None:
     assert "ties" in check_setup(nn.AvgPool2d(3), [x], C4(), output_action="same").skipped
 
 
+def test_a_network_that_takes_only_some_values_has_no_ties() -> None:
+    class Levels(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if not torch.equal(x, x.round()):
+                raise RuntimeError("levels are whole numbers")
+            return x.flatten(1)[:, :3] ** 2
+
+    assert "whole numbers" in check_setup(Levels(), [X.round()], C4()).skipped["ties"]
+
+
+def test_a_pair_that_is_in_no_list_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"into a list, \[\(x, target\)\]"):
+        check_setup(perceptron(), (X, Y), C4())
+    assert check_setup(perceptron(), X.split(12), C4()).samples == 24
+
+
 def scaled(scale: float, bias: Any = 0.0) -> nn.Module:
     """Logits of the size 1 or so, times a number."""
     network = perceptron()

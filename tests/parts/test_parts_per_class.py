@@ -155,8 +155,19 @@ def test_the_class_that_a_network_turns_is_found() -> None:
     by_element = {"LI": LogitInvarianceError(reduction="element")}
     each = evaluate_invariance(TurnsOne(), batches, C4(), measures=by_element, per_class=True, progress=False)
     assert each.per_class["LI"].value.shape == (3, 3)
-    with pytest.raises(ValueError, match="values by class"):
+    with pytest.raises(ValueError, match="'LI' have one for each element"):
         per_class_table(each)
+    with pytest.raises(ValueError, match="values by class"):
+        per_class_table(evaluate_invariance(TurnsOne(), batches, C4(), **options))
+
+
+def test_missing_classes_are_warned_of_once_for_all_measures() -> None:
+    x, y = bright()
+    names = ["logit_invariance_error", "orbit_share", "orbit_accuracy"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        evaluate_invariance(TurnsOne(), [(x[y != 1], y[y != 1])], C4(), measures=names, per_class=True, progress=False)
+    assert sum("Values by class are NaN" in str(each.message) for each in caught) == 1
 
 
 def test_classes_of_outputs_that_are_no_scores() -> None:
