@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._call import arguments_of, without_fabric
 from lightning_invariance._checks import check_callable, check_count, check_iterable
+from lightning_invariance._containers import describe_value
 from lightning_invariance._isolation import RandomState, module_of, preserved_random_state, undisturbed
 from lightning_invariance._locate import (
     InputSpec,
@@ -52,12 +53,13 @@ def check_setup(
     - ``noise_floor``: the error of an exactly invariant network (this one averaged over the orbit) on the same data,
       that of interpolation and rounding, and how many times larger the network's own is.
     - ``precision``: the error in float64, by a copy of the network. ``modes``: in train mode. ``repeats``: whether a
-      second run of the same batch gives the same.
+      second run of the same batch gives the same. ``samples``: whether a sample's output hangs on others in its batch.
     - ``unmoved_inputs``: another input that has to move too. ``output_action``: outputs that agree better if they move
-      otherwise than was said. ``changed_labels``: classes that an element turns into others, such as 6 and 9.
+      otherwise than was said. ``changed_labels``: classes that an element turns into others, such as 6 and 9,
+      where it is right unmoved, for one other class, which the inverse takes back; what is less sure is a note.
     - ``sizes``: a stride or a pool that no weights make symmetric on inputs of this size (finite groups that move
-      places exactly), and whether the error falls on a size where all can be. ``layers``: the first layer that does not
-      move as its input does.
+      places exactly), and whether the error falls on a size where all can be; another layer that none make so.
+      ``layers``: the first layer that does not move as its input does.
     - ``ties``: saliency maps that hang on which of several equal values max-pooling picks.
     - ``finite_outputs``, ``constant_output``, ``collapsed_logits``, ``saturated_softmax``: outputs that fake small
       errors or blow up.
@@ -79,7 +81,8 @@ def check_setup(
         A `SetupReport`; ``print`` shows it.
 
     Raises:
-        ValueError: if the group cannot act on a batch; if there is no sample; if input or logits cannot be found or
+        ValueError: if the group cannot act on a batch; if there is no sample; if `batches` is a pair of inputs and
+            labels itself; if input or logits cannot be found or
             several tensors could be meant; if an argument is none of what is expected.
 
     Example:
@@ -97,6 +100,7 @@ def check_setup(
     """
     check_callable("network", network, "a module or a function")
     check_iterable("batches", batches, "batches of inputs, or pairs (x, target)")
+    _check_no_pair(batches)
     action = as_action(action)
     check_input_spec("input", input)
     check_place("target", target)
@@ -142,6 +146,18 @@ def check_setup(
                 except Skip as reason:
                     skipped[name] = str(reason)
     return SetupReport(tuple(findings), action, len(arguments.x), skipped)
+
+
+def _check_no_pair(batches: Iterable[Any]) -> None:
+    """Raises a `ValueError` for inputs and their labels that are in no list."""
+    if not isinstance(batches, (tuple, list)) or len(batches) != 2:
+        return
+    x, y = batches
+    if isinstance(x, Tensor) and isinstance(y, Tensor) and y.ndim == 1 < x.ndim and not y.is_floating_point():
+        raise ValueError(
+            f"Expected `batches` to hold batches but got a pair of {describe_value(x)} and {describe_value(y)}: put it "
+            "into a list, [(x, target)]."
+        )
 
 
 def _first_samples(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lightning_invariance.audit._checks_of_action import changed_labels, layers, output_action, sizes, unmoved_inputs
-from lightning_invariance.audit._checks_of_errors import modes, noise_floor, precision, repeats
+from lightning_invariance.audit._checks_of_errors import modes, noise_floor, precision, repeats, samples
 from lightning_invariance.audit._checks_of_outputs import (
     collapsed_logits,
     constant_output,
@@ -25,6 +25,7 @@ CHECKS: dict[FindingName, Check] = {
     "precision": precision,
     "modes": modes,
     "repeats": repeats,
+    "samples": samples,
     "unmoved_inputs": unmoved_inputs,
     "output_action": output_action,
     "changed_labels": changed_labels,

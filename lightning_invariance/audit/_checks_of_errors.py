@@ -26,6 +26,9 @@ from lightning_invariance.functional import (
 )
 from lightning_invariance.outputs import OrbitOutputs
 
+#: Less than this part of an error is left in float64 where it is rounding.
+_LITTLE = 0.1
+
 
 def noise_floor(subject: Subject) -> Finding:
     """What the measures give for an exactly invariant network, of the same action and data."""
@@ -57,6 +60,13 @@ def noise_floor(subject: Subject) -> Finding:
         if error <= 10 * floor:
             return Finding("noise_floor", "fine", f"{said}: it is as symmetric as can be measured.", "", measured)
         times = f", {measured['multiple']:.3g} times that" if floor else ""
+        exact = _error_in_float64(subject, elements)
+        if exact is not None and exact < _LITTLE * error:
+            measured["relative_error_float64"] = exact
+            said = f"{said}{times}, but {exact:.1e} in float64: it is rounding all the same."
+            if error <= rounding(outputs.logits):
+                return Finding("noise_floor", "fine", said, "", measured)
+            return Finding("noise_floor", "note", said, "See `precision`.", measured)
         return Finding("noise_floor", "fine", f"{said}{times}, far above rounding.", "", measured)
     remedy = (
         "Interpolation does that: use elements that move places exactly (C4, D4, flips, shifts), smoother or larger "
@@ -65,6 +75,18 @@ def noise_floor(subject: Subject) -> Finding:
     severity: Severity = "note" if error > 2 * floor else "problem"
     rest = f", {error / floor:.3g} times that."
     return Finding("noise_floor", severity, f"{said}{rest}", remedy, measured)
+
+
+def _error_in_float64(subject: Subject, elements: list[int]) -> float | None:
+    """The error of a copy in float64; None where the network runs in it already, or there is no such copy."""
+    if subject.run().dtype == torch.float64:
+        return None
+    try:
+        doubled = subject.doubled()
+        with preserved_buffers(doubled.module):
+            return relative_error(doubled.orbit(elements))
+    except (Skip, RuntimeError, TypeError, ValueError):
+        return None
 
 
 def _there_and_back(subject: Subject, logits: Tensor, elements: list[int]) -> float:
@@ -112,7 +134,8 @@ def precision(subject: Subject) -> Finding:
     if error <= 2 * exact and exact <= 2 * error:
         return Finding("precision", "fine", f"{said}: it is the network's, not rounding's.", "", measured)
     remedy = "Measure in float64 (`network.double()`), or take differences of that size for nothing."
-    return Finding("precision", "note", f"{said}: what is measured in {name} is its rounding.", remedy, measured)
+    severity: Severity = "problem" if exact < _LITTLE * error and error > rounding(outputs.logits) else "note"
+    return Finding("precision", severity, f"{said}: what is measured in {name} is its rounding.", remedy, measured)
 
 
 def modes(subject: Subject) -> Finding:
@@ -161,3 +184,29 @@ def repeats(subject: Subject) -> Finding:
         "`evaluate_invariance` gives all poses the same random numbers, so that its errors are those of one draw."
     )
     return Finding("repeats", "problem", said, remedy, measured)
+
+
+def samples(subject: Subject) -> Finding:
+    """The outputs of half of the samples, alone and together with the others."""
+    count = len(subject.x)
+    if count < 2 or not subject.arguments.is_divisible:
+        raise Skip("there is one sample, or the batch cannot be divided.")
+    whole, part = subject.run(), (count + 1) // 2
+    try:
+        alone = subject.first(part).run()
+    except (RuntimeError, ValueError) as failure:
+        raise Skip.because("the network does not run on half of the batch", failure) from failure
+    if whole.shape[:1] != (count,) or alone.shape != (part, *whole.shape[1:]):
+        raise Skip("the outputs are not one for each sample.")
+    gap = relative_gap(whole[:part], alone)
+    said = f"The outputs of half of the samples differ by {gap:.1e} of their size without the other half"
+    if not gap > rounding(whole):
+        return Finding("samples", "fine", f"{said}: samples do not hang on each other.", "", {"gap": gap})
+    if relative_gap(whole, subject.run()) > 0.1 * gap:
+        raise Skip("a second run of the same batch gives other outputs.")
+    remedy = (
+        "In eval mode a sample's output should be its own: look for batch normalization without running statistics "
+        "(`track_running_stats=False`), a forward that calls `train()`, or means over the batch. Errors hang on how "
+        "samples are dealt into batches otherwise."
+    )
+    return Finding("samples", "problem", f"{said}: it hangs on which samples share a batch.", remedy, {"gap": gap})

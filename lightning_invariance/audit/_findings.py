@@ -15,6 +15,7 @@ FindingName = Literal[
     "precision",
     "modes",
     "repeats",
+    "samples",
     "unmoved_inputs",
     "output_action",
     "changed_labels",

@@ -203,7 +203,9 @@ def relative_error(outputs: OrbitOutputs) -> float:
 
 
 def relative_gap(one: Tensor, other: Tensor) -> float:
-    """How far two outputs are apart, relative to the first."""
+    """How far two outputs are apart, relative to the first; 0 if they are the same, also where they are 0."""
+    if torch.equal(one, other):
+        return 0.0
     return float(((other.double() - one.double()).square().sum() / one.double().square().sum()).sqrt())
 
 

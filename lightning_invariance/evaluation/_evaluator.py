@@ -33,6 +33,7 @@ from lightning_invariance.evaluation._sources import (
 )
 from lightning_invariance.functional._orbit_values import is_single
 from lightning_invariance.metrics._base import Estimate
+from lightning_invariance.metrics._per_class import once_each
 from lightning_invariance.orbit import doubted, run_network
 from lightning_invariance.saliency import Network, SaliencyLike, as_saliency, default_saliency
 
@@ -468,7 +469,8 @@ class Evaluator:
 
     def compute_per_class(self, wanted: Tensor | None = None) -> dict[str, Estimate]:
         """The same of each class, where they were wanted."""
-        return self._computed(MeasureCollection.compute_per_class, wanted)
+        with once_each():
+            return self._computed(MeasureCollection.compute_per_class, wanted)
 
     def class_names(self, computed: Mapping[str, Estimate]) -> tuple[str, ...]:
         """What the classes are called that these values are of."""

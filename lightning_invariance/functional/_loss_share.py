@@ -197,7 +197,8 @@ def loss_share(
 
     After Shen, Nowara, Maser and Cho, "Training Dynamics of Learning 3D-Rotational Equivariance" (TMLR 2025), whose
     "percent of loss" takes the mean over a whole continuous group. Here it is over the elements that are listed: of n
-    drawn ones the squared error's part is, in expectation, :math:`(n - 1) / n` of that of the whole group.
+    of them, the identity and drawn ones (``len(action)``), the squared error's part is, in expectation,
+    :math:`(n - 1) / n` of that of the whole group.
 
     Args:
         logits: :math:`f(x)`, shape ``(B, ...)``: any output.

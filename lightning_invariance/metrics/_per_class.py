@@ -17,6 +17,7 @@ from torchmetrics.wrappers.abstract import WrapperMetric
 from lightning_invariance._checks import check_count, check_target
 from lightning_invariance._containers import describe_value
 from lightning_invariance._messages import warn
+from lightning_invariance.metrics._alike import lists_alike
 from lightning_invariance.metrics._base import Estimate, InvarianceMetric, SampleMeanMetric
 
 
@@ -25,7 +26,10 @@ class PerClass(WrapperMetric):
 
     A copy of the metric for each class sees that class's samples, so that value and standard error are the measure's
     own: that of a ratio is the class's ratio. Samples whose label names no class (one to be ignored, say) are left out.
-    Over several processes the result is that of a single one, also where some have seen no sample, or not all classes.
+    Over several processes the result is that of a single one, also where some have seen no sample, or not all classes:
+    of metrics whose states are tensors that are summed or reduced otherwise, or lists of tensors that are put in a row
+    (``dist_reduce_fx="cat"``). One whose lists are reduced in another way can be computed only if all processes have as
+    many entries. What a metric keeps outside of its states is each process's own.
 
     As input to ``update`` it takes what the metric's takes, and ``target``, the class of each sample, integers
     ``(B,)``. Samples are in the second dimension of ``valid``, ``lie_derivative`` and what begins with ``orbit_`` or
@@ -38,7 +42,8 @@ class PerClass(WrapperMetric):
 
     Raises:
         ValueError: if `metric` is no metric or has ``reduction="none"``, another argument has a wrong type or value,
-            or (in ``update``) labels are missing or the number of classes is not known.
+            (in ``update``) labels are missing or the number of classes is not known, or (in ``compute``, over several
+            processes) lists of the metric's states do not fit together.
 
     Example:
         >>> import torch
@@ -199,8 +204,9 @@ class PerClass(WrapperMetric):
         counts = self._counts.in_all(self._to_sync)
         self._grow(len(counts) - 1)
         there = counts[1:] > 0
-        with _once_each():
-            found = {number: self._estimate_of(number) for number in there.nonzero()[:, 0].tolist()}
+        numbers = there.nonzero()[:, 0].tolist()
+        with once_each(), lists_alike([self._copy(number) for number in numbers], self._to_sync):
+            found = {number: self._estimate_of(number) for number in numbers}
             lacking = (~there).nonzero()[:, 0].tolist()
             if lacking or not len(there):
                 which = f"the classes {lacking}" if len(there) else "any class"
@@ -295,7 +301,7 @@ def _gather_padded(state: Tensor, group: Any | None = None) -> list[Tensor]:
 
 
 @contextmanager
-def _once_each() -> Iterator[None]:
+def once_each() -> Iterator[None]:
     """What is warned of in the block, said once where several classes say it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -32,7 +32,7 @@ def per_class_table(results: ByClass) -> str:
         The table.
 
     Raises:
-        ValueError: if there are no values by class.
+        ValueError: if there are no values by class, or all of them are by element too.
 
     Example:
         >>> import torch
@@ -81,6 +81,11 @@ def _columns(results: ByClass) -> dict[str, dict[str, float | Estimate]]:
     """Each measure's values by class, under its heading."""
     per_class, classes = getattr(results, "per_class", None), getattr(results, "classes", ())
     single = {name: each for name, each in (per_class or {}).items() if each.value.ndim == 1}
+    if per_class and not single:
+        raise ValueError(
+            f"Expected a measure with one value a class but {', '.join(map(repr, per_class))} have one for each "
+            "element: read `results.per_class`, or measure with reduction='mean'."
+        )
     if not single or not classes:
         raise ValueError(
             f"Expected `results` to have values by class, measured with `per_class=True`, but got {results!r}."

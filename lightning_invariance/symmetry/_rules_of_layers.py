@@ -126,7 +126,7 @@ def _check_alike(
     """Raises a `Refusal` where a window is another one along an axis that the group exchanges this one with."""
     options.setdefault(axis, own)
     if any(options.get(other, own) != own for other in (axis, *trace.group.partners[axis])):
-        raise Refusal("its windows, steps or padding differ along axes that the group exchanges")
+        raise Refusal("its windows, steps or padding differ along axes that the group exchanges: make them equal")
 
 
 def may_be_grid(trace: Trace, x: Tensor, rank: int) -> bool:
@@ -271,7 +271,10 @@ def _spread(
             )
         whole = size == factor.size * stride[axis] and dilation[axis] * (k - 1) + 1 <= stride[axis]
         if factor.shifts and trace.group.shifts(factor.axis) and not (whole and not padding[axis]):
-            raise Refusal("its windows overlap, and do not go on behind the border, where shifts do")
+            raise Refusal(
+                "its windows overlap, and do not go on behind the border, where shifts do: use a kernel as wide as the "
+                "stride"
+            )
         out.append((Places(factor.axis, size, factor.shifts),))
         window.append(() if k == 1 else (Places(factor.axis, k, False),))
     return out, window

@@ -155,8 +155,19 @@ def test_the_class_that_a_network_turns_is_found() -> None:
     by_element = {"LI": LogitInvarianceError(reduction="element")}
     each = evaluate_invariance(TurnsOne(), batches, C4(), measures=by_element, per_class=True, progress=False)
     assert each.per_class["LI"].value.shape == (3, 3)
-    with pytest.raises(ValueError, match="values by class"):
+    with pytest.raises(ValueError, match="'LI' have one for each element"):
         per_class_table(each)
+    with pytest.raises(ValueError, match="values by class"):
+        per_class_table(evaluate_invariance(TurnsOne(), batches, C4(), **options))
+
+
+def test_missing_classes_are_warned_of_once_for_all_measures() -> None:
+    x, y = bright()
+    names = ["logit_invariance_error", "orbit_share", "orbit_accuracy"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        evaluate_invariance(TurnsOne(), [(x[y != 1], y[y != 1])], C4(), measures=names, per_class=True, progress=False)
+    assert sum("Values by class are NaN" in str(each.message) for each in caught) == 1
 
 
 def test_classes_of_outputs_that_are_no_scores() -> None:
@@ -216,6 +227,23 @@ def part_of(scenario: str, rank: int, data: Batch) -> Batch:
     return take(data, (data["target"] == 1) == (rank == 0))
 
 
+class RowsOfRanks(torchmetrics.Metric):
+    """Keeps rows of integers; the median of all."""
+
+    full_state_update = False
+    rows: list[Tensor]
+
+    def __init__(self, reduction: str | None = "cat") -> None:
+        super().__init__()
+        self.add_state("rows", [], reduction)
+
+    def update(self, logits: Tensor) -> None:
+        self.rows.append(logits.argsort(dim=1))
+
+    def compute(self) -> Tensor:
+        return torchmetrics.utilities.dim_zero_cat(self.rows).median()
+
+
 def work(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     torch.set_num_threads(1)
@@ -231,11 +259,21 @@ def work(rank: int, folder: str) -> None:
                     fed(metric, name, [own])
                 first, again = metric.compute_with_error(), metric.compute()
                 results[f"{scenario}/{name}"] = (*first, again, metric.samples)
+            rows = PerClass(RowsOfRanks(), CLASSES)
+            for each in split(own, [9, len(own["target"]) - 9] if len(own["target"]) > 9 else [len(own["target"])]):
+                if len(each["target"]):
+                    rows.update(logits=each["logits"], target=each["target"])
+            results[f"{scenario}/rows"] = rows.compute(), rows.compute()
             cached = PerClass(torchmetrics.MeanMetric(), 4, dims={"value": 0})
             for number in range(2):  # computed, then updated by one process alone
                 if rank == number:
                     cached.update(value=torch.tensor([1.0 + number]), target=torch.tensor([number]))
                 results[f"{scenario}/mean/{number}"] = cached.compute()
+        apart = PerClass(RowsOfRanks(None), CLASSES)
+        if rank:
+            apart.update(logits=torch.randn(5, CLASSES), target=torch.zeros(5).long())
+        with pytest.raises(ValueError, match="as many entries on all processes"):
+            apart.compute()
     except Exception:
         results["error"] = traceback.format_exc()
     torch.save(results, os.path.join(folder, f"{rank}.pt"))
@@ -264,6 +302,10 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
                 assert found[f"{scenario}/{name}/nothing"].isnan().all()
                 # Synchronising has not left the union behind.
                 assert int(samples.sum()) == int((own["target"] >= 0).sum())
+            rows = PerClass(RowsOfRanks(), CLASSES)
+            rows.update(logits=data["logits"], target=data["target"])
+            for value in found[f"{scenario}/rows"]:
+                torch.testing.assert_close(value, rows.compute(), equal_nan=True)
             assert found[f"{scenario}/mean/0"].isnan().tolist() == [False, True, True, True]
             assert found[f"{scenario}/mean/1"].tolist()[:2] == [1.0, 2.0]
 
