@@ -344,7 +344,8 @@ def _forwards(network: Network, x: Tensor, directions: Sequence[Tensor], differe
     outputs, slopes = None, []
     for direction in directions:
         with forwards():
-            dual = forward_ad.make_dual(x.clone() if differentiable else x.detach().clone(), direction)
+            # Copies of both: a network may write into its input.
+            dual = forward_ad.make_dual(x.clone() if differentiable else x.detach().clone(), direction.clone())
             result = _checked_outputs(network(dual), x)
             outputs, slope = forward_ad.unpack_dual(result)
         slopes.append(_checked_slope(slope))

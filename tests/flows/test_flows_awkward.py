@@ -1,0 +1,122 @@
+"""Networks that write into what they are given, change their mode or their buffers, begin at 0, or compute again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from helpers import trainer_for
+from lightning.pytorch import Callback, LightningModule
+from oracles import WEIGHT
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+import lightning_invariance as li
+from lightning_invariance import Flow, evaluate_lie_derivative
+
+# Torch's own, when it loads its rules.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+
+POINTS = li.PointRotationFlow()
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def differences(network: Callable[[Tensor], Tensor], x: Tensor, flow: Flow, step: float = 1e-3) -> Tensor:
+    """By six points, whose error is of the sixth order; differentiable in the network's parameters."""
+    slopes = []
+    for generator in range(len(flow)):
+
+        def at(t: float, generator: int = generator) -> Tensor:
+            return network(flow.move(x, generator, t))
+
+        terms = (weight * (at(n * step) - at(-n * step)) for n, weight in ((1, 45), (2, -9), (3, 1)))
+        slopes.append(sum(terms, start=torch.zeros(())) / (60 * step))
+    return torch.stack(slopes)
+
+
+def penalty(slopes: Tensor) -> Tensor:
+    return slopes.flatten(2).square().sum(-1).sum(0).mean()
+
+
+class Fitted(LightningModule):
+    """Trains any network by squares; as the oracle, with the term by differences."""
+
+    def __init__(self, network: nn.Module, flow: Flow | None = None) -> None:
+        super().__init__()
+        self.model, self.flow = network, flow
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        loss = F.mse_loss(self(x), y)
+        if self.flow is None:
+            return loss
+        before = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        loss = loss + WEIGHT * penalty(differences(self.model, x, self.flow))
+        for name, buffer in self.named_buffers():
+            buffer.data.copy_(before[name])
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def assert_trained_alike(
+    make: Callable[[], nn.Module], flow: Flow, data: list[tuple[Tensor, Tensor]], callback: Callback | None = None
+) -> None:
+    networks = []
+    for term in (False, True):
+        torch.manual_seed(0)
+        module = Fitted(make().double(), flow if term else None)
+        callbacks = [] if callback is None else [callback]
+        if not term:
+            callbacks.append(li.InvarianceRegularizer(flow, WEIGHT))
+        trainer_for(callbacks, max_epochs=1).fit(module, DataLoader(data, batch_size=None))  # type: ignore[arg-type]
+        networks.append(module.model.state_dict())
+    for name, value in networks[0].items():
+        torch.testing.assert_close(value, networks[1][name], rtol=1e-6, atol=1e-8, msg=name)
+
+
+def test_a_network_may_write_into_its_input() -> None:
+    class Standardising(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanh())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x.sub_(0.5).div_(0.25))
+
+    torch.manual_seed(0)
+    network, x, flow = Standardising().double(), noise(3, 1, 8, 8), li.TranslationFlow(window=0.5)
+    expected = differences(lambda moved: network(moved.clone()), x, flow)
+    with torch.no_grad():
+        got = evaluate_lie_derivative(network, x, flow)
+    torch.testing.assert_close(got, expected.detach(), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(evaluate_lie_derivative(network, x, flow), expected, rtol=1e-6, atol=1e-8)
+
+
+class FromSecondStep(Callback):
+    """Batch statistics only from then on."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.model[2].train(batch_idx >= 1)
+
+
+def clouds(*sizes: int) -> list[tuple[Tensor, Tensor]]:
+    return [(noise(size, 6, 3, seed=seed), noise(size, 1, seed=9 + seed)) for seed, size in enumerate(sizes)]
+
+
+def test_samples_that_depend_on_each_other_from_the_second_step() -> None:
+    def make() -> nn.Module:
+        layers = nn.Flatten(), nn.Linear(18, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1)
+        return nn.Sequential(*layers)
+
+    assert_trained_alike(make, POINTS, clouds(5, 5, 5), FromSecondStep())
