@@ -53,8 +53,8 @@ def evaluate_lie_derivative(
         network: from a batch ``(B, ...)`` to its logits ``(B, ...)``.
         x: the batch, shape ``(B, ...)``, floating point.
         flow: the group's generators.
-        output_flow: how the output moves when the input does: None, it stays; ``"same"``, `flow` moves it too; or a
-            `Flow` of as many generators.
+        output_flow: how the output moves when the input does: None, it stays; ``"same"``, `flow` moves it too, a smaller
+            feature map in proportion (`Flow.alongside`); or a `Flow` of as many generators.
         max_batch: the most samples in one forward; all of them if None. The result does not depend on it for a network
             that treats samples alone.
 
@@ -114,7 +114,7 @@ def lie_derivatives(
     x: Tensor,
     flow: Flow,
     generators: Sequence[int],
-    output_flow: Flow | None,
+    output_flow: OutputFlow,
     derivative: DirectionalDerivative,
     *,
     differentiable: bool,
@@ -126,7 +126,9 @@ def lie_derivatives(
         if output_flow is None:
             return outputs, slopes
         try:
-            moved = torch.stack([output_flow.tangent(outputs, generator) for generator in generators])
+            moves = flow.alongside(x, outputs) if output_flow == "same" else output_flow
+            assert isinstance(moves, Flow)
+            moved = torch.stack([moves.tangent(outputs, generator) for generator in generators])
         except ValueError as error:
             raise ValueError(
                 f"Expected `output_flow` to be able to move the network's output, {describe_value(outputs)}, but "
@@ -135,8 +137,8 @@ def lie_derivatives(
         return outputs, slopes - moved
 
 
-def as_output_flow(output_flow: object, flow: Flow, name: str = "output_flow") -> Flow | None:
-    """The flow of the output; None where it stays.
+def as_output_flow(output_flow: object, flow: Flow, name: str = "output_flow") -> OutputFlow:
+    """The flow of the output, checked; `Flow.alongside` says what "same" is of an output.
 
     Raises:
         ValueError: if it is none of what is expected, or has another number of generators.
@@ -144,7 +146,7 @@ def as_output_flow(output_flow: object, flow: Flow, name: str = "output_flow") -
     if output_flow is None:
         return None
     if isinstance(output_flow, str) and output_flow == "same":
-        return flow
+        return "same"
     if not isinstance(output_flow, Flow):
         raise ValueError(
             f"Expected `{name}` to be None (the output stays), 'same' (it moves as the input does) or a Flow but got "

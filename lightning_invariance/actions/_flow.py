@@ -75,6 +75,32 @@ class Flow(ABC):
     def _sampled(self, n: int, seed: int) -> Action:
         return FlowAction(self, n, seed)
 
+    def alongside(self, x: Tensor, output: Tensor) -> Flow:
+        """The flow that moves what a network makes of `x`, in the same dimensions, as this one moves `x`.
+
+        Args:
+            x: a batch, shape ``(B, ...)``.
+            output: what is made of it, shape ``(B, ...)``.
+
+        Returns:
+            A flow of batches of the shape of `output`: the flow itself, but for those that move the plane, which move
+            a feature map that is smaller than the image in proportion to its sides.
+
+        Raises:
+            ValueError: if the flow cannot move `output`, or it is not known how far.
+
+        Example:
+            >>> import torch
+            >>> from lightning_invariance import TranslationFlow
+            >>> x = torch.zeros(1, 1, 16, 16)
+            >>> wave = (torch.arange(8) * torch.pi / 4).sin().expand(1, 1, 8, 8)
+            >>> moved = TranslationFlow(window=None).alongside(x, wave).move(wave, "right", 2.0)  # one of its places
+            >>> torch.allclose(moved, wave.roll(1, -1), atol=1e-6)
+            True
+        """
+        self.check(output)
+        return self
+
     # What users call ------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:

@@ -17,7 +17,7 @@ from lightning_invariance._locate import OutputReader
 from lightning_invariance._output_action import OutputMotion
 from lightning_invariance.actions import Action, Flow
 from lightning_invariance.callbacks._calls import NetworkCall, are_close
-from lightning_invariance.lie import DirectionalDerivative, lie_derivatives
+from lightning_invariance.lie import DirectionalDerivative, OutputFlow, lie_derivatives
 from lightning_invariance.orbit import doubted, orbit_of
 from lightning_invariance.outputs import OrbitOutputs
 from lightning_invariance.saliency import Network, Saliency, predicted_class
@@ -114,7 +114,7 @@ class OrbitOfCall:
             )
 
     def lie_derivatives(
-        self, flow: Flow, output_flow: Flow | None, generators: Sequence[int], derivative: DirectionalDerivative
+        self, flow: Flow, output_flow: OutputFlow, generators: Sequence[int], derivative: DirectionalDerivative
     ) -> Tensor:
         """The Lie derivatives along some generators, ``(k, B, ...)``, differentiable; each takes a run of its own."""
         x = self.arguments.x

@@ -148,7 +148,7 @@ class InvarianceRegularizer(NetworkCallback):
         prefix: str | None = None,
     ) -> None:
         flow = action if isinstance(action, Flow) else None
-        self._output_flow: Flow | None = None
+        self._output_flow: OutputFlow = None
         action = as_action(action)
         if not callable(weight):
             _check_weight(weight)

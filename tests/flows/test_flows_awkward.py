@@ -120,3 +120,79 @@ def test_samples_that_depend_on_each_other_from_the_second_step() -> None:
         return nn.Sequential(*layers)
 
     assert_trained_alike(make, POINTS, clouds(5, 5, 5), FromSecondStep())
+
+
+# Outputs that are smaller ------------------------------------------------------------------------------------------
+
+
+def blob(height: int, width: int, down: float, right: float, spread: float) -> Tensor:
+    rows, columns = (
+        torch.arange(float(size), dtype=torch.float64) - (size - 1) / 2 - middle
+        for size, middle in ((height, down), (width, right))
+    )
+    return torch.exp(-(rows[:, None].square() + columns.square()) / (2 * spread**2)).expand(1, 1, height, width)
+
+
+@pytest.mark.parametrize("window", [None, 0.25])
+@pytest.mark.parametrize("flow", [li.TranslationFlow, li.RotationFlow, li.ScalingFlow, li.ShearFlow])
+@pytest.mark.parametrize("pool", [(2, 2), (4, 2)], ids=str)
+def test_a_pooled_output_moves_in_proportion(flow: Any, window: float | None, pool: tuple[int, int]) -> None:
+    """Pooling by means is equivariant, for what is smooth, to all that moves the plane."""
+    x, moving = blob(64, 64, 4.0, -6.0, 6.0), flow(window=window)
+
+    def pooled(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, pool)
+
+    still, moved = (
+        evaluate_lie_derivative(pooled, x, moving, output_flow=each).flatten(1).norm(dim=1) for each in (None, "same")
+    )
+    # Means over squares are a smoothing, whose width rotating, scaling and shearing change by a little.
+    tolerance = 0.01 if flow is li.TranslationFlow else 0.05
+    assert bool((moved < tolerance * still).all()), (moved / still).tolist()
+    beside = moving.alongside(x, pooled(x))
+    for name in moving.generators:
+        step = 1e-4
+        ends = [beside.move(pooled(x), name, t) for t in (step, -step)]
+        torch.testing.assert_close(
+            (ends[0] - ends[1]) / (2 * step), beside.tangent(pooled(x), name), rtol=1e-5, atol=1e-6
+        )
+    assert beside != moving
+    assert moving.alongside(x, x) == moving
+
+
+def test_an_output_whose_places_have_no_known_length_is_refused() -> None:
+    x = noise(2, 1, 8, 8)
+    cropping = nn.Conv2d(1, 1, 3).double()
+    with pytest.raises(
+        ValueError, match="a whole fraction of them along each side, to move as the input does, but got 6×6"
+    ):
+        evaluate_lie_derivative(cropping, x, li.TranslationFlow(), output_flow="same")
+    assert evaluate_lie_derivative(cropping, x, li.RotationFlow(), output_flow="same").shape == (1, 2, 1, 6, 6)
+
+
+@pytest.mark.filterwarnings("ignore:.*(if it moves with the input|moves in the input)")
+def test_what_is_measured_and_regularised_moves_in_proportion() -> None:
+    x, flow = blob(64, 64, 4.0, -6.0, 6.0).float(), li.TranslationFlow(window=None)
+    pool = nn.AvgPool2d(4)
+    options: dict[str, Any] = {"measures": ["lie_derivative_error"], "progress": False}
+    still, moved = (
+        float(li.evaluate_invariance(pool, [x], flow, output_action=each, **options)["lie_derivative_error"].value)
+        for each in (None, "same")
+    )
+    assert moved < 1e-4 * still
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return pool(self.scale * x)
+
+    logged = []
+    for output in (None, "same"):
+        regularizer = li.InvarianceRegularizer(flow, WEIGHT, output_action=output)
+        trainer = trainer_for([regularizer], max_epochs=1)
+        trainer.fit(Fitted(Pooled()), DataLoader([(x, pool(x))], batch_size=None))  # type: ignore[arg-type]
+        logged.append(float(trainer.callback_metrics["train/invariance_penalty"]))
+    assert logged[1] < 1e-4 * logged[0]
