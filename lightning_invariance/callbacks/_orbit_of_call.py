@@ -121,7 +121,12 @@ class OrbitOfCall:
         if not x.is_floating_point():
             raise ValueError(f"Expected the input to be floating point, to be differentiated, not {x.dtype}.")
         with preserved_buffers(self.network), preserved_random_state(x.device):
-            run = self._repeater()
+            repeat = self._repeater()
+
+            def run(moved: Tensor) -> Tensor:
+                with preserved_buffers(self.network):  # all runs begin with the same
+                    return repeat(moved)
+
             _, slopes = lie_derivatives(run, x, flow, generators, output_flow, derivative, differentiable=True)
         return slopes
 
@@ -133,9 +138,21 @@ class OrbitOfCall:
     def doubts(self, logits: Tensor) -> str | None:
         """Whether the output moves otherwise than was said; see `doubted`."""
         x = self.arguments.x
+        repeat = self._repeater()
+
+        def run(moved: Tensor) -> Tensor:
+            try:
+                return repeat(moved)
+            except RuntimeError as error:
+                # Networks that differentiate inside (forces from energies) need a graph where nobody else does.
+                if "does not require grad" not in str(error):
+                    raise
+                with torch.enable_grad():
+                    return repeat(moved.detach().clone()).detach()
+
         with torch.no_grad(), preserved_buffers(self.network), preserved_random_state(x.device):
             move = self._on_output(logits)
-            return None if move is None else doubted(self._repeater(), x, logits.detach(), self.action, move)
+            return None if move is None else doubted(run, x, logits.detach(), self.action, move)
 
     def _on_output(self, logits: Tensor) -> Action | None:
         return self.output.on(self.action, self.arguments.x, logits, self.reader.packed())

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule
 from oracles import WEIGHT
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 import lightning_invariance as li
@@ -196,3 +197,183 @@ def test_what_is_measured_and_regularised_moves_in_proportion() -> None:
         trainer.fit(Fitted(Pooled()), DataLoader([(x, pool(x))], batch_size=None))  # type: ignore[arg-type]
         logged.append(float(trainer.callback_metrics["train/invariance_penalty"]))
     assert logged[1] < 1e-4 * logged[0]
+
+
+# What begins at 0 --------------------------------------------------------------------------------------------------
+
+
+class Half(torch.autograd.Function):
+    """The identity; of the two ways to differentiate, one has a gradient of half the size."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent.detach() / 2 + tangent / 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+@pytest.mark.parametrize("what", ["head", "batch"])
+def test_gradients_that_differ_are_refused_once_there_are_some(what: str) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Flatten(), nn.Linear(18, 4), nn.Tanh())
+            self.head = nn.Linear(4, 2)
+            if what == "head":
+                nn.init.zeros_(self.head.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(Half.apply(self.layers(x).square()))
+
+    data = [(noise(4, 6, 3, seed=seed), noise(4, 2, seed=9)) for seed in range(3)]
+    if what == "batch":
+        data[0] = (torch.zeros_like(data[0][0]), data[0][1])
+    with pytest.raises(ValueError, match="xpected the gradients of the Lie derivative to be the same whether"):
+        assert_trained_alike(Network, POINTS, data)
+
+
+def test_the_one_gradient_is_not_trusted_for_a_first_batch_of_one_sample() -> None:
+    """Which depends on no other, as those of the next batch do."""
+
+    class Coupled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(18, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            v = self.layer(x.flatten(1))
+            return (v - v.mean(0) + v.square().mean(0)).tanh()
+
+    assert_trained_alike(Coupled, POINTS, clouds(1, 5, 5))
+
+
+# Buffers -----------------------------------------------------------------------------------------------------------
+
+
+def test_all_runs_begin_with_the_same_buffers() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(18, 8), nn.Linear(8, 3)
+            self.register_buffer("centre", torch.zeros(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.layer(x.flatten(1))
+            self.centre.mul_(0.5).add_(0.5 * hidden.detach().mean(0))
+            return self.head((hidden - self.centre).tanh())
+
+    def normalised() -> nn.Module:
+        spectral = nn.utils.parametrizations.spectral_norm
+        return nn.Sequential(nn.Flatten(), spectral(nn.Linear(18, 16)), nn.Tanh(), spectral(nn.Linear(16, 3)))
+
+    for make in (Centred, normalised):
+        torch.manual_seed(0)
+        network, x = make().double(), noise(4, 6, 3)
+        before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+
+        def run(x: Tensor, network: nn.Module = network, before: dict[str, Tensor] = before) -> Tensor:
+            return torch.func.functional_call(network, {name: value.clone() for name, value in before.items()}, x)
+
+        slopes = evaluate_lie_derivative(network, x, POINTS)
+        if make is Centred:  # its buffer is given no gradient, but follows x
+            slopes = slopes.detach()
+            for generator in range(3):
+                by_torch = torch.func.jvp(run, (x,), (POINTS.tangent(x, generator),))[1]
+                torch.testing.assert_close(slopes[generator], by_torch.detach())
+        else:
+            torch.testing.assert_close(slopes, differences(run, x, POINTS), rtol=1e-6, atol=1e-8)
+        assert all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers())
+
+
+# What is computed again --------------------------------------------------------------------------------------------
+
+
+class Recomputed(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.inner, x, use_reentrant=False)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.LayerNorm(8), nn.Tanh])
+def test_checkpointed_layers(make: Callable[[], nn.Module]) -> None:
+    def network() -> nn.Module:
+        inner = Recomputed(nn.Linear(3, 8), make(), nn.Linear(8, 8))
+        return nn.Sequential(inner, nn.Tanh(), nn.Flatten(), nn.Linear(48, 3))
+
+    data = [(noise(4, 6, 3, seed=seed), noise(4, 3, seed=9 + seed)) for seed in range(2)]
+    assert_trained_alike(network, POINTS, data)
+
+
+def test_checkpointed_functions_of_the_users_own_are_refused_in_the_first_step() -> None:
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            (x,) = ctx.saved_tensors
+            return 2 * x * gradient
+
+    class Squares(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Square.apply(x)
+
+    network = Recomputed(nn.Linear(3, 8), nn.LayerNorm(8), Squares(), nn.Linear(8, 3)).double()
+    with pytest.raises(ValueError, match=r"compute nothing again in its backward \(torch.utils.checkpoint\)"):
+        evaluate_lie_derivative(network, noise(4, 6, 3), POINTS)
+
+
+# Functions and forces ----------------------------------------------------------------------------------------------
+
+
+def test_a_function_may_round_for_t_0() -> None:
+    def rolled(x: Tensor, t: Tensor) -> Tensor:
+        frequencies = 2 * torch.pi * torch.fft.rfftfreq(x.shape[-1], dtype=x.dtype)
+        return torch.fft.irfft(torch.fft.rfft(x) * torch.exp(-1j * frequencies * t), n=x.shape[-1])
+
+    places = torch.arange(15) * 2 * torch.pi / 15
+    waves = torch.stack([(n * places).sin() for n in (1, 2, 3)])
+    tangent = li.FunctionFlow({"shift": rolled}).tangent(waves, "shift")
+    expected = torch.stack([-n * 2 * torch.pi / 15 * (n * places).cos() for n in (1, 2, 3)])
+    torch.testing.assert_close(tangent, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"give the batch back for t = 0, but for rounding, but got .* up to 0.00"):
+        li.FunctionFlow({"shift": lambda x, t: x * (1.001 + t)}).tangent(waves, "shift")
+
+
+def test_forces_of_a_network_that_asks_for_its_inputs_gradient() -> None:
+    class Forces(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.energy = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+        def forward(self, r: Tensor) -> Tensor:
+            r.requires_grad_()
+            return -torch.autograd.grad(self.energy(r).sum(), r, create_graph=True)[0]
+
+    regularizer = li.InvarianceRegularizer(POINTS, WEIGHT, output_action="same")
+    module, r = Fitted(Forces().double()), noise(4, 6, 3)
+    x = r.clone().requires_grad_()
+
+    def brought_back(t: float) -> Tensor:
+        return torch.stack([POINTS.move(module.model(POINTS.move(x, k, t)), k, -t) for k in range(3)])
+
+    step = 1e-5
+    expected = penalty((brought_back(step) - brought_back(-step)) / (2 * step)).detach()
+    trainer = trainer_for([regularizer], max_epochs=1)
+    trainer.fit(module, DataLoader([(r.clone(), r)], batch_size=None))  # type: ignore[arg-type]
+    assert float(trainer.callback_metrics["train/invariance_penalty"]) == pytest.approx(float(expected), rel=1e-5)
