@@ -130,7 +130,8 @@ class TranslationFlow(_PlaneFlow):
     Between its pixels an image is the trigonometric polynomial through them, which the FFT gives. It holds where the
     image is band-limited and goes on periodically (``window=None``: what leaves on one side enters on the other), or,
     with a `window`, inside of it. The derivative of a Gaussian blob with a standard deviation of 2 pixels or more is
-    then right to 0.1 % or better. Bilinear interpolation has a one-sided derivative there, 8 to 30 % wrong.
+    then right to 0.1 % or better (with a window from 64 pixels a side on; of 28×28 to 0.8 %).
+    Bilinear interpolation has a one-sided derivative there, 8 to 30 % wrong.
 
     Args:
         pixels: how many pixels t = 1 moves by. lie-deriv's unit is half the side, ``(side - 1) / 2``.
