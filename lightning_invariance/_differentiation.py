@@ -26,17 +26,21 @@ from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
-def forwards() -> Iterator[None]:
-    """Runs the block with dual tensors, which `forward_ad.make_dual` makes."""
+def forwards(*, keeping: bool = False) -> Iterator[None]:
+    """Runs the block with dual tensors, which `forward_ad.make_dual` makes.
+
+    Args:
+        keeping: whether what a checkpoint would compute again, without these rules, is kept.
+    """
     _load()
-    with forward_ad.dual_level(), _Rules(forwards=True):
+    with forward_ad.dual_level(), _Rules(forwards=True, keeping=keeping):
         yield
 
 
 @contextmanager
-def backwards() -> Iterator[None]:
+def backwards(*, keeping: bool = False) -> Iterator[None]:
     """Runs the block so that it can be differentiated three times."""
-    with _Rules(forwards=False):
+    with _Rules(forwards=False, keeping=keeping):
         yield
 
 
@@ -56,14 +60,22 @@ _RELU = {F.relu, torch.relu, Tensor.relu}
 class _Rules(TorchFunctionMode):
     """Differentiates some functions by hand, and leaves the rest to torch."""
 
-    def __init__(self, *, forwards: bool) -> None:
+    def __init__(self, *, forwards: bool, keeping: bool) -> None:
         super().__init__()
         self._forwards = forwards
+        self._keeping = keeping
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if not self._keeping:
+            return self._run(func, args, kwargs)
+        # The innermost hooks are what counts, and a checkpoint's are around this.
+        with torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is):
+            return self._run(func, args, kwargs)
+
+    def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func in _NORMALISATIONS:
             normalised = _NORMALISATIONS[func](*args, **kwargs)
             return func(*args, **kwargs) if normalised is None else normalised
@@ -78,6 +90,10 @@ class _Rules(TorchFunctionMode):
                 slope = torch.ops.aten.threshold_backward(tangent, primal.detach(), 0)
                 return forward_ad.make_dual(primal.relu(), slope)
         return func(*args, **kwargs)
+
+
+def _as_it_is(saved: Tensor) -> Tensor:
+    return saved
 
 
 def _linear(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -59,8 +59,8 @@ class OutputMotion:
         """Whether there is one output, and it is not to move."""
         return self.names is None and self._specs == (None,)
 
-    def flow(self) -> Flow | None:
-        """How the only output moves, by its generators; None where it stays.
+    def flow(self) -> Flow | Literal["same"] | None:
+        """How the only output moves, by its generators; None where it stays, "same" where it does as the input.
 
         Raises:
             ValueError: if it is moved by an action that has no flow, or one of another number of generators.
@@ -75,7 +75,7 @@ class OutputMotion:
                 f"Expected `{self._name}` to be None, 'same' or an action that has a flow of as many generators as "
                 f"{self.action!r} (SO3 for vectors, say), for Lie derivatives, but got {spec!r}."
             )
-        return of_output
+        return "same" if spec == "same" else of_output
 
     def is_same(self, name: str | None) -> bool:
         """Whether the output of this name moves as the input does."""

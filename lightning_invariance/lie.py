@@ -10,11 +10,19 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import CheckpointError
 
 from lightning_invariance._checks import check_callable, check_count, check_floating, check_tensor
 from lightning_invariance._containers import describe_value
 from lightning_invariance._differentiation import backwards, forwards
-from lightning_invariance._isolation import RandomState, is_batch_coupled, module_of, ordinary, undisturbed
+from lightning_invariance._isolation import (
+    RandomState,
+    is_batch_coupled,
+    module_of,
+    ordinary,
+    preserved_buffers,
+    undisturbed,
+)
 from lightning_invariance.actions import Flow
 from lightning_invariance.actions._flow import check_flow
 from lightning_invariance.saliency import Network
@@ -24,6 +32,9 @@ OutputFlow = Flow | Literal["same"] | None
 
 #: Differentiating forwards, backwards twice, or, for one output a sample, once.
 Way = Literal["forward", "double_backward", "gradient"]
+
+#: How often gradients that are 0 are compared, of derivatives that are not.
+_TRIES = 10
 
 
 def evaluate_lie_derivative(
@@ -53,8 +64,8 @@ def evaluate_lie_derivative(
         network: from a batch ``(B, ...)`` to its logits ``(B, ...)``.
         x: the batch, shape ``(B, ...)``, floating point.
         flow: the group's generators.
-        output_flow: how the output moves when the input does: None, it stays; ``"same"``, `flow` moves it too; or a
-            `Flow` of as many generators.
+        output_flow: how the output moves when the input does: None, it stays; ``"same"``, `flow` moves it too, one
+            that is smaller in proportion (`Flow.alongside`); or a `Flow` of as many generators.
         max_batch: the most samples in one forward; all of them if None. The result does not depend on it for a network
             that treats samples alone.
 
@@ -93,14 +104,16 @@ def evaluate_lie_derivative(
         check_count("max_batch", max_batch)
     differentiable = torch.is_grad_enabled()
     parts = []
+    module = module_of(network)
     with undisturbed(network, x.device, evaluating=False):
         start = RandomState(x.device)
 
         def run(moved: Tensor) -> Tensor:
             start.restore()
-            return network(moved)
+            with preserved_buffers(module):  # all runs begin with the same
+                return network(moved)
 
-        derivative = DirectionalDerivative(alone=not is_batch_coupled(module_of(network)))
+        derivative = DirectionalDerivative(alone=not is_batch_coupled(module))
         for chunk in ordinary(x).split(max_batch or max(len(x), 1)):
             _, lie = lie_derivatives(
                 run, chunk, flow, range(len(flow)), moves, derivative, differentiable=differentiable
@@ -114,7 +127,7 @@ def lie_derivatives(
     x: Tensor,
     flow: Flow,
     generators: Sequence[int],
-    output_flow: Flow | None,
+    output_flow: OutputFlow,
     derivative: DirectionalDerivative,
     *,
     differentiable: bool,
@@ -126,7 +139,9 @@ def lie_derivatives(
         if output_flow is None:
             return outputs, slopes
         try:
-            moved = torch.stack([output_flow.tangent(outputs, generator) for generator in generators])
+            moves = flow.alongside(x, outputs) if output_flow == "same" else output_flow
+            assert isinstance(moves, Flow)
+            moved = torch.stack([moves.tangent(outputs, generator) for generator in generators])
         except ValueError as error:
             raise ValueError(
                 f"Expected `output_flow` to be able to move the network's output, {describe_value(outputs)}, but "
@@ -135,8 +150,8 @@ def lie_derivatives(
         return outputs, slopes - moved
 
 
-def as_output_flow(output_flow: object, flow: Flow, name: str = "output_flow") -> Flow | None:
-    """The flow of the output; None where it stays.
+def as_output_flow(output_flow: object, flow: Flow, name: str = "output_flow") -> OutputFlow:
+    """The flow of the output, checked; `Flow.alongside` says what "same" is of an output.
 
     Raises:
         ValueError: if it is none of what is expected, or has another number of generators.
@@ -144,7 +159,7 @@ def as_output_flow(output_flow: object, flow: Flow, name: str = "output_flow") -
     if output_flow is None:
         return None
     if isinstance(output_flow, str) and output_flow == "same":
-        return flow
+        return "same"
     if not isinstance(output_flow, Flow):
         raise ValueError(
             f"Expected `{name}` to be None (the output stays), 'same' (it moves as the input does) or a Flow but got "
@@ -185,7 +200,12 @@ class DirectionalDerivative:
     def __init__(self, way: Way | None = None, *, alone: bool = False) -> None:
         self.way = way
         self._alone = alone
-        self._checked = False
+        self._keeping = False  # whether what is to be computed again in the backward is kept instead
+        self._checked = False  # whether two backward passes were seen to be right
+        self._compared = way is not None  # whether gradients were seen to be the same both ways
+        self._in_vain = 0  # how often they were compared where there were none
+        # Whether the one gradient agrees, of one sample, which depends on no other, and of several.
+        self._agrees: dict[bool, bool] = {}
 
     def of(
         self, network: Network, x: Tensor, directions: Sequence[Tensor], *, differentiable: bool
@@ -203,9 +223,12 @@ class DirectionalDerivative:
         """
         # The fused attentions can be differentiated neither forwards nor twice.
         with sdpa_kernel(SDPBackend.MATH):
-            if self.way is not None:
-                return self._by(self.way, network, x, directions, differentiable)
-            found = self._found_out(network, x, directions, differentiable)
+            if differentiable and self._agrees.get(len(x) > 1):
+                return self._by("gradient", network, x, directions, differentiable)
+            if self.way is None or (differentiable and not self._compared and self.way == "forward"):
+                found = self._found_out(network, x, directions, differentiable)
+            else:
+                found = self._by(self.way, network, x, directions, differentiable)
             by_gradient = self._gradient_that_agrees(network, x, directions, found[1]) if differentiable else None
             return found if by_gradient is None else by_gradient
 
@@ -213,11 +236,11 @@ class DirectionalDerivative:
         self, way: Way, network: Network, x: Tensor, directions: Sequence[Tensor], differentiable: bool
     ) -> tuple[Tensor, Tensor]:
         if way == "forward":
-            return _forwards(network, x, directions, differentiable)
+            return _forwards(network, x, directions, differentiable, self._keeping)
         with torch.enable_grad():
             if way == "double_backward":
                 return self._backwards_twice(network, x, directions, differentiable)
-            found = _by_gradient(network, x, directions, differentiable)
+            found = _by_gradient(network, x, directions, differentiable, self._keeping)
             if found is None:
                 raise ValueError(f"Expected `network` to give one output a sample again, for {len(x)} samples.")
             return found
@@ -225,28 +248,33 @@ class DirectionalDerivative:
     def _gradient_that_agrees(
         self, network: Network, x: Tensor, directions: Sequence[Tensor], slopes: Tensor
     ) -> tuple[Tensor, Tensor] | None:
-        if not self._alone or slopes[0].numel() != len(x) or not slopes.requires_grad:
+        unknown = self._alone and (len(x) > 1) not in self._agrees
+        if not unknown or slopes[0].numel() != len(x) or not slopes.requires_grad:
             return None
         found = self._by("gradient", network, x, directions, differentiable=True)
+        size = float(slopes.detach().double().norm())
         apart = float((found[1] - slopes).detach().double().norm())
-        precision = max(torch.finfo(x.dtype).eps, _autocast_eps(x.device))
-        if apart > max(1e-3, 20 * precision) * float(slopes.detach().double().norm()):
-            return None
-        self.way = "gradient"
-        return found
+        agrees = apart <= max(1e-3, 20 * _eps(x)) * size
+        if size > 0:  # zeros say nothing
+            self._agrees[len(x) > 1] = agrees
+        return found if agrees else None
 
     def _found_out(
         self, network: Network, x: Tensor, directions: Sequence[Tensor], differentiable: bool
     ) -> tuple[Tensor, Tensor]:
-        try:
-            if differentiable:
-                self._compare_gradients(network, x, directions[0])
-            found = self._by("forward", network, x, directions, differentiable)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:  # `NotImplementedError` is one too; what is the network's own fault is raised once more
-            pass
-        else:
+        # First as it is, then with what a checkpoint would compute again, where torch's own rules hold, kept.
+        for keeping in (False, True) if differentiable and not self._keeping else (self._keeping,):
+            self._keeping = keeping
+            try:
+                if differentiable:
+                    self._compare_gradients(network, x, directions[0])
+                found = self._by("forward", network, x, directions, differentiable)
+            except torch.OutOfMemoryError:
+                raise
+            except CheckpointError:
+                continue
+            except RuntimeError:  # `NotImplementedError` is one too; the network's own fault is raised once more
+                break
             self.way = "forward"
             return found
         try:
@@ -255,11 +283,17 @@ class DirectionalDerivative:
             with torch.enable_grad():
                 by_gradient = None
                 if self._alone and not differentiable:
-                    by_gradient = _by_gradient(network, x, directions, differentiable)
+                    by_gradient = _by_gradient(network, x, directions, differentiable, self._keeping)
             if by_gradient is None:
                 raise _NoDerivative(_NO_DERIVATIVE) from None
             self.way = "gradient"
             return by_gradient
+        except CheckpointError as error:
+            raise ValueError(
+                "Expected `network` to compute nothing again in its backward (torch.utils.checkpoint) that has a "
+                "torch.autograd.Function of its own in it, for derivatives of its Lie derivative: it would be computed "
+                "otherwise. Call what it checkpoints without."
+            ) from error
         self.way = "double_backward"
         return found
 
@@ -272,22 +306,30 @@ class DirectionalDerivative:
             ValueError: if both ways have gradients, and these are not the same: some rule of torch lacks a part.
         """
 
-        def gradients(derivative: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+        def gradients(derivative: Callable[..., tuple[Tensor, Tensor]]) -> tuple[Tensor, bool]:
             leaf = x.detach().clone().requires_grad_()
-            _, slopes = derivative(network, leaf, [direction.detach()], True)
+            _, slopes = derivative(leaf)
             gradient = None  # as of a network that is linear
             if slopes.requires_grad:
                 (gradient,) = torch.autograd.grad((_random_like(slopes) * slopes).sum(), leaf, allow_unused=True)
-            return torch.zeros_like(leaf) if gradient is None else gradient.double()
+            some = bool(slopes.detach().any())
+            return (torch.zeros_like(leaf) if gradient is None else gradient).double(), some
 
-        one = gradients(_forwards)
+        if self._compared:
+            return
+        towards = [direction.detach()]
+        one, some = gradients(lambda leaf: _forwards(network, leaf, towards, True, self._keeping))
         try:
             with torch.enable_grad():
-                other = gradients(self._backwards_twice)
+                other, _ = gradients(lambda leaf: self._backwards_twice(network, leaf, towards, True))
         except (RuntimeError, _NoDerivative):
-            return  # there is no other way
-        precision = max(torch.finfo(x.dtype).eps, _autocast_eps(x.device))
-        if float((one - other).norm()) > max(1e-3, 20 * precision) * float(other.norm()):
+            self._compared = True  # there is no other way
+            return
+        size = float(other.norm())
+        # A head that begins at 0, or an empty image, has nothing to compare; what is piecewise linear never has.
+        self._in_vain += some
+        self._compared = size > 0 or self._in_vain >= _TRIES
+        if float((one - other).norm()) > max(1e-3, 20 * _eps(x)) * size:
             raise ValueError(
                 "Expected the gradients of the Lie derivative to be the same whether the network is differentiated "
                 "forwards or backwards first, but they are not: the rules of an operation of it are wrong at that "
@@ -299,7 +341,7 @@ class DirectionalDerivative:
         self, network: Network, x: Tensor, directions: Sequence[Tensor], differentiable: bool
     ) -> tuple[Tensor, Tensor]:
         leaf = x.clone() if x.requires_grad and differentiable else x.detach().clone().requires_grad_()
-        with backwards():
+        with backwards(keeping=self._keeping):
             outputs = _checked_outputs(network(leaf.clone()), x)  # of a copy: a leaf is not to be written in place
         gradient = None
         # Linear in u, so its graph serves all directions, whatever u it was made with. Random numbers are in no
@@ -319,16 +361,16 @@ class DirectionalDerivative:
             if slope is None or (not self._checked and not _agree(u, slope, gradient, direction)):
                 raise _NoDerivative(_NO_DERIVATIVE)
             slopes.append(slope)
-        self._checked = True
+        self._checked = self._checked or bool(slopes[0].detach().any())
         return outputs if differentiable else outputs.detach(), torch.stack(slopes)
 
 
 def _by_gradient(
-    network: Network, x: Tensor, directions: Sequence[Tensor], differentiable: bool
+    network: Network, x: Tensor, directions: Sequence[Tensor], differentiable: bool, keeping: bool
 ) -> tuple[Tensor, Tensor] | None:
     """By one backward pass for all directions, of one output a sample; None where there are several."""
     leaf = x.clone() if x.requires_grad and differentiable else x.detach().clone().requires_grad_()
-    with backwards():
+    with backwards(keeping=keeping):
         outputs = _checked_outputs(network(leaf.clone()), x)
     if outputs.numel() != len(x):
         return None
@@ -340,11 +382,14 @@ def _by_gradient(
     return outputs if differentiable else outputs.detach(), torch.stack(slopes)
 
 
-def _forwards(network: Network, x: Tensor, directions: Sequence[Tensor], differentiable: bool) -> tuple[Tensor, Tensor]:
+def _forwards(
+    network: Network, x: Tensor, directions: Sequence[Tensor], differentiable: bool, keeping: bool
+) -> tuple[Tensor, Tensor]:
     outputs, slopes = None, []
     for direction in directions:
-        with forwards():
-            dual = forward_ad.make_dual(x.clone() if differentiable else x.detach().clone(), direction)
+        with forwards(keeping=keeping):
+            # Copies of both: a network may write into its input.
+            dual = forward_ad.make_dual(x.clone() if differentiable else x.detach().clone(), direction.clone())
             result = _checked_outputs(network(dual), x)
             outputs, slope = forward_ad.unpack_dual(result)
         slopes.append(_checked_slope(slope))
@@ -352,10 +397,12 @@ def _forwards(network: Network, x: Tensor, directions: Sequence[Tensor], differe
     return outputs, torch.stack(slopes)
 
 
-def _autocast_eps(device: torch.device) -> float:
-    if not torch.is_autocast_enabled(device.type):
-        return 0.0
-    return float(torch.finfo(torch.get_autocast_dtype(device.type)).eps)
+def _eps(x: Tensor) -> float:
+    """How far what a network computes of `x` is rounded."""
+    own = torch.finfo(x.dtype).eps
+    if not torch.is_autocast_enabled(x.device.type):
+        return float(own)
+    return max(float(own), float(torch.finfo(torch.get_autocast_dtype(x.device.type)).eps))
 
 
 def _agree(u: Tensor, slope: Tensor, gradient: Tensor, direction: Tensor) -> bool:

@@ -58,16 +58,30 @@ def zoom_change(x: Tensor, t: Tensor, dim: int) -> Tensor:
     return x @ matrix.T if dim == -1 else matrix @ x
 
 
-def window(height: int, width: int, share: float, like: Tensor) -> Tensor:
-    """1 inside, falling smoothly to 0 at the edges over this share of the sides (8 pixels at least), ``(H, W)``."""
-    rows, columns = (_ramp(size / 2 - _from_middle(size, like).abs(), size, share) for size in (height, width))
+def window(height: int, width: int, share: float, like: Tensor, ratios: tuple[float, float] = (1.0, 1.0)) -> Tensor:
+    """1 inside, falling smoothly to 0 at the edges over this share of the sides (8 pixels at least), ``(H, W)``.
+
+    Args:
+        height: how many places there are from top to bottom.
+        width: how many there are from left to right.
+        share: of the sides.
+        like: of the device and dtype that the result is to have.
+        ratios: how many places there are for each pixel, along both sides.
+    """
+    rows, columns = (
+        _ramp(size / ratio / 2 - (_from_middle(size, like) / ratio).abs(), size / ratio, share)
+        for size, ratio in zip((height, width), ratios, strict=True)
+    )
     return (rows[:, None] * columns).to(like.dtype)
 
 
-def round_window(height: int, width: int, share: float, like: Tensor) -> Tensor:
+def round_window(
+    height: int, width: int, share: float, like: Tensor, ratios: tuple[float, float] = (1.0, 1.0)
+) -> Tensor:
     """The same in the largest disc about the centre: 1 inside, 0 outside of it."""
-    from_centre = torch.hypot(_from_middle(height, like)[:, None], _from_middle(width, like))
-    size = min(height, width)
+    down, right = (_from_middle(size, like) / ratio for size, ratio in zip((height, width), ratios, strict=True))
+    from_centre = torch.hypot(down[:, None], right)
+    size = min(height / ratios[0], width / ratios[1])
     return _ramp(size / 2 - from_centre, size, share).to(like.dtype)
 
 
@@ -75,7 +89,7 @@ def _from_middle(size: int, like: Tensor) -> Tensor:
     return torch.arange(size, dtype=torch.float64, device=like.device) - (size - 1) / 2
 
 
-def _ramp(from_edge: Tensor, size: int, share: float) -> Tensor:
+def _ramp(from_edge: Tensor, size: float, share: float) -> Tensor:
     # A ramp of fewer pixels than that has frequencies that the pixels do not.
     width = min(max(share * size, LEAST_RAMP), size / 2)
     rise = (from_edge / width).clamp(0.0, 1.0)

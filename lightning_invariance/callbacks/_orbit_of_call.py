@@ -17,7 +17,7 @@ from lightning_invariance._locate import OutputReader
 from lightning_invariance._output_action import OutputMotion
 from lightning_invariance.actions import Action, Flow
 from lightning_invariance.callbacks._calls import NetworkCall, are_close
-from lightning_invariance.lie import DirectionalDerivative, lie_derivatives
+from lightning_invariance.lie import DirectionalDerivative, OutputFlow, lie_derivatives
 from lightning_invariance.orbit import doubted, orbit_of
 from lightning_invariance.outputs import OrbitOutputs
 from lightning_invariance.saliency import Network, Saliency, predicted_class
@@ -114,14 +114,19 @@ class OrbitOfCall:
             )
 
     def lie_derivatives(
-        self, flow: Flow, output_flow: Flow | None, generators: Sequence[int], derivative: DirectionalDerivative
+        self, flow: Flow, output_flow: OutputFlow, generators: Sequence[int], derivative: DirectionalDerivative
     ) -> Tensor:
         """The Lie derivatives along some generators, ``(k, B, ...)``, differentiable; each takes a run of its own."""
         x = self.arguments.x
         if not x.is_floating_point():
             raise ValueError(f"Expected the input to be floating point, to be differentiated, not {x.dtype}.")
         with preserved_buffers(self.network), preserved_random_state(x.device):
-            run = self._repeater()
+            repeat = self._repeater()
+
+            def run(moved: Tensor) -> Tensor:
+                with preserved_buffers(self.network):  # all runs begin with the same
+                    return repeat(moved)
+
             _, slopes = lie_derivatives(run, x, flow, generators, output_flow, derivative, differentiable=True)
         return slopes
 
@@ -133,9 +138,21 @@ class OrbitOfCall:
     def doubts(self, logits: Tensor) -> str | None:
         """Whether the output moves otherwise than was said; see `doubted`."""
         x = self.arguments.x
+        repeat = self._repeater()
+
+        def run(moved: Tensor) -> Tensor:
+            try:
+                return repeat(moved)
+            except RuntimeError as error:
+                # Networks that differentiate inside (forces from energies) need a graph where nobody else does.
+                if "does not require grad" not in str(error):
+                    raise
+                with torch.enable_grad():
+                    return repeat(moved.detach().clone()).detach()
+
         with torch.no_grad(), preserved_buffers(self.network), preserved_random_state(x.device):
             move = self._on_output(logits)
-            return None if move is None else doubted(self._repeater(), x, logits.detach(), self.action, move)
+            return None if move is None else doubted(run, x, logits.detach(), self.action, move)
 
     def _on_output(self, logits: Tensor) -> Action | None:
         return self.output.on(self.action, self.arguments.x, logits, self.reader.packed())

@@ -148,7 +148,7 @@ class InvarianceRegularizer(NetworkCallback):
         prefix: str | None = None,
     ) -> None:
         flow = action if isinstance(action, Flow) else None
-        self._output_flow: Flow | None = None
+        self._output_flow: OutputFlow = None
         action = as_action(action)
         if not callable(weight):
             _check_weight(weight)
@@ -203,7 +203,8 @@ class InvarianceRegularizer(NetworkCallback):
         self._warned = False
         self._verified = False
         self._coupled = False  # whether the network's samples depend on each other
-        self._derivative: DirectionalDerivative | None = None  # of the present run
+        # Of the present run, where samples depend on each other and where they do not: modes may change in it.
+        self._derivatives: dict[bool, DirectionalDerivative] = {}
 
     def logged_names(self) -> tuple[str, ...]:
         """The names that it logs by, without stage and prefix."""
@@ -217,7 +218,7 @@ class InvarianceRegularizer(NetworkCallback):
         self._trainer = trainer
         self._verified = False
         self._coupled = False
-        self._derivative = None
+        self._derivatives = {}
         self._warned = False
         self._findings.forget()
         self._adder.forget()
@@ -349,9 +350,9 @@ class InvarianceRegularizer(NetworkCallback):
                     "move together: name one with `input=`, or regularise with `flow.sampled()`."
                 )
             generators = [element - 1 for element in elements]
-            if self._derivative is None:
-                self._derivative = DirectionalDerivative(alone=orbit.has_independent_samples)
-            slopes = orbit.lie_derivatives(self.flow, self._output_flow, generators, self._derivative)
+            alone = orbit.has_independent_samples
+            derivative = self._derivatives.setdefault(alone, DirectionalDerivative(alone=alone))
+            slopes = orbit.lie_derivatives(self.flow, self._output_flow, generators, derivative)
             return lie_penalty(slopes, len(self.flow)), len(arguments.x)
         of_saliency = self._penalty_value.is_of_saliency
         outputs = (orbit.gradient_maps if of_saliency else orbit.outputs)(elements, base_logits)

@@ -127,7 +127,7 @@ def test_a_function_of_ones_own() -> None:
     [
         (lambda x, t: x[:1] * t.exp(), "to keep the shape"),
         (lambda x, t: x.double() * t.exp(), "to keep the shape .* and torch.float32"),
-        (lambda x, t: x + 0.1 + t, "to give the batch back, bit for bit, for t = 0"),
+        (lambda x, t: x + 0.1 + t, "to give the batch back for t = 0, but for rounding"),
         (lambda x, t: x * 1.0, "to be differentiable in t"),
         (lambda x, t: x * float(t.detach().exp()), "to be differentiable in t"),
     ],
