@@ -1,9 +1,10 @@
 """Measure, and bring about, genuine invariance to a group of transformations with PyTorch Lightning; equivariance too.
 
-Rooms, in the order that data goes through them: `actions` (groups acting on tensors), `evaluate_orbit`, saliency maps,
-`functional` (measures as functions), metrics (measures over many batches), `evaluation` (measures by name, on a data
-set), callbacks (for a Trainer), `compare` (several models side by side); `baselines` has networks that are invariant by
-construction, and `report` tables and figures.
+Rooms, in the order that data goes through them: `actions` (groups acting on tensors, and continuous ones by their
+generators), `evaluate_orbit`, saliency maps, Lie derivatives, layers, `functional` (measures as functions), metrics
+(measures over many batches), `evaluation` (measures by name, and layers, on a data set), `report` (tables and figures),
+callbacks (for a Trainer), `audit` (whether a number can be trusted), `compare` (several models side by side);
+`symmetry` is weight space, and `baselines` has networks that are invariant by construction.
 """
 
 from lightning_invariance import functional as functional
