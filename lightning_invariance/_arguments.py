@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from lightning_invariance._containers import (
     cut_rows,
     describe_value,
     get,
+    map_tensors,
     place_in_words,
     repeat_rows,
     replace_at,
@@ -123,6 +124,11 @@ class Arguments:
     def exchanged(self, moved: Sequence[Tensor]) -> Any:
         """The first argument, a batch, with other tensors in the places of `inputs`."""
         return self._put(self._root, moved)["args"][0]
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Arguments:
+        """The same with each tensor changed."""
+        changed = Arguments(map_tensors(change, self.args), map_tensors(change, self.kwargs), self.paths)
+        return changed if self.joint is None else changed.joined(self.joint.action)
 
     def check_max_batch(self, max_batch: int | None) -> None:
         """Raises a `ValueError` where rows cannot be run in parts, as the call takes tensors besides the input."""

@@ -383,6 +383,21 @@ def default_saliency() -> Saliency:
     return Gradient(dither=1e-3)
 
 
+class PreparedOtherwise(Saliency):
+    """Another saliency, of batches that are prepared in another way: a subclass writes `prepare`."""
+
+    def __init__(self, saliency: Saliency) -> None:
+        self._saliency = saliency
+
+    def attribute(
+        self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self._saliency.attribute(network, x, target, max_batch)
+
+    def finish(self, maps: Tensor) -> Tensor:
+        return self._saliency.finish(maps)
+
+
 def prepared_by(saliency: Saliency, x: Tensor) -> Tensor:
     """What the maps are taken at; `x` itself where nothing is done to it."""
     prepared = saliency.prepare(x)

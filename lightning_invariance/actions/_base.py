@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_invariance._checks import check_count, check_iterable, check_not_meta, check_seed, format_sizes
 from lightning_invariance._containers import describe_value
+from lightning_invariance.actions._value import Value
 
 if TYPE_CHECKING:
     from lightning_invariance.actions._flow import Flow
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 Kept = TypeVar("Kept")
 
 
-class Action(ABC):
+class Action(Value):
     r"""A group acting on the trailing dimensions of a batch.
 
     An action lists its elements, and **index 0 is always the identity**. It is a small immutable value: equal
@@ -51,10 +52,6 @@ class Action(ABC):
     @abstractmethod
     def _invert_one(self, x: Tensor, element: int) -> Tensor:
         """The whole batch under the inverse of one element (not the identity)."""
-
-    @abstractmethod
-    def _arguments(self) -> dict[str, object]:
-        """The constructor's arguments, hashable: they make the action's `repr` and its equality."""
 
     # What a subclass may know better --------------------------------------------------------------------------------
 
@@ -426,16 +423,6 @@ class Action(ABC):
             return NotImplemented
         return ProductAction(self, other)
 
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self._arguments().items())
-        return f"{type(self).__name__}({arguments})"
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._arguments() == other._arguments()
-
-    def __hash__(self) -> int:
-        return hash((type(self), *self._arguments().items()))
-
     def __getstate__(self) -> dict[str, Any]:
         # What can be built again does not travel.
         return {
@@ -680,4 +667,25 @@ def group_table(listed: Tensor, compose: Callable[[Tensor, Tensor], Tensor], ato
         if bool((nearest.values > atol).any()):
             return None
         columns.append(nearest.indices)
+    return torch.stack(columns, dim=1)
+
+
+def permutation_group_table(table: Tensor) -> Tensor | None:
+    """The multiplication table of permutations; None where one is listed twice, or a product is not listed.
+
+    Each permutation is known by a sum of its entries with random weights, and what is found by it is compared.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randint(2**62, table.shape[1:], generator=generator, device="cpu")
+    keys, order = (table * weights).sum(dim=1).sort()
+    if bool((keys[1:] == keys[:-1]).any()):
+        return None
+    columns = []
+    for element in table:  # first this one, then each of the others
+        products = element[table]
+        place = torch.searchsorted(keys, (products * weights).sum(dim=1)).clamp_max(len(keys) - 1)
+        column = order[place]
+        if not torch.equal(table[column], products):
+            return None
+        columns.append(column)
     return torch.stack(columns, dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +13,7 @@ from lightning_invariance._checks import check_count, check_number, check_seed
 from lightning_invariance._containers import describe_value
 from lightning_invariance._isolation import full_precision, ordinary
 from lightning_invariance.actions._base import Action, check_action
+from lightning_invariance.actions._value import Value
 
 #: How many elements are drawn where a flow stands for an action.
 DEFAULT_SAMPLES = 8
@@ -23,7 +24,7 @@ _ROUNDING = 64
 Motion = Callable[[Tensor, Tensor], Tensor]
 
 
-class Flow(ABC):
+class Flow(Value):
     r"""A continuous group acting on a batch, given by its one-parameter subgroups.
 
     For each generator :math:`k` there is a motion :math:`\rho_k(t)` with :math:`\rho_k(0) = 1`, and its derivative
@@ -58,10 +59,6 @@ class Flow(ABC):
     @abstractmethod
     def _tangent(self, x: Tensor, generator: int) -> Tensor:
         """The derivative of `_move` at 0."""
-
-    @abstractmethod
-    def _arguments(self) -> dict[str, object]:
-        """The constructor's arguments, hashable: they make the flow's `repr` and its equality."""
 
     # What a subclass may know better --------------------------------------------------------------------------------
 
@@ -209,16 +206,6 @@ class Flow(ABC):
         raise ValueError(
             f"Expected `generator` to be one of {list(names)} or an index of one for {self!r} but got {generator!r}."
         )
-
-    def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self._arguments().items())
-        return f"{type(self).__name__}({arguments})"
-
-    def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._arguments() == other._arguments()
-
-    def __hash__(self) -> int:
-        return hash((type(self), *self._arguments().items()))
 
 
 class FunctionFlow(Flow):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_invariance._checks import check_not_meta, format_sizes
-from lightning_invariance.actions._base import Action, check_batch, group_table
+from lightning_invariance.actions._base import Action, check_batch, permutation_group_table
 
 
 class PermutationAction(Action):
@@ -109,7 +109,7 @@ class PermutationAction(Action):
     def cayley_table(self) -> Tensor | None:
         # x moved by h and then by g reads x[π_h(π_g(p))], so the product's table is π_h composed with π_g.
         rows = self.index_table(self._faithful_sizes)
-        return group_table(rows, lambda left, right: right[left], atol=0.0)
+        return permutation_group_table(rows)
 
     @cached_property
     def _inverse(self) -> Tensor | None:

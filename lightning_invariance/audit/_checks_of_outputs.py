@@ -13,28 +13,17 @@ from lightning_invariance.audit._subject import (
 from lightning_invariance.evaluation._sources import SaliencySource, Samples
 from lightning_invariance.functional import saliency_invariance_similarity
 from lightning_invariance.functional._orbit_values import finite_samples, flat_samples, rounding_variance, spread
-from lightning_invariance.saliency import Gradient, Network, Saliency, default_saliency, prepared_by
+from lightning_invariance.saliency import Gradient, PreparedOtherwise, Saliency, default_saliency, prepared_by
 
 #: How far noise on the input may raise the similarity of maps before ties are to blame.
 _TIES = 0.02
 
 
-class _Noisy(Saliency):
+class _Noisy(PreparedOtherwise):
     """Another saliency, on inputs with noise that is drawn before they move."""
-
-    def __init__(self, saliency: Saliency) -> None:
-        self._saliency = saliency
 
     def prepare(self, x: Tensor) -> Tensor:
         return prepared_by(default_saliency(), prepared_by(self._saliency, x))
-
-    def attribute(
-        self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return self._saliency.attribute(network, x, target, max_batch)
-
-    def finish(self, maps: Tensor) -> Tensor:
-        return self._saliency.finish(maps)
 
 
 def ties(subject: Subject) -> Finding:

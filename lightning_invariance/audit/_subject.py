@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_invariance._arguments import Arguments
-from lightning_invariance._containers import map_tensors
-from lightning_invariance._isolation import RandomState
+from lightning_invariance._isolation import RandomState, set_modes
 from lightning_invariance._locate import InputSpec, Labels, LogitsOf, OutputReader, Place
 from lightning_invariance._output_action import OutputMotion
 from lightning_invariance.actions import Action
@@ -179,11 +178,7 @@ class Subject:
         def double(tensor: Tensor) -> Tensor:
             return tensor.double() if tensor.is_floating_point() else tensor
 
-        args, kwargs = map_tensors(double, (self.arguments.args, self.arguments.kwargs))
-        arguments = Arguments(args, kwargs, self.arguments.paths)
-        if self.arguments.joint is not None:
-            arguments = arguments.joined(self.arguments.joint.action)
-        return replace(self, function=run, module=module, arguments=arguments)
+        return replace(self, function=run, module=module, arguments=self.arguments.mapped(double))
 
 
 def spread_over(count: int, most: int) -> list[int]:
@@ -231,6 +226,4 @@ def training_mode(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for each, mode in zip(submodules, modes, strict=True):
-            if each.training != mode:
-                each.train(mode)
+        set_modes(submodules, modes)

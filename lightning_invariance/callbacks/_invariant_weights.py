@@ -157,12 +157,15 @@ class InvariantWeights(NetworkCallback):
         self.output_action = output_action
         self.example = example
         self.tolerance = tolerance
-        self.symmetry: WeightSymmetry | None = None
         self._motion = OutputMotion(output_action, action)
         self._forget()
 
+    @property
+    def symmetry(self) -> WeightSymmetry | None:
+        """The symmetry of the weights, once training has begun."""
+        return None if self._later is None else self._later.symmetry
+
     def _forget(self) -> None:
-        self.symmetry = None
         self._active = False
         self._looked = False  # whether it is known how a step calls the network
         self._started = False  # whether the first step of the whole training, a resumed one included, has been taken
@@ -187,7 +190,7 @@ class InvariantWeights(NetworkCallback):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is for another training; the network that this one has been of does not go along.
-        run = ("symmetry", "_undo", "_clock", "_projected", "_calls", "_schedule", "_later", "_norms")
+        run = ("_undo", "_clock", "_projected", "_calls", "_schedule", "_later", "_norms")
         return {name: value for name, value in self.__dict__.items() if name not in run}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -217,11 +220,11 @@ class InvariantWeights(NetworkCallback):
 
     def _found(self) -> dict[str, Any]:
         """Which weights are kept invariant, and by which calls they were found: their sizes, not what was in them."""
-        if self.symmetry is None:
+        if self._later is None:
             return {"known": None if self._known is None else sorted(self._known), "calls": self._outlines}
-        late = {id(each) for each in ([] if self._later is None else self._later.late)}
-        known = sorted(name for name, each in self.symmetry.named_parameters() if id(each) not in late)
-        outlines = [outline_of(call) for call in self.symmetry.calls]
+        symmetry, late = self._later.symmetry, {id(each) for each in self._later.late}
+        known = sorted(name for name, each in symmetry.named_parameters() if id(each) not in late)
+        outlines = [outline_of(call) for call in symmetry.calls]
         return {"known": known, "calls": [each for each in outlines if each is not None]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -350,7 +353,6 @@ class InvariantWeights(NetworkCallback):
         if symmetry.is_identity:
             raise ValueError(f"Expected {self._network_in_words(module)} to have weights that {self.action!r} moves.")
         _refuse_frozen(symmetry)
-        self.symmetry = symmetry
         self._later = LaterCalls(symmetry, calls, partial(self._arguments, network), _refuse_frozen, self._warn_of)
         self._norms = [each for each in network.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
         if not self._started:
@@ -394,36 +396,28 @@ class InvariantWeights(NetworkCallback):
 
     # The calls --------------------------------------------------------------------------------------------------------
 
-    def _see(
-        self, module: LightningModule, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any, start: Any
-    ) -> None:
-        """A call of the network in a step has been made."""
-        assert self._later is not None
-        self._later.see(module, args, kwargs, output, start)
-        self.symmetry = self._later.symmetry
-
     def _arguments(self, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         arguments = locate_in_call(args, kwargs, self.input, self.action, positional_names(network))
         return arguments.joined(self.action)
 
     def _start_late(self, trainer: Trainer) -> None:
         """Lets a branch that a step was the first to use begin with invariant weights; not before its backward."""
-        if self._later is None or self.symmetry is None:
+        if self._later is None:
             return
         late, self._later.late = self._later.late, []
         if late and self.mode == "project":
-            self.symmetry.project_(keep_norms=True, among=late)
-            _project_states(self.symmetry, trainer.optimizers)
+            self._later.symmetry.project_(keep_norms=True, among=late)
+            _project_states(self._later.symmetry, trainer.optimizers)
 
     def _agree(self, trainer: Trainer) -> None:
         """Raises a `ValueError` where processes have found other weights than others: theirs would grow apart."""
-        if self._later is None or self.symmetry is None or trainer.world_size == 1:
+        if self._later is None or trainer.world_size == 1:
             return
         # All processes come to the same answer here, as they have agreed in the step before.
         if self._agreed and not (self._later.has_unused or self._later.has_learned):
             return
         self._agreed, self._later.has_learned = True, False
-        names = ",".join(sorted(name for name, _ in self.symmetry.named_parameters()))
+        names = ",".join(sorted(name for name, _ in self._later.symmetry.named_parameters()))
         own = torch.tensor([zlib.crc32(names.encode())], device=trainer.strategy.root_device)
         largest = trainer.strategy.reduce(torch.cat([own, -own]), reduce_op="max")
         if bool(largest[0] != -largest[1]):
@@ -560,7 +554,7 @@ class _Keeper(Injector):
                 assert callback._later is not None
                 start = callback._later.start_of_call(module.device)
                 output = original(*given, **named)
-                callback._see(module, given, named, output, start)
+                callback._later.see(module, given, named, output, start)
                 return output
             finally:
                 self._running = False

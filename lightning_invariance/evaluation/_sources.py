@@ -20,7 +20,7 @@ from lightning_invariance.actions._packing import Packing
 from lightning_invariance.lie import DirectionalDerivative, lie_derivatives
 from lightning_invariance.orbit import add_saliency, evaluate_perturbations, orbit_of
 from lightning_invariance.outputs import OrbitOutputs
-from lightning_invariance.saliency import Network, Saliency, by_class, predicted_class, prepared_by
+from lightning_invariance.saliency import Network, PreparedOtherwise, Saliency, by_class, predicted_class, prepared_by
 from lightning_invariance.sensitivity import jacobian_spectral_norm
 
 
@@ -343,11 +343,11 @@ def _on(saliency: Saliency, action: Action | None) -> Saliency:
     return _OfPacked(saliency, action) if isinstance(action, JointAction) else saliency
 
 
-class _OfPacked(Saliency):
+class _OfPacked(PreparedOtherwise):
     """Maps of several inputs in one tensor: only those that are floating point are prepared."""
 
     def __init__(self, saliency: Saliency, action: JointAction) -> None:
-        self._saliency = saliency
+        super().__init__(saliency)
         self._action = action
 
     def prepare(self, x: Tensor) -> Tensor:
@@ -356,14 +356,6 @@ class _OfPacked(Saliency):
         if all(after is before for after, before in zip(prepared, parts, strict=True)):
             return x
         return self._action.pack(prepared)
-
-    def attribute(
-        self, network: Network, x: Tensor, target: Tensor | None = None, max_batch: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return self._saliency.attribute(network, x, target, max_batch)
-
-    def finish(self, maps: Tensor) -> Tensor:
-        return self._saliency.finish(maps)
 
 
 #: Names the random stream of the perturbations; another name would give other directions.

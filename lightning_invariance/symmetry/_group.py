@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_invariance._checks import format_sizes
 from lightning_invariance.actions import Action
+from lightning_invariance.actions._base import permutation_group_table
 
 _HAS = "those that move places exactly: C4, D4, flips, CyclicTranslations, TimeReversal, PermutationAction, products"
 
@@ -46,7 +47,7 @@ class SpatialGroup:
         self.dims = _moved_dims(action, x)
         self.sizes = tuple(x.shape[dim] for dim in self.dims)
         self.table = _place_table(action, x, self.dims, self.sizes)
-        cayley = _cayley_table(self.table)
+        cayley = permutation_group_table(self.table)
         if cayley is None:
             raise ValueError(
                 f"Expected `action` to be a group in which no element occurs twice, but {action!r} is none on places "
@@ -178,27 +179,6 @@ def _place_table(action: Action, x: Tensor, dims: tuple[int, ...], sizes: tuple[
             )
         rows.append(whole_numbers.flatten().long())
     return torch.stack(rows)
-
-
-def _cayley_table(table: Tensor) -> Tensor | None:
-    """The multiplication table of permutations; None where one is listed twice, or a product is not listed.
-
-    Each permutation is known by a sum of its entries with random weights, and what is found by it is compared.
-    """
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randint(2**62, table.shape[1:], generator=generator, device="cpu")
-    keys, order = (table * weights).sum(dim=1).sort()
-    if bool((keys[1:] == keys[:-1]).any()):
-        return None
-    columns = []
-    for element in table:  # first this one, then each of the others
-        products = element[table]
-        place = torch.searchsorted(keys, (products * weights).sum(dim=1)).clamp_max(len(keys) - 1)
-        column = order[place]
-        if not torch.equal(table[column], products):
-            return None
-        columns.append(column)
-    return torch.stack(columns, dim=1)
 
 
 def _affine_maps(table: Tensor, sizes: tuple[int, ...]) -> tuple[tuple[AxisMap, ...], ...] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._checks import check_number, format_sizes
-from lightning_invariance._containers import describe_value, map_tensors
+from lightning_invariance._containers import describe_value
 from lightning_invariance._isolation import RandomState, undisturbed
 from lightning_invariance._locate import (
     InputSpec,
@@ -650,12 +650,7 @@ def _key(dims: Dims) -> Any:
 
 
 def _in_precision(arguments: Arguments, dtype: torch.dtype) -> Arguments:
-    return _with_tensors(arguments, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
-
-
-def _with_tensors(arguments: Arguments, change: Callable[[Tensor], Tensor]) -> Arguments:
-    changed = Arguments(map_tensors(change, arguments.args), map_tensors(change, arguments.kwargs), arguments.paths)
-    return changed if arguments.joint is None else changed.joined(arguments.joint.action)
+    return arguments.mapped(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 # Making one -----------------------------------------------------------------------------------------------------------
@@ -770,7 +765,7 @@ def first_of(call: Arguments) -> Arguments:
     """A call on copies of a few of its samples, or of all where none can be left out."""
     first = call.first(_SAMPLES) if call.is_divisible else call
     with torch.inference_mode(False):
-        return _with_tensors(first, torch.clone)
+        return first.mapped(torch.clone)
 
 
 def symmetry_of(
