@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from flows_functions import Half
 from helpers import trainer_for
 from lightning.pytorch import Callback, LightningModule
 from oracles import WEIGHT
@@ -200,26 +201,6 @@ def test_what_is_measured_and_regularised_moves_in_proportion() -> None:
 
 
 # What begins at 0 --------------------------------------------------------------------------------------------------
-
-
-class Half(torch.autograd.Function):
-    """The identity; of the two ways to differentiate, one has a gradient of half the size."""
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-        return tangent.detach() / 2 + tangent / 2
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
 
 
 @pytest.mark.parametrize("what", ["head", "batch"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from flows_functions import Half, Sine
 from oracles import noisy
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -63,20 +64,6 @@ class Recomputed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(checkpoint(self.inner, x, use_reentrant=False))
-
-
-class Sine(torch.autograd.Function):
-    """Without a rule for differentiating forwards."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return gradient * x.cos()
 
 
 class OnceSine(Sine):
@@ -281,25 +268,6 @@ def test_gradients_through_normalisations_are_those_of_differences(name: str, wa
 
 
 def test_gradients_that_differ_are_refused() -> None:
-    class Half(torch.autograd.Function):
-        """The identity; of the two ways, one has a gradient of half the size."""
-
-        @staticmethod
-        def forward(x: Tensor) -> Tensor:
-            return x.clone()
-
-        @staticmethod
-        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            ctx.save_for_forward(*inputs)
-
-        @staticmethod
-        def jvp(ctx: Any, tangent: Tensor) -> Tensor:
-            return tangent.detach() / 2 + tangent / 2
-
-        @staticmethod
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:
-            return gradient
-
     def run(x: Tensor) -> Tensor:
         return Half.apply(x.square()).sum((1, 2))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from flows_functions import Sine
 from helpers import SIDE, fit, loader, made, trainer_for
 from lightning.pytorch import LightningModule
 from oracles import WEIGHT, Classifier, Lie, compare, convnet, distance, dropping, lie_term, noisy
@@ -65,17 +66,6 @@ def test_in_half_precision() -> None:
 
 
 def test_an_operation_without_a_rule_trains_by_two_backwards() -> None:
-    class Sine(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return x.sin()
-
-        @staticmethod
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:
-            (x,) = ctx.saved_tensors
-            return gradient * x.cos()
-
     class Waves(nn.Module):
         def __init__(self) -> None:
             super().__init__()
