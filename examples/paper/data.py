@@ -187,10 +187,10 @@ class TransformingImages(L.LightningDataModule):
         return loader(self.train_set, self.batch, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
-        return loader(self.val_set)
+        return loader(self.val_set, self.batch)
 
     def test_dataloader(self) -> DataLoader:
-        return loader(self.test_set())
+        return loader(self.test_set(), self.batch)
 
 
 def _padded(images: Tensor) -> Tensor:

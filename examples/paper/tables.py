@@ -1,0 +1,245 @@
+"""The report's tables, made of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import mean, stdev
+
+from examples.paper.methods import METHODS
+from examples.paper.paper_numbers import COLUMNS, LI, SI, TABLE_1
+from examples.paper.plan import (
+    CNN_TABLE,
+    CNN_WEIGHT,
+    FEW_IMAGES,
+    FRONT,
+    OTHER_GROUPS,
+    TRAIN_SIZES,
+    mean_and_deviation,
+)
+from examples.paper.runs import CNN_BATCH, GROUPS, TARGET_SI, Result
+from examples.paper.study import ACCURACY, HEADINGS, SHARE, SIGMA, WORST, Study
+from lightning_invariance.report.html import Table
+
+#: Below this, an error or a share is what rounding leaves, and is shown as 0.
+EXACT = 1e-8
+COSTS = {"step": "step / DA's", "inference": "inference / DA's"}
+ROWS_OF_TABLE_1 = ("WT", "DA", "IR", "IW")
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What the answer to the open problem should reach, beside DA with the same seeds."""
+
+    accuracy: float = -0.5  # points above DA's
+    similarity: float = 0.95  # SI, at least
+    error: float = 0.02  # LI, at most
+    sensitivity: float = 0.6  # σ_max over DA's, at least
+
+
+def table_1(study: Study) -> Table:
+    """Table 1; on MNIST the paper's rows are below ours. Invariant weights are under them."""
+    rows = []
+    for group in GROUPS:
+        for model in ROWS_OF_TABLE_1:
+            results = study.experiments.of(group, model)
+            if not results:
+                continue
+            rows.append([group, model, *_measures(results), *_costs(study, group, model), str(len(results))])
+            if study.dataset == "mnist" and model in TABLE_1[group]:
+                papers = dict(zip(COLUMNS, TABLE_1[group][model], strict=True))
+                cells = [_cell(column, *papers[column]) if column in papers else "" for column in HEADINGS]
+                rows.append(["", "paper", *cells, "", "", "4"])
+    train, test, _ = study.split
+    note = (
+        f"Mean ± standard deviation over seeds; {study.epochs[0]} epochs, {train:,} training and {test:,} test images, each "
+        "in a pose that was drawn for it; weights of the epoch that validates best, of IW of those epochs in which they "
+        f"are invariant. SI (the paper's map) and σ_max: the first {study.explained[0]} test images. {_exactness(study)} "
+        "Costs of a step and of inference are over DA's, timed in turns."
+    )
+    heading = ["group", "model", *HEADINGS.values(), *COSTS.values(), "seeds"]
+    return Table(heading, rows, f"Table 1, {study.title}", note)
+
+
+def cnn_table(study: Study) -> Table:
+    """The rows that the paper does not have."""
+    rows = []
+    for group, models in CNN_TABLE.items():
+        for model in (*models, *(OTHER_GROUPS if group == "R4" else ())):
+            results = study.experiments.of(group, model)
+            if results:
+                cells = [*_measures(results), *_costs(study, group, model)]
+                rows.append([group, model, *cells, f"{results[0].parameters:,}", str(len(results))])
+    note = (
+        f"{study.epochs[1]} epochs in batches of {CNN_BATCH}, a one-cycle rate found on validation images, last epoch. CNN "
+        f"IR has ν = {CNN_WEIGHT:g}. CNN pooled is the mean over the orbit; escnn's groups are measured on rotations by 90°. "
+        f"SI and σ_max: the first {study.explained[1]} test images; below 1 for an exactly invariant network where "
+        f"max-pooling has ties. {_exactness(study)}"
+    )
+    heading = ["group", "model", *HEADINGS.values(), *COSTS.values(), "parameters", "seeds"]
+    return Table(heading, rows, f"Convolutional networks, {study.title}", note)
+
+
+def aim_table(studies: Sequence[Study], aim: Aim | None = None) -> Table:
+    """Where the aim is met and where not, seed by seed against DA's."""
+    aim = aim or Aim()
+    rows = []
+    for study in studies:
+        for group in GROUPS:
+            for model, plain in (("IW", "DA"), ("CNN IW", "CNN DA")):
+                ours, das = study.experiments.of(group, model), study.experiments.of(group, plain)
+                if not ours or not das:
+                    continue
+                gains = _gains(ours, das)
+                similarity, error, sigma = (_mean(ours, measure) for measure in (SI, LI, SIGMA))
+                ratio = sigma / _mean(das, SIGMA)
+                missed = [
+                    name
+                    for name, met in (
+                        ("accuracy", mean(gains) >= aim.accuracy),
+                        ("SI", similarity >= aim.similarity),
+                        ("LI", error <= aim.error),
+                        ("σ_max", ratio >= aim.sensitivity),
+                    )
+                    if not met
+                ]
+                spread = f" ± {stdev(gains) / sqrt(len(gains)):.1f}" if len(gains) > 1 else ""
+                rows.append(
+                    [
+                        f"{model}, {group}, {study.title.removeprefix('Transforming-')}",
+                        f"{mean(gains):+.1f}{spread}".replace("-", "−"),
+                        f"{similarity:.3f}",
+                        _cell(LI, error),
+                        f"{ratio:.2f}",
+                        *_costs(study, group, model),
+                        ", ".join(missed) or "nothing",
+                    ]
+                )
+    note = (
+        f"Accuracy at least DA's {aim.accuracy:+g} points, SI at least {aim.similarity:g}, LI at most {aim.error:g}, σ_max at "
+        f"least {aim.sensitivity:g} of DA's. ± is the standard error over seeds of the difference from DA with the same seed."
+    ).replace("-", "−")
+    heading = ["", "accuracy − DA's, points", "SI", "LI", "σ_max / DA's", *COSTS.values(), "missed"]
+    return Table(heading, rows, "The aim: invariant, as accurate, as sensitive", note)
+
+
+def few_images_table(study: Study) -> Table:
+    """Accuracy by the number of training images."""
+    sizes = [size for size in TRAIN_SIZES if size < study.split[0]]
+    rows = []
+    for model in FEW_IMAGES:
+        each = [study.experiments.of("R4", model, train_size=size) for size in sizes]
+        each.append(study.experiments.of("R4", model))
+        if any(each):
+            rows.append([model, *(_cell(ACCURACY, *_over_seeds(results, ACCURACY)) for results in each)])
+    note = (
+        "Accuracy % on all test images, R4: mean ± standard deviation over seeds. With few images there are more epochs, so that "
+        "there are at least 800 steps."
+    )
+    heading = ["model", *(f"{size:,} images" for size in (*sizes, study.split[0]))]
+    return Table(heading, rows, f"Few images, {study.title}", note)
+
+
+def front_table(study: Study) -> Table:
+    """What the regularizer's options reach with the convolutional network."""
+    rows = []
+    for group in GROUPS:
+        tried = [("CNN DA", 0.0), *((model, weight) for model, weights in FRONT.items() for weight in weights)]
+        tried.append(("CNN IW", 0.0))
+        found = {key: results for key in tried if (results := study.experiments.of(group, key[0], key[1]))}
+        best = _front({key: (_val(results, SI), _val(results, ACCURACY)) for key, results in found.items()})
+        for (model, weight), results in found.items():
+            kept = (ACCURACY, WORST, LI, SI, SHARE, SIGMA)
+            rows.append(
+                [
+                    group,
+                    model.removeprefix("CNN "),
+                    f"{weight:g}" if weight else "–",
+                    *(_cell(column, *_over_seeds(results, column)) for column in kept),
+                    "yes" if (model, weight) in best else "",
+                    str(len(results)),
+                ]
+            )
+    kept_headings = [HEADINGS[column] for column in (ACCURACY, WORST, LI, SI, SHARE, SIGMA)]
+    note = (
+        "The front is chosen on validation images: the settings that no other beats in both accuracy and SI. The numbers are of test "
+        f"images. {_exactness(study)}"
+    )
+    heading = ["group", "method", "ν or strength", *kept_headings, "on the front", "seeds"]
+    return Table(heading, rows, f"The regularizer's options, a convolutional network, {study.title}", note)
+
+
+def search_table(study: Study) -> Table:
+    """Every weight that was tried for the paper's network."""
+    rows = []
+    for trials in study.experiments.searched:
+        first = trials[0]
+        for trial in sorted(trials, key=lambda trial: trial.run.weight):
+            verdict = "chosen" if trial.val[SI][0] >= TARGET_SI else "best, target missed"
+            rows.append(
+                [
+                    trial.run.group,
+                    trial.run.model,
+                    f"{trial.run.weight:.4g}",
+                    _cell(SI, *trial.val[SI]),
+                    _cell(ACCURACY, trial.val[ACCURACY][0]),
+                    verdict if trial is first else "",
+                ]
+            )
+    note = (
+        f"ν rises by a factor of 10^(1/4) until SI on validation images is {TARGET_SI}, or falls while it stays there, on the "
+        "first seed; the other seeds keep it. SI ± standard error over images; both at the epoch of the best validation accuracy."
+    )
+    heading = ["group", "model", "ν", "SI, validation", "accuracy %, validation", ""]
+    return Table(heading, rows, f"The search for ν, {study.title}", note)
+
+
+def _front(points: dict[tuple[str, float], tuple[float, float]]) -> set[tuple[str, float]]:
+    """Those that no other beats in both."""
+    return {
+        key
+        for key, (x, y) in points.items()
+        if not any(a >= x and b >= y and (a, b) != (x, y) for a, b in points.values())
+    }
+
+
+def _measures(results: Sequence[Result]) -> list[str]:
+    return [_cell(column, *_over_seeds(results, column)) for column in HEADINGS]
+
+
+def _costs(study: Study, group: str, model: str) -> list[str]:
+    found = study.costs.get(group, {}).get(model)
+    return [f"{found[kind]:.2f}" if found else "" for kind in COSTS]
+
+
+def _over_seeds(results: Sequence[Result], column: str) -> tuple[float, float]:
+    return mean_and_deviation([result.test[column][0] for result in results])
+
+
+def _mean(results: Sequence[Result], column: str) -> float:
+    return _over_seeds(results, column)[0]
+
+
+def _val(results: Sequence[Result], column: str) -> float:
+    return mean(result.val[column][0] for result in results)
+
+
+def _gains(ours: Sequence[Result], das: Sequence[Result]) -> list[float]:
+    """Points of accuracy over DA's, seed by seed."""
+    plain = {result.run.seed: result.test[ACCURACY][0] for result in das}
+    return [100 * (result.test[ACCURACY][0] - plain[result.run.seed]) for result in ours if result.run.seed in plain]
+
+
+def _exactness(study: Study) -> str:
+    """What an exact 0 stands for."""
+    largest = max(
+        (
+            result.test[measure][0]
+            for result in study.experiments.results
+            for measure in (LI, SHARE)
+            if result.test.get(measure, (1.0, 0.0))[0] < EXACT
+        ),
+        default=0.0,
+    )
+    return f"0 is what rounding leaves, at most {largest:.0e}." if largest else ""
