@@ -80,7 +80,7 @@ def runs_without_search(part: Part, settings: Settings) -> list[Run]:
             for seed in few
             for group, tried in (("R4", FRONT), ("T3", FRONT_OF_T3))
             for model, weights in tried.items()
-            for weight in weights
+            for weight in (weights[:1] if settings.quick else weights)
         ]
     if part == "few images":
         return [

@@ -6,16 +6,15 @@ import gc
 import json
 import logging
 import math
-import tempfile
 import time
 import warnings
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from examples.paper.data import BATCH, CLASSES, Source, TransformingImages, load, loader, photographs, sizes_for
 from examples.paper.methods import MERGED_BY, METHODS, build, callbacks_of
@@ -240,30 +239,35 @@ def train(module: Classifier, run: Run, data: TransformingImages) -> int:
     if run.keep == "last":
         _trainer(callbacks, max_epochs=epochs).fit(module, data)
         return epochs - 1
-    with tempfile.TemporaryDirectory() as scratch:
-        first = math.ceil(MERGED_BY * epochs) if method.invariant else 0
-        checkpoint = BestEpoch(first, scratch)
-        _trainer([*callbacks, checkpoint], max_epochs=epochs, enable_checkpointing=True).fit(module, data)
-        best = torch.load(checkpoint.best_model_path, weights_only=True)
-        module.load_state_dict(best["state_dict"])
-        return int(best["epoch"])
+    # The weights of a merge are invariant from a certain step on.
+    best = BestEpoch(first=max(0, math.ceil(MERGED_BY * epochs) - 1) if method.invariant else 0)
+    _trainer([*callbacks, best], max_epochs=epochs).fit(module, data)
+    module.load_state_dict(best.weights)
+    return best.epoch
 
 
-class BestEpoch(ModelCheckpoint):
-    """The weights that validate best; of a merge, once its weights are invariant.
+class BestEpoch(L.Callback):
+    """Keeps the weights that validate best.
 
     Args:
         first: the first epoch that counts.
-        folder: for the weights.
+
+    Attributes:
+        weights: the module's `state_dict` after that epoch.
+        epoch: which one it is.
     """
 
-    def __init__(self, first: int, folder: str) -> None:
-        super().__init__(folder, monitor="val/accuracy", mode="max", save_weights_only=True)
+    def __init__(self, first: int) -> None:
+        self.weights: dict[str, torch.Tensor] = {}
+        self.epoch = -1
         self._first = first
+        self._accuracy = -1.0
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.current_epoch >= self._first:
-            super().on_validation_end(trainer, pl_module)
+        accuracy = float(trainer.callback_metrics["val/accuracy"])
+        if trainer.current_epoch >= self._first and accuracy > self._accuracy:
+            self._accuracy, self.epoch = accuracy, trainer.current_epoch
+            self.weights = deepcopy(pl_module.state_dict())
 
 
 def _cnn_rate(model: str) -> float:

@@ -91,9 +91,9 @@ def _about(settings: Settings) -> dict[str, str]:
 def write(study: Study, path: Path) -> None:
     """Writes a study as JSON: a line a run, numbers of five digits."""
     experiments = study.experiments
-    found = {
-        name: value for name, value in vars(study).items() if name != "experiments"
-    } | {"searches": [[trial.run.name for trial in trials] for trials in experiments.searched]}
+    found = {name: value for name, value in vars(study).items() if name != "experiments"} | {
+        "searches": [[trial.run.name for trial in trials] for trials in experiments.searched]
+    }
     every = {
         result.run.name: result
         for result in [*experiments.results, *(trial for trials in experiments.searched for trial in trials)]

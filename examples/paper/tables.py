@@ -8,7 +8,7 @@ from math import sqrt
 from statistics import mean, stdev
 
 from examples.paper.methods import METHODS
-from examples.paper.paper_numbers import COLUMNS, LI, SI, TABLE_1
+from examples.paper.paper_numbers import COLUMNS, DI, LI, SI, TABLE_1
 from examples.paper.plan import (
     CNN_TABLE,
     CNN_WEIGHT,
@@ -18,8 +18,9 @@ from examples.paper.plan import (
     TRAIN_SIZES,
     mean_and_deviation,
 )
-from examples.paper.runs import CNN_BATCH, GROUPS, TARGET_SI, Result
+from examples.paper.runs import CNN_BATCH, FEWEST_STEPS, GROUPS, TARGET_SI, Result
 from examples.paper.study import ACCURACY, HEADINGS, SHARE, SIGMA, WORST, Study
+from lightning_invariance.report import value_with_error, zeros_note
 from lightning_invariance.report.html import Table
 
 #: Below this, an error or a share is what rounding leaves, and is shown as 0.
@@ -53,8 +54,8 @@ def table_1(study: Study) -> Table:
                 rows.append(["", "paper", *cells, "", "", "4"])
     train, test, _ = study.split
     note = (
-        f"Mean ± standard deviation over seeds; {study.epochs[0]} epochs, {train:,} training and {test:,} test images, each "
-        "in a pose that was drawn for it; weights of the epoch that validates best, of IW of those epochs in which they "
+        f"Mean ± standard deviation over seeds; {study.epochs[0]} epochs, {train:,} training and {test:,} test images, "
+        "each in a pose that was drawn for it; weights of the epoch that validates best, of IW among those in which they "
         f"are invariant. SI (the paper's map) and σ_max: the first {study.explained[0]} test images. {_exactness(study)} "
         "Costs of a step and of inference are over DA's, timed in turns."
     )
@@ -72,9 +73,9 @@ def cnn_table(study: Study) -> Table:
                 cells = [*_measures(results), *_costs(study, group, model)]
                 rows.append([group, model, *cells, f"{results[0].parameters:,}", str(len(results))])
     note = (
-        f"{study.epochs[1]} epochs in batches of {CNN_BATCH}, a one-cycle rate found on validation images, last epoch. CNN "
-        f"IR has ν = {CNN_WEIGHT:g}. CNN pooled is the mean over the orbit; escnn's groups are measured on rotations by 90°. "
-        f"SI and σ_max: the first {study.explained[1]} test images; below 1 for an exactly invariant network where "
+        f"{study.epochs[1]} epochs in batches of {CNN_BATCH}, a one-cycle rate found on validation images, last epoch. "
+        f"CNN IR has ν = {CNN_WEIGHT:g}. CNN pooled is the mean over the orbit; escnn's groups are measured on rotations "
+        f"by 90°. SI and σ_max: the first {study.explained[1]} test images; below 1 for an exactly invariant network where "
         f"max-pooling has ties. {_exactness(study)}"
     )
     heading = ["group", "model", *HEADINGS.values(), *COSTS.values(), "parameters", "seeds"]
@@ -117,8 +118,9 @@ def aim_table(studies: Sequence[Study], aim: Aim | None = None) -> Table:
                     ]
                 )
     note = (
-        f"Accuracy at least DA's {aim.accuracy:+g} points, SI at least {aim.similarity:g}, LI at most {aim.error:g}, σ_max at "
-        f"least {aim.sensitivity:g} of DA's. ± is the standard error over seeds of the difference from DA with the same seed."
+        f"Accuracy at least DA's {aim.accuracy:+g} points, SI at least {aim.similarity:g}, LI at most {aim.error:g}, "
+        f"σ_max at least {aim.sensitivity:g} of DA's. ± is the standard error over seeds of the difference from DA with "
+        "the same seed."
     ).replace("-", "−")
     heading = ["", "accuracy − DA's, points", "SI", "LI", "σ_max / DA's", *COSTS.values(), "missed"]
     return Table(heading, rows, "The aim: invariant, as accurate, as sensitive", note)
@@ -134,8 +136,8 @@ def few_images_table(study: Study) -> Table:
         if any(each):
             rows.append([model, *(_cell(ACCURACY, *_over_seeds(results, ACCURACY)) for results in each)])
     note = (
-        "Accuracy % on all test images, R4: mean ± standard deviation over seeds. With few images there are more epochs, so that "
-        "there are at least 800 steps."
+        "Accuracy % on all test images, R4: mean ± standard deviation over seeds. With few images there are more epochs: "
+        f"at least {FEWEST_STEPS} steps."
     )
     heading = ["model", *(f"{size:,} images" for size in (*sizes, study.split[0]))]
     return Table(heading, rows, f"Few images, {study.title}", note)
@@ -163,8 +165,8 @@ def front_table(study: Study) -> Table:
             )
     kept_headings = [HEADINGS[column] for column in (ACCURACY, WORST, LI, SI, SHARE, SIGMA)]
     note = (
-        "The front is chosen on validation images: the settings that no other beats in both accuracy and SI. The numbers are of test "
-        f"images. {_exactness(study)}"
+        "The front is chosen on validation images: the settings that no other beats in both accuracy and SI. The numbers "
+        f"are of test images. {_exactness(study)}"
     )
     heading = ["group", "method", "ν or strength", *kept_headings, "on the front", "seeds"]
     return Table(heading, rows, f"The regularizer's options, a convolutional network, {study.title}", note)
@@ -188,8 +190,9 @@ def search_table(study: Study) -> Table:
                 ]
             )
     note = (
-        f"ν rises by a factor of 10^(1/4) until SI on validation images is {TARGET_SI}, or falls while it stays there, on the "
-        "first seed; the other seeds keep it. SI ± standard error over images; both at the epoch of the best validation accuracy."
+        f"ν rises by a factor of 10^(1/4) until SI on validation images is {TARGET_SI}, or falls while it stays there, on "
+        "the first seed; the other seeds keep it. SI ± standard error over images; both at the epoch of the best "
+        "validation accuracy."
     )
     heading = ["group", "model", "ν", "SI, validation", "accuracy %, validation", ""]
     return Table(heading, rows, f"The search for ν, {study.title}", note)
@@ -231,15 +234,20 @@ def _gains(ours: Sequence[Result], das: Sequence[Result]) -> list[float]:
     return [100 * (result.test[ACCURACY][0] - plain[result.run.seed]) for result in ours if result.run.seed in plain]
 
 
+def _cell(column: str, value: float, deviation: float | None = None) -> str:
+    if column in (ACCURACY, WORST):
+        return value_with_error(value, deviation, percent=True).removesuffix(" %")
+    return value_with_error(value, deviation, zero_below=EXACT if column in (LI, DI, SHARE) else 0.0)
+
+
 def _exactness(study: Study) -> str:
     """What an exact 0 stands for."""
-    largest = max(
-        (
-            result.test[measure][0]
-            for result in study.experiments.results
-            for measure in (LI, SHARE)
-            if result.test.get(measure, (1.0, 0.0))[0] < EXACT
-        ),
-        default=0.0,
+    values = (
+        mean(result.test[measure][0] for result in results)
+        for group in GROUPS
+        for model in METHODS
+        if (results := [each for each in study.experiments.of(group, model) if each.test])
+        for measure in (LI, SHARE)
     )
-    return f"0 is what rounding leaves, at most {largest:.0e}." if largest else ""
+    note = zeros_note(values, zero_below=EXACT)
+    return f"{note[0].upper()}{note[1:]}." if note else ""
