@@ -46,9 +46,10 @@ def draw_of_study(study: Study, folder: Path, prefix: str = "") -> None:
 def captions(study: Study) -> dict[str, str]:
     """What a report says of each figure, by its file name, in their order; some may not have been drawn."""
     found = {
-        f"accuracy_and_si_{study.dataset}.png": f"Accuracy against SI on {study.title}, for every way to a network. Areas "
-        "are the cost of inference. Circles: the paper's perceptron; squares: a convolutional network. Lines follow a "
-        "strength."
+        f"accuracy_and_si_{study.dataset}.png": (
+            f"Accuracy against SI on {study.title}, for every way to a network. Areas are the cost of inference. Circles: "
+            "the paper's perceptron; squares: a convolutional network. Lines follow a strength."
+        )
     }
     for group in GROUPS:
         found[f"saliency_{group}.png"] = (

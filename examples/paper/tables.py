@@ -55,9 +55,9 @@ def table_1(study: Study) -> Table:
     train, test, _ = study.split
     note = (
         f"Mean ± standard deviation over seeds; {study.epochs[0]} epochs, {train:,} training and {test:,} test images, "
-        "each in a pose that was drawn for it; weights of the epoch that validates best, of IW among those in which they "
-        f"are invariant. SI (the paper's map) and σ_max: the first {study.explained[0]} test images. {_exactness(study)} "
-        "Costs of a step and of inference are over DA's, timed in turns."
+        "each in a pose that was drawn for it; weights of the epoch that validates best, of IW among those in which "
+        f"they are invariant. SI (the paper's map) and σ_max: the first {study.explained[0]} test images. "
+        f"{_exactness(study)} Costs of a step and of inference are over DA's, timed in turns."
     )
     heading = ["group", "model", *HEADINGS.values(), *COSTS.values(), "seeds"]
     return Table(heading, rows, f"Table 1, {study.title}", note)
@@ -74,9 +74,9 @@ def cnn_table(study: Study) -> Table:
                 rows.append([group, model, *cells, f"{results[0].parameters:,}", str(len(results))])
     note = (
         f"{study.epochs[1]} epochs in batches of {CNN_BATCH}, a one-cycle rate found on validation images, last epoch. "
-        f"CNN IR has ν = {CNN_WEIGHT:g}. CNN pooled is the mean over the orbit; escnn's groups are measured on rotations "
-        f"by 90°. SI and σ_max: the first {study.explained[1]} test images; below 1 for an exactly invariant network where "
-        f"max-pooling has ties. {_exactness(study)}"
+        f"CNN IR has ν = {CNN_WEIGHT:g}. CNN pooled is the mean over the orbit; escnn's groups are measured on "
+        f"rotations by 90°. SI and σ_max: the first {study.explained[1]} test images; below 1 for an exactly invariant "
+        f"network where max-pooling has ties. {_exactness(study)}"
     )
     heading = ["group", "model", *HEADINGS.values(), *COSTS.values(), "parameters", "seeds"]
     return Table(heading, rows, f"Convolutional networks, {study.title}", note)
@@ -119,8 +119,8 @@ def aim_table(studies: Sequence[Study], aim: Aim | None = None) -> Table:
                 )
     note = (
         f"Accuracy at least DA's {aim.accuracy:+g} points, SI at least {aim.similarity:g}, LI at most {aim.error:g}, "
-        f"σ_max at least {aim.sensitivity:g} of DA's. ± is the standard error over seeds of the difference from DA with "
-        "the same seed."
+        f"σ_max at least {aim.sensitivity:g} of DA's. ± is the standard error over seeds of the difference from DA "
+        "with the same seed."
     ).replace("-", "−")
     heading = ["", "accuracy − DA's, points", "SI", "LI", "σ_max / DA's", *COSTS.values(), "missed"]
     return Table(heading, rows, "The aim: invariant, as accurate, as sensitive", note)
@@ -136,8 +136,8 @@ def few_images_table(study: Study) -> Table:
         if any(each):
             rows.append([model, *(_cell(ACCURACY, *_over_seeds(results, ACCURACY)) for results in each)])
     note = (
-        "Accuracy % on all test images, R4: mean ± standard deviation over seeds. With few images there are more epochs: "
-        f"at least {FEWEST_STEPS} steps."
+        "Accuracy % on all test images, R4: mean ± standard deviation over seeds. With few images there are more "
+        f"epochs: at least {FEWEST_STEPS} steps."
     )
     heading = ["model", *(f"{size:,} images" for size in (*sizes, study.split[0]))]
     return Table(heading, rows, f"Few images, {study.title}", note)
@@ -165,8 +165,8 @@ def front_table(study: Study) -> Table:
             )
     kept_headings = [HEADINGS[column] for column in (ACCURACY, WORST, LI, SI, SHARE, SIGMA)]
     note = (
-        "The front is chosen on validation images: the settings that no other beats in both accuracy and SI. The numbers "
-        f"are of test images. {_exactness(study)}"
+        "The front is chosen on validation images: the settings that no other beats in both accuracy and SI. The "
+        f"numbers are of test images. {_exactness(study)}"
     )
     heading = ["group", "method", "ν or strength", *kept_headings, "on the front", "seeds"]
     return Table(heading, rows, f"The regularizer's options, a convolutional network, {study.title}", note)
@@ -190,8 +190,8 @@ def search_table(study: Study) -> Table:
                 ]
             )
     note = (
-        f"ν rises by a factor of 10^(1/4) until SI on validation images is {TARGET_SI}, or falls while it stays there, on "
-        "the first seed; the other seeds keep it. SI ± standard error over images; both at the epoch of the best "
+        f"ν rises by a factor of 10^(1/4) until SI on validation images is {TARGET_SI}, or falls while it stays there, "
+        "on the first seed; the other seeds keep it. SI ± standard error over images; both at the epoch of the best "
         "validation accuracy."
     )
     heading = ["group", "model", "ν", "SI, validation", "accuracy %, validation", ""]
