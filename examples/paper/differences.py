@@ -1,7 +1,7 @@
 """Where the numbers differ from the paper's by more than the error bars, and the experiment that says why, if any.
 
-The paper leaves open how maps are integrated, ν and the drift's blending. Each of these can be varied; a difference that
-none of them accounts for is stated as unexplained.
+The paper leaves open how maps are integrated, ν and the drift's blending. Each of these can be varied; a difference
+that none of them accounts for is stated as unexplained.
 """
 
 from __future__ import annotations

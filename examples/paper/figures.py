@@ -47,8 +47,8 @@ def captions(study: Study) -> dict[str, str]:
     """What a report says of each figure, by its file name, in their order; some may not have been drawn."""
     found = {
         f"accuracy_and_si_{study.dataset}.png": (
-            f"Accuracy against SI on {study.title}, for every way to a network. Areas are the cost of inference. Circles: "
-            "the paper's perceptron; squares: a convolutional network. Lines follow a strength."
+            f"Accuracy against SI on {study.title}, for every way to a network. Areas are the cost of inference. "
+            "Circles: the paper's perceptron; squares: a convolutional network. Lines follow a strength."
         )
     }
     for group in GROUPS:
