@@ -10,6 +10,7 @@ from lightning_invariance.report._numbers import value_with_error
 from lightning_invariance.report.html._blocks import Table, check_table
 from lightning_invariance.report.html._escape import escaped
 
+_LONG = 20  # characters; a text of more gets a column that is wide enough to read it
 _MISSING = ("", "–", "—", "-")
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 #: A number, perhaps behind a comparison, perhaps with an error and a short unit.
@@ -25,6 +26,7 @@ _NOTEBOOK_STYLES = {
     "caption": "text-align:left;padding:0.3em 0;font-weight:bold",
     "text": "text-align:left;padding:0.25em 0.8em;border-bottom:1px solid rgba(128,128,128,0.4)",
     "number": "text-align:right;padding:0.25em 0.8em;border-bottom:1px solid rgba(128,128,128,0.4);white-space:nowrap",
+    "long": "text-align:left;padding:0.25em 0.8em;border-bottom:1px solid rgba(128,128,128,0.4);min-width:14em",
     "note": "margin:0.3em 0;font-size:90%;opacity:0.8",
 }
 
@@ -59,6 +61,7 @@ def table_on_page(table: Table, identity: str) -> str:
         "table": ' class="sortable"' if sortable else "",
         "caption": f' id="{identity}"',
         "text": "",
+        "long": ' class="long"',
         "number": ' class="number"',
     }
     label = (
@@ -108,8 +111,11 @@ def _table(table: Table, styles: dict[str, str], in_caption: str) -> str:
             names_row = column == 0 and len(row) > 1 and bool(text.strip())
             tag = "th" if names_row else "td"
             scope = ' scope="row"' if names_row else ""
-            # A lone number among texts does not break either.
-            style = styles["text" if number is None or (isnan(number) and not numeric[column]) else "number"]
+            # A lone number among texts does not break over lines either.
+            if number is None or (isnan(number) and not numeric[column]):
+                style = styles["long" if len(text) > _LONG else "text"]
+            else:
+                style = styles["number"]
             parts.append(f"<{tag}{scope}{style}{_sorted_by(number)}>{escaped(text)}</{tag}>")
         parts.append("</tr>\n")
     parts.append("</tbody></table>")
