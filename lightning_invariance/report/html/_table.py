@@ -51,6 +51,7 @@ def table_html(table: Table) -> str:
     """
     check_table(table)
     styles = {name: f' style="{style}"' for name, style in _NOTEBOOK_STYLES.items()}
+    styles["long number"] = styles["number"]
     return f"<div{styles['scroll']}>{_table(table, styles, '')}</div>{_note(table, styles['note'])}"
 
 
@@ -63,6 +64,7 @@ def table_on_page(table: Table, identity: str) -> str:
         "text": "",
         "long": ' class="long"',
         "number": ' class="number"',
+        "long number": ' class="number long"',
     }
     label = (
         f'aria-labelledby="{identity}"'
@@ -101,6 +103,8 @@ def _table(table: Table, styles: dict[str, str], in_caption: str) -> str:
     parts.append("<thead><tr>")
     for text, is_number in zip(table.heading, numeric, strict=True):
         style = styles["number" if is_number else "text"]
+        if len(text) > _LONG:
+            style = styles["long number" if is_number else "long"]
         # An empty heading would be read out as one.
         parts.append(f'<th scope="col"{style}>{escaped(text)}</th>' if text.strip() else f"<td{style}></td>")
     parts.append("</tr></thead>\n<tbody>")
