@@ -50,7 +50,7 @@ thead .long { min-width: 9rem; }
 thead th, thead td { background: var(--raised); vertical-align: bottom; font-weight: 600; }
 tbody th { font-weight: 500; position: sticky; left: 0; max-width: min(24rem, 45cqi); background: var(--ground); }
 .number { text-align: right; }
-td.number, tbody th.number { white-space: nowrap; }
+td.number, tbody th.number, .whole { white-space: nowrap; }
 tbody tr:hover > * { background: var(--raised); }
 th button { position: relative; font: inherit; color: inherit; text-align: inherit; background: none; border: 0;
   margin: 0; padding: 0 1.1em 0 0; cursor: pointer; min-height: 1.5rem; }
