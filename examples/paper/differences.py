@@ -27,7 +27,7 @@ NAMES = dict(zip(COLUMNS, ("accuracy", "LI", "DI", "SI"), strict=True))
 #: Half a unit of the last digit that the paper prints, where it gives no deviation.
 ROUNDING = dict(zip(COLUMNS, (0.0005, 0.005, 0.05, 0.005), strict=True))
 SI = "saliency_invariance_similarity"
-#: How many test images the kinds of maps are compared on.
+#: How many test images the kinds of maps are compared on, at most.
 EXPLAINED = 256
 
 Explanation = tuple[str, str]
@@ -135,7 +135,8 @@ def _other_maps(settings: Settings, folder: Path, result: Result, paper: float, 
     """The same network with the choices that the paper leaves open, and without its threshold."""
     action = GROUPS[result.run.group]
     data = settings.data(action)
-    batch = [tuple(tensor[:EXPLAINED] for tensor in data.test_set().tensors)]
+    count = min(EXPLAINED, settings.explained_samples)
+    batch = [tuple(tensor[:count] for tensor in data.test_set().tensors)]
     network = network_of(result.run, folder)
     probabilities = _AsProbabilities(network).eval()
     variants: dict[str, tuple[nn.Module, Saliency]] = {
@@ -154,7 +155,7 @@ def _other_maps(settings: Settings, folder: Path, result: Result, paper: float, 
                 action,
                 measures=[SI],
                 saliency=saliency,
-                saliency_samples=EXPLAINED,
+                saliency_samples=count,
                 progress=False,
             )[SI].value
         )

@@ -29,6 +29,8 @@ class Method:
         ramp: whether the weight rises from a hundredth of it over the first half of the steps.
         noise: the deviation of Gaussian noise on the inputs, which have a deviation of 1.
         invariant: the mode of `InvariantWeights`; ``"pull"`` is a soft projection with the run's weight as strength.
+        annealed: whether a perceptron's rate rises and falls (one-cycle), as that of convolutional networks does; the
+            paper's is constant.
     """
 
     network: Literal["perceptron", "tied", "CNN", "pooled", "escnn C4", "escnn D4", "escnn C8", "escnn SO2"]
@@ -37,6 +39,7 @@ class Method:
     ramp: bool = False
     noise: float = 0.0
     invariant: Literal["project", "merge", "late merge", "pull"] | None = None
+    annealed: bool = False
 
     @property
     def is_convolutional(self) -> bool:
@@ -52,6 +55,8 @@ METHODS: dict[str, Method] = {
     "IR normalised L2": Method("perceptron", penalties=("normalized_logit",)),
     "IW": Method("perceptron", invariant="merge"),
     "IW late": Method("perceptron", invariant="late merge"),
+    "IW annealed": Method("perceptron", invariant="late merge", annealed=True),
+    "DA annealed": Method("perceptron", annealed=True),
     "CNN DA": Method("CNN"),
     "CNN IR": Method("CNN", penalties=("logit",)),
     "CNN IR ramp": Method("CNN", penalties=("logit",), ramp=True),

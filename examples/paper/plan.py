@@ -78,7 +78,7 @@ def runs_without_search(part: Part, settings: Settings) -> list[Run]:
         return [
             Run(group, model, seed, settings.cnn_epochs, weight)
             for seed in few
-            for group, tried in (("R4", FRONT), ("T3", FRONT_OF_T3))
+            for group, tried in (("R4", FRONT), ("T3", FRONT_OF_T3 if not settings.quick else {}))
             for model, weights in tried.items()
             for weight in (weights[:1] if settings.quick else weights)
         ]
@@ -90,7 +90,7 @@ def runs_without_search(part: Part, settings: Settings) -> list[Run]:
             if size < settings.split[0]
             for model in FEW_IMAGES
         ]
-    if part == "other groups":
+    if part == "other groups" and not settings.quick:
         return [Run("R4", model, seed, settings.cnn_epochs) for seed in few for model in OTHER_GROUPS]
     return []
 

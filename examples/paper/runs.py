@@ -37,6 +37,8 @@ CNN_BATCH = 64
 #: (R4, MNIST, seed 0). Every method that is not here has that of the one it goes by: IR and its like that of DA.
 CNN_RATES = {"CNN IW": 3e-2, "CNN IW merge": 3e-2, "CNN IW pull": 3e-2, "CNN pooled": 1e-2, "CNN DA": 1e-2}
 STEERABLE_RATE = 3e-2
+#: Of annealed perceptrons.
+ANNEALED_RATE = 3e-3
 RATES_TRIED = (3e-3, 1e-2, 3e-2)
 #: Where few images train a convolutional network, there are so many epochs that it takes at least so many steps.
 FEWEST_STEPS = 800
@@ -184,12 +186,11 @@ def execute(run: Run, settings: Settings, folder: Path) -> Result:
     data = settings.data(action, CNN_BATCH if method.is_convolutional else BATCH)
     if run.train_size is not None:
         data.train_set.tensors = tuple(tensor[: run.train_size] for tensor in data.train_set.tensors)
-    if method.is_convolutional:
-        module = Classifier(
-            build(run.model, action), run.rate or _cnn_rate(run.model), annealed=True, noise=method.noise
-        )
+    network = build(run.model, action)
+    if method.is_convolutional or method.annealed:
+        module = Classifier(network, run.rate or _rate(run.model), annealed=True, noise=method.noise)
     else:
-        module = Classifier(build(run.model, action))
+        module = Classifier(network)
     kept_epoch = train(module, run, data)
     measuring = _measuring_trainer(run, settings, data)
     val = {"accuracy": (measuring.validate(module, data, verbose=False)[0]["val/accuracy"], 0.0)}
@@ -270,8 +271,11 @@ class BestEpoch(L.Callback):
             self.weights = deepcopy(pl_module.state_dict())
 
 
-def _cnn_rate(model: str) -> float:
-    if METHODS[model].network.startswith("escnn"):
+def _rate(model: str) -> float:
+    method = METHODS[model]
+    if not method.is_convolutional:
+        return ANNEALED_RATE
+    if method.network.startswith("escnn"):
         return STEERABLE_RATE
     return CNN_RATES.get(model, CNN_RATES["CNN DA"])
 

@@ -12,8 +12,10 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,11 @@ import torch
 from examples.paper import __main__ as paper
 from examples.paper.blends import blends
 from examples.paper.data import Source, TransformingImages, load, sizes_for
-from examples.paper.runs import Run, result_of
+from examples.paper.plan import Experiments
+from examples.paper.report import PAGE, committed, filled, tables_of
+from examples.paper.runs import BestEpoch, Result, Run
+from examples.paper.study import Study, read, write
+from examples.paper.tables import aim_table, front_table
 from lightning_invariance import C4
 
 ROOT = Path(__file__).parents[2]
@@ -91,17 +97,6 @@ def test_the_first_blend_is_that_of_the_figure() -> None:
     assert float(again(1.0).std()) == pytest.approx(1, abs=1e-5)
 
 
-def test_results_written_before_a_run_could_keep_its_last_epoch_are_read(tmp_path: Path) -> None:
-    (tmp_path / "runs").mkdir()
-    run = {"group": "R4", "model": "DA", "seed": 0, "epochs": 300, "weight": 0.0, "train_size": None}
-    stored = {"run": run, "test": {}, "val": {}, "drift": {}, "parameters": 1, "best_epoch": 145, "seconds": 1.0}
-    (tmp_path / "runs" / "R4-DA-w0-e300-s0.json").write_text(json.dumps(stored), encoding="utf-8")
-    result = result_of(Run("R4", "DA", 0, 300), tmp_path)
-    assert result is not None
-    assert result.kept_epoch == 145
-    assert result_of(Run("R4", "DA", 0, 300, keep="last"), tmp_path) is None
-
-
 class InThisProcess(Executor):
     """What the pool's processes get and give is pickled, as theirs is; importing everything again is left out."""
 
@@ -145,9 +140,84 @@ def test_quick_run_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for result in tied:
         assert result["test"]["logit_invariance_error"][0] < 1e-8
         assert result["test"]["saliency_invariance_similarity"][0] == pytest.approx(1, abs=1e-5)
-    assert len(results["claims"]) == 5
-    last = [result for result in results["results"] if result["run"]["keep"] == "last"]
+    last = [result for result in results["results"] if result["run"].get("keep") == "last"]
     assert [result["kept_epoch"] + 1 for result in last] == [result["run"]["epochs"] for result in last]
     assert {(result["run"]["group"], result["run"]["model"]) for result in last} == {("R4", "DA"), ("T3", "DA")}
+    # Invariant weights are kept once they are invariant, also where an earlier epoch validates better.
+    merged = [result for result in results["results"] if result["run"]["model"] in ("IW", "CNN IW")]
+    assert len(merged) == 4
+    for result in merged:
+        assert result["test"]["orbit_share"][0] < 1e-9
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 6
+    assert page.count("data:image/png;base64,") == 7
+    tables = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    for caption in ("The paper's claims", "Table 1", "Convolutional networks", "Few images", "options", "The aim"):
+        assert f"**{caption}" in tables or caption in tables
+
+
+def made(model: str, seed: int, accuracy: float, si: float = 0.5, **run: Any) -> Result:
+    """A result of which tables read accuracy, SI and σ_max."""
+    test = {
+        "accuracy": (accuracy, 0.001),
+        "worst_case_orbit_accuracy": (accuracy, 0.001),
+        "logit_invariance_error": (2e-11, 1e-12),
+        "distribution_invariance_error": (3e-9, 1e-10),
+        "saliency_invariance_similarity": (si, 0.01),
+        "orbit_share": (4e-14, 1e-15),
+        "jacobian_spectral_norm": (4.0, 0.1),
+    }
+    return Result(Run("R4", model, seed, 300, **run), test, dict(test), {}, 1, 3, 2.0)
+
+
+def study(*results: Result) -> Study:
+    return Study("fashion", (10, 20, 5), (300, 8), (4, 2), {}, Experiments(list(results), []), {}, [])
+
+
+def test_the_aim_is_held_against_the_same_seeds() -> None:
+    results = [made("DA", seed, accuracy) for seed, accuracy in enumerate((0.90, 0.92, 0.94))]
+    results += [made("IW", seed, accuracy, si=1.0) for seed, accuracy in enumerate((0.89, 0.92, 0.935))]
+    (row,) = aim_table([study(*results)]).rows
+    # −1, 0 and −0.5 points: mean −0.5, standard error 0.5 / √3.
+    assert row == ["IW, R4, FMNIST", "−0.5 ± 0.3", "1.000", "0", "1.00", "", "", "nothing"]
+    results[-1] = made("IW", 2, 0.92, si=0.5)
+    (row,) = aim_table([study(*results)]).rows
+    assert row[1] == "−1.0 ± 0.6"
+    assert row[-1] == "accuracy, SI"
+
+
+def test_the_front_is_what_no_other_setting_beats() -> None:
+    settings = {("CNN IR", 0.1): (0.95, 0.3), ("CNN IR", 1.0): (0.9, 0.5), ("CNN IR", 10.0): (0.5, 0.4)}
+    results = [made("CNN DA", 0, 0.96, 0.2)]
+    results += [made(model, 0, accuracy, si, weight=weight) for (model, weight), (accuracy, si) in settings.items()]
+    rows = front_table(study(*results)).rows
+    assert [row[-2] for row in rows] == ["yes", "yes", "yes", ""]
+
+
+def test_a_study_is_what_it_was_after_writing_and_reading(tmp_path: Path) -> None:
+    results = [made("DA", 0, 0.91234567), made("IR", 0, 0.9, weight=10.0), made("DA", 0, 0.8, train_size=100)]
+    before = study(*results)
+    before.experiments.searched.append([results[1]])
+    write(before, tmp_path / "study.json")
+    after = read(tmp_path / "study.json")
+    assert after.split == before.split
+    assert {result.run for result in after.experiments.results} == {result.run for result in results}
+    assert after.experiments.of("R4", "IR")[0].run.weight == 10.0
+    assert after.experiments.of("R4", "DA")[0].test["accuracy"][0] == pytest.approx(0.91235, abs=1e-9)
+
+
+def test_the_page_is_made_of_the_numbers_in_the_repository() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert filled(text, tables_of(committed())) == text
+    assert text.count("<!-- table: ") > 5
+
+
+def test_the_best_epoch_is_the_first_best_one_that_counts() -> None:
+    module, trainer = L.LightningModule(), SimpleNamespace()
+    module.weight = torch.nn.Parameter(torch.zeros(1))
+    best = BestEpoch(first=1)
+    for epoch, accuracy in enumerate((0.9, 0.5, 0.7, 0.7)):
+        trainer.current_epoch, trainer.callback_metrics = epoch, {"val/accuracy": torch.tensor(accuracy)}
+        torch.nn.init.constant_(module.weight, epoch)
+        best.on_validation_end(trainer, module)
+    assert best.epoch == 2
+    assert float(best.weights["weight"]) == 2
