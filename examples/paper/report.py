@@ -17,12 +17,21 @@ from examples.paper.figures import captions, draw_of_networks, draw_of_study
 from examples.paper.plan import Experiments
 from examples.paper.runs import Settings
 from examples.paper.study import Study, read, study_of, write
-from examples.paper.tables import aim_table, cnn_table, few_images_table, front_table, search_table, table_1
+from examples.paper.tables import (
+    aim_table,
+    cnn_table,
+    few_images_table,
+    front_table,
+    search_table,
+    summary_table,
+    table_1,
+)
 from lightning_invariance.report.html import Block, Figure, Section, Table, page
 
-#: The numbers in the repository, and the page that is made of them.
+#: The numbers in the repository, and the pages whose tables are made of them.
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[2] / "docs" / "paper.md"
+README = PAGE.parents[1] / "README.md"
 TITLE = "Genuine invariance learning without weight-tying: the experiments"
 
 
@@ -33,7 +42,7 @@ def write_report(experiments: Experiments, settings: Settings, folder: Path) -> 
     draw_of_networks(experiments, settings, folder)
     draw_of_study(study, folder)
     tables = tables_of({study.dataset: study})
-    text = "\n\n".join(markdown(table) for table in tables.values())
+    text = "\n\n".join(markdown(table) for table in tables.values() if table.caption)
     (folder / "tables.md").write_text(text + "\n", encoding="utf-8")
     (folder / "report.html").write_text(_page(study, tables, folder), encoding="utf-8")
     print(f"\n{text}\n")
@@ -47,6 +56,7 @@ def tables_of(studies: Mapping[str, Study]) -> dict[str, Table]:
     for name, study in studies.items():
         tables[f"claims-{name}"] = _rows_of(check_claims(study.experiments), f"The paper's claims, {study.title}")
         tables[f"table-1-{name}"] = table_1(study)
+        tables[f"summary-{name}"] = summary_table(study)
         tables[f"cnn-{name}"] = cnn_table(study)
         tables[f"few-images-{name}"] = few_images_table(study)
         tables[f"front-{name}"] = front_table(study)
@@ -66,7 +76,7 @@ def markdown(table: Table) -> str:
     """A table as Markdown: its caption in bold, its note below."""
     lines = ["| " + " | ".join(table.heading) + " |", "|---" * len(table.heading) + "|"]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table.rows]
-    parts = [f"**{table.caption}**", "\n".join(lines), table.note]
+    parts = [f"**{table.caption}**" if table.caption else "", "\n".join(lines), table.note]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -84,6 +94,8 @@ def _page(study: Study, tables: Mapping[str, Table], folder: Path) -> str:
         "Differences": [],
     }
     for name, table in tables.items():
+        if not table.caption:
+            continue
         title = {"claims": "The paper's claims", "differences": "Differences"}.get(name.partition("-")[0], "Tables")
         kinds[title].append(table)
     sections = [Section(title, blocks) for title, blocks in kinds.items() if blocks]
@@ -121,7 +133,8 @@ def main() -> None:
             for picture in [*Path(folder).glob("saliency_*.png"), *Path(folder).glob("tsne_*.png")]:
                 shutil.copy(picture, PAGE.parent / f"paper_{picture.name}")
     studies = committed()
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), tables_of(studies)), encoding="utf-8")
+    for path in (PAGE, README):
+        path.write_text(filled(path.read_text(encoding="utf-8"), tables_of(studies)), encoding="utf-8")
     for study in studies.values():
         draw_of_study(study, PAGE.parent, prefix="paper_")
 

@@ -63,6 +63,19 @@ def table_1(study: Study) -> Table:
     return Table(heading, rows, f"Table 1, {study.title}", note)
 
 
+def summary_table(study: Study) -> Table:
+    """Three lines of table 1."""
+    found = {model: study.experiments.of("R4", model) for model in ROWS_OF_TABLE_1}
+    models = [model for model, results in found.items() if results]
+    papers = TABLE_1["R4"]
+    rows = [
+        ["accuracy %", *(_cell(ACCURACY, *_over_seeds(found[model], ACCURACY)) for model in models)],
+        ["the paper's", *(_cell(ACCURACY, *papers[model][0]) if model in papers else "–" for model in models)],
+        ["SI", *(_cell(SI, *_over_seeds(found[model], SI)) for model in models)],
+    ]
+    return Table(["rotated MNIST", *models], rows)
+
+
 def cnn_table(study: Study) -> Table:
     """The rows that the paper does not have."""
     rows = []
@@ -190,9 +203,9 @@ def search_table(study: Study) -> Table:
                 ]
             )
     note = (
-        f"ν rises by a factor of 10^(1/4) until SI on validation images is {TARGET_SI}, or falls while it stays there, "
-        "on the first seed; the other seeds keep it. SI ± standard error over images; both at the epoch of the best "
-        "validation accuracy."
+        f"ν rises, by a factor of 10^(1/4) where the target is near, until SI on validation images is {TARGET_SI}, or "
+        "falls while it stays there, on the first seed; the other seeds keep it. SI ± standard error over images; "
+        "both at the epoch of the best validation accuracy."
     )
     heading = ["group", "model", "ν", "SI, validation", "accuracy %, validation", ""]
     return Table(heading, rows, f"The search for ν, {study.title}", note)
