@@ -107,18 +107,37 @@ def tables() -> Iterator[str]:
         yield f"| [`{path.removeprefix(PACKAGE + '.')}`][{path}] | {summary(member)} |"
 
 
+FROM_ELSEWHERE = re.compile(
+    r"<(?:script|img|iframe)[^>]+src=.?(?:https?:)?//|<link[^>]+(?:stylesheet|preconnect)[^>]+//"
+)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> None:
+    """Warns of a page that would fetch something: a script, a style, a font, an image."""
+    for found in FROM_ELSEWHERE.findall(output):
+        log.warning("%s fetches from elsewhere: %s", page.file.src_uri, found)
+
+
 # Markdown ----------------------------------------------------------------------------------------------------------
+
+
+def mathml(latex: str, display: str = "inline") -> str:
+    """A formula as browsers draw it."""
+    html: str = convert(latex.replace(r"\arg\max", r"\operatorname{argmax}"), display=display)
+    for command in re.findall(r"\\[A-Za-z]+", html):
+        log.warning("%s is not understood in the formula %s", command, latex)
+    return html
 
 
 class _BlocksOfMath(Preprocessor):
     """``.. math::`` of docstrings, and ``$$ ... $$`` of pages, as MathML."""
 
-    block = re.compile(r"^\.\. math::\n+((?:[ \t]+\S.*\n?)+)|^\$\$(.+?)\$\$$", re.MULTILINE | re.DOTALL)
+    block = re.compile(r"^\.\. math::\n+((?:[ ]+\S[^\n]*\n?)+)|^\$\$(.+?)\$\$$", re.MULTILINE | re.DOTALL)
 
     def run(self, lines: list[str]) -> list[str]:
         def formula(found: re.Match[str]) -> str:
             latex = " ".join((found[1] or found[2]).split())
-            html = f'<div class="formula">{convert(latex, display="block")}</div>'
+            html = f'<div class="formula">{mathml(latex, display="block")}</div>'
             return f"\n\n{self.md.htmlStash.store(html)}\n\n"
 
         return self.block.sub(formula, "\n".join(lines)).split("\n")
@@ -126,7 +145,7 @@ class _BlocksOfMath(Preprocessor):
 
 class _MathInLine(InlineProcessor):
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[str, int, int]:  # type: ignore[override]
-        return self.md.htmlStash.store(convert(m[1])), m.start(0), m.end(0)
+        return self.md.htmlStash.store(mathml(m[1])), m.start(0), m.end(0)
 
 
 class _NamesAreLinks(Treeprocessor):
