@@ -55,8 +55,9 @@ def public_names(package: griffe.Module) -> dict[str, dict[str, griffe.Alias]]:
 def summary(member: griffe.Alias) -> str:
     """The first sentence of a docstring, one line."""
     docstring = member.final_target.docstring
-    first = "" if docstring is None else docstring.value.strip().split("\n\n")[0]
-    return re.sub(r":math:`([^`]*)`", "", " ".join(first.split())).replace("|", "\\|")
+    first = "" if docstring is None else " ".join(docstring.value.strip().split("\n\n")[0].split())
+    in_math = re.sub(r":math:`[^`]*`", lambda found: found[0].replace("|", r"\vert "), first)
+    return in_math.replace("|", "\\|")
 
 
 ROOMS = public_names(griffe.load(PACKAGE, search_paths=[str(ROOT)], resolve_aliases=True))

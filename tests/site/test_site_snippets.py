@@ -146,6 +146,14 @@ def test_commands_name_what_is_there() -> None:
                 assert set(names.split(",")) <= extras, line
 
 
+def test_links_of_the_readme_lead_somewhere() -> None:
+    """MkDocs looks at those of the pages; these two are read on the repository's page."""
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        assert links
+        assert [link for link in links if "://" not in link and not (ROOT / link).is_file()] == []
+
+
 def test_the_readme_is_one_screen() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8")) <= 6_000
 
