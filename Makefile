@@ -43,7 +43,7 @@ check: $(STAMP)
 
 # The site, into site/. A broken link, a missing anchor, or a public name without a docstring or a page fails.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 install: $(STAMP)
 

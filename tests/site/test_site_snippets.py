@@ -149,7 +149,8 @@ def test_commands_name_what_is_there() -> None:
 def test_links_of_the_readme_lead_somewhere() -> None:
     """MkDocs looks at those of the pages; these two are read on the repository's page."""
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
-        links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        text = re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+        links = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
         assert links
         assert [link for link in links if "://" not in link and not (ROOT / link).is_file()] == []
 
