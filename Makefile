@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo paper paper-quick bench test test-fast check install clean
+.PHONY: demo paper paper-quick bench test test-fast check docs install clean
 
 # Trains three networks on scikit-learn's digits and shows how invariant they are.
 demo: $(STAMP)
@@ -27,8 +27,8 @@ bench: $(STAMP)
 # (tests/conftest.py says which) and come first; the others go to whoever is free.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
 
-# Everything that must hold: format, lint, types, doctests, tests.
-test: check
+# Everything that must hold: format, lint, types, the site, doctests, tests.
+test: check docs
 	$(PYTEST)
 
 # The heart of it, in under a minute: actions, formulas, running over orbits, and training steps by hand.
@@ -40,6 +40,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# The site, into site/. A broken link, a missing anchor, or a public name without a docstring or a page fails.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 install: $(STAMP)
 
@@ -54,4 +58,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_results compare_results paper_results paper_quick bench_results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo_results compare_results paper_results paper_quick bench_results site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -67,8 +67,8 @@ class Measure:
     logarithmic: bool = False
 
 
-#: All measures by name, in the order of tables and logs.
 MEASURES: dict[str, Measure] = {}
+"""All measures by name, in the order of tables and logs."""
 
 
 def register_measure(measure: Measure) -> None:
