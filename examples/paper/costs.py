@@ -16,7 +16,7 @@ from examples.paper.runs import CNN_BATCH, GROUPS, Settings, quiet
 from lightning_invariance import compare
 
 #: The first of each is the one whose times the others' are set against.
-PERCEPTRONS = ("DA", "WT", "IR", "IW")
+PERCEPTRONS = ("DA", "WT", "IR", "IW", "DA annealed")
 Costs = dict[str, dict[str, dict[str, float]]]
 
 

@@ -178,7 +178,7 @@ def test_the_aim_is_held_against_the_same_seeds() -> None:
     results += [made("IW", seed, accuracy, si=1.0) for seed, accuracy in enumerate((0.89, 0.92, 0.935))]
     (row,) = aim_table([study(*results)]).rows
     # −1, 0 and −0.5 points: mean −0.5, standard error 0.5 / √3.
-    assert row == ["IW, R4, FMNIST", "−0.5 ± 0.3", "1.000", "0", "1.00", "", "", "nothing"]
+    assert row == ["FMNIST, R4: IW against DA", "−0.5 ± 0.3", "1.000", "0", "1.00", "", "", "nothing"]
     results[-1] = made("IW", 2, 0.92, si=0.5)
     (row,) = aim_table([study(*results)]).rows
     assert row[1] == "−1.0 ± 0.6"
