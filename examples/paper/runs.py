@@ -39,7 +39,7 @@ CNN_RATES = {"CNN IW": 3e-2, "CNN IW merge": 3e-2, "CNN IW pull": 3e-2, "CNN poo
 STEERABLE_RATE = 3e-2
 #: Of annealed perceptrons.
 ANNEALED_RATE = 3e-3
-RATES_TRIED = (3e-3, 1e-2, 3e-2)
+RATES_TRIED = (3e-3, 1e-2, 3e-2, 1e-1)
 #: Where few images train a convolutional network, there are so many epochs that it takes at least so many steps.
 FEWEST_STEPS = 800
 
