@@ -26,9 +26,9 @@ from lightning_invariance._messages import errors_of
 from lightning_invariance._output_action import OutputActions
 from lightning_invariance.actions import Action, Flow
 from lightning_invariance.actions._flow import as_action
-from lightning_invariance.audit._checks import CHECKS
-from lightning_invariance.audit._findings import Finding, FindingName, SetupReport
-from lightning_invariance.audit._subject import Skip, Subject
+from lightning_invariance.auditing._checks import CHECKS
+from lightning_invariance.auditing._findings import Finding, FindingName, SetupReport
+from lightning_invariance.auditing._subject import Skip, Subject
 from lightning_invariance.evaluation._batches import LocatedBatches, device_of
 from lightning_invariance.evaluation._draws import for_measuring, output_for_measuring
 from lightning_invariance.saliency import SaliencyLike, as_saliency, default_saliency
