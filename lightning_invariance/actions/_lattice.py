@@ -229,7 +229,7 @@ class CyclicTranslations(PermutationAction):
     def motion_sizes(self, x: Tensor) -> MotionSizes:
         """How many places each shift goes; see `Action.motion_sizes`."""
         step = x.shape[self.dim] // self.order
-        return MotionSizes("shift", "pixels", tuple(float(step * element) for element in range(self.order)))
+        return MotionSizes("shift", "places", tuple(float(step * element) for element in range(self.order)))
 
     def index_table(self, sizes: tuple[int, ...]) -> Tensor:
         index = torch.arange(prod(sizes), device="cpu").reshape(sizes)
