@@ -38,8 +38,10 @@ from lightning_invariance.actions import ShearFlow as ShearFlow
 from lightning_invariance.actions import TimeReversal as TimeReversal
 from lightning_invariance.actions import TranslationFlow as TranslationFlow
 from lightning_invariance.actions import VerticalFlip as VerticalFlip
+from lightning_invariance.auditing import Audit as Audit
 from lightning_invariance.auditing import Finding as Finding
 from lightning_invariance.auditing import SetupReport as SetupReport
+from lightning_invariance.auditing import audit as audit
 from lightning_invariance.auditing import check_setup as check_setup
 from lightning_invariance.callbacks import InvarianceMonitor as InvarianceMonitor
 from lightning_invariance.callbacks import InvarianceRegularizer as InvarianceRegularizer

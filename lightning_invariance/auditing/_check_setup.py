@@ -100,7 +100,7 @@ def check_setup(
     """
     check_callable("network", network, "a module or a function")
     check_iterable("batches", batches, "batches of inputs, or pairs (x, target)")
-    _check_no_pair(batches)
+    check_no_pair(batches)
     action = as_action(action)
     check_input_spec("input", input)
     check_place("target", target)
@@ -148,7 +148,7 @@ def check_setup(
     return SetupReport(tuple(findings), action, len(arguments.x), skipped)
 
 
-def _check_no_pair(batches: Iterable[Any]) -> None:
+def check_no_pair(batches: Iterable[Any]) -> None:
     """Raises a `ValueError` for inputs and their labels that are in no list."""
     if not isinstance(batches, (tuple, list)) or len(batches) != 2:
         return
