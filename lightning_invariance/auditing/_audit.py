@@ -28,7 +28,7 @@ from lightning_invariance.evaluation._classes import PerClassOption
 from lightning_invariance.saliency import SaliencyLike
 
 #: How many of the worst samples are kept.
-_WORST = 6
+_WORST = 4
 
 
 def audit(

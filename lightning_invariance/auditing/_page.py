@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import isnan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -58,7 +58,7 @@ _COLUMNS, _PANELS = 4, 3
 #: How many classes, elements and saliency maps are shown.
 _MOST_CLASSES, _MOST_BARS, _MOST_MAPS = 20, 24, 8
 
-_STATUS: Mapping[Severity, Any] = {"problem": "bad", "note": "note", "fine": "good"}
+_STATUS: Mapping[Severity, Literal["good", "bad", "note"]] = {"problem": "bad", "note": "note", "fine": "good"}
 
 
 @dataclass
@@ -169,10 +169,19 @@ def _setup(group: GroupAudit) -> Iterator[Block]:
         yield from _why(group, "setup")
         return
     order: tuple[Severity, ...] = ("problem", "note", "fine")
-    found = [each for severity in order for each in group.setup.findings if each.severity == severity]
-    yield Items([(_STATUS[each.severity], f"{_words(each.name)}: {each.said} {each.remedy}".strip()) for each in found])
+    findings = [each for severity in order for each in group.setup.findings if each.severity == severity]
+    # What is as it should be is named in one line, but for the floor that all numbers are read against.
+    told = [each for each in findings if each.severity != "fine" or each.name == "noise_floor"]
+    items: list[tuple[Literal["good", "bad", "note"], str]] = [
+        (_STATUS[each.severity], f"{_words(each.name)}: {each.said} {each.remedy}".strip()) for each in told
+    ]
+    fine = [_words(each.name).lower() for each in findings if each not in told]
+    if fine:
+        items.append(("good", f"As it should be: {', '.join(fine)}."))
+    yield Items(items)
     if group.setup.skipped:
-        yield Text("Not looked at: " + " ".join(f"{_words(name)}: {why}" for name, why in group.setup.skipped.items()))
+        skipped = " ".join(f"{_words(name)}: {why}" for name, why in group.setup.skipped.items())
+        yield Text(f"Not looked at. {skipped}")
 
 
 def _motions(group: GroupAudit) -> Iterator[Block]:

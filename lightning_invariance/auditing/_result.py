@@ -127,8 +127,8 @@ def verdict_of(audit: Audit) -> str:
     incomplete = f"The audit is incomplete. {audit.stopped} " if audit.stopped else ""
     if not count:
         return f"{incomplete}No conditions were asked for."
+    if count == 1:
+        return f"{incomplete}The condition {'holds' if held else 'does not hold'}."
     if held == count:
-        return f"{incomplete}{f'All {count} conditions hold' if count > 1 else 'The condition holds'}."
-    failed = count - held
-    conditions = "condition does" if count == 1 else "conditions do" if failed > 1 else "conditions does"
-    return f"{incomplete}{failed} of {count} {conditions} not hold."
+        return f"{incomplete}All {count} conditions hold."
+    return f"{incomplete}{count - held} of {count} conditions {'does' if count - held == 1 else 'do'} not hold."
