@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import lightning as L
@@ -139,6 +141,26 @@ def test_a_state_dict_does_as_well(config: Path, trained: tuple[Network, Path]) 
         load_weights(fresh, path)
         for name, value in network.state_dict().items():
             assert torch.equal(fresh.state_dict()[name], value)
+
+
+def test_the_configuration_of_the_documentation_runs(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Classifier(Network):
+        pass
+
+    class Digits(Data):
+        pass
+
+    project = ModuleType("my_project")
+    for each in (Classifier, Digits):
+        each.__module__, each.__qualname__ = "my_project", each.__name__
+        setattr(project, each.__name__, each)
+    monkeypatch.setitem(sys.modules, "my_project", project)
+    text = (Path(__file__).parents[2] / "docs" / "audit.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    config.write_text(shown, encoding="utf-8")
+    assert run(config, "--samples", "0", "--progress", "false") == 1
+    found = json.loads(Path("audit.json").read_text(encoding="utf-8"))
+    assert [group["name"] for group in found["groups"]] == ["quarter turns", "shifts to the right", "scale"]
 
 
 class Trap:

@@ -15,7 +15,7 @@ from bad_input import ROWS, Row
 import lightning_invariance as li
 from lightning_invariance import baselines, functional, report
 
-for room in ("measures", "actions", "orbit", "evaluation", "callbacks", "models", "parts", "flows", "layers"):
+for room in ("measures", "actions", "orbit", "evaluation", "callbacks", "models", "parts", "flows", "layers", "audit"):
     import_module(f"bad_input_{room}")
 
 
@@ -72,7 +72,7 @@ def public_callables() -> set[str]:
     return names
 
 
-RECORDS = (li.ComparedModel, li.Estimate, li.Finding, li.MonitorRecord, li.OrbitOutputs, li.SetupReport)
+RECORDS = (li.Audit, li.ComparedModel, li.Estimate, li.Finding, li.MonitorRecord, li.OrbitOutputs, li.SetupReport)
 
 
 def test_every_public_callable_is_in_the_table() -> None:
