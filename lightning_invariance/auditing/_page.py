@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isnan
 from typing import TYPE_CHECKING, Literal
 
@@ -15,9 +16,11 @@ from lightning_invariance.evaluation import MEASURES, KeptSamples, LayerResults,
 from lightning_invariance.metrics import Estimate
 from lightning_invariance.report import plot_layers, plot_per_class, plot_worst, value_with_error
 from lightning_invariance.report._motion import plot_over_motion
-from lightning_invariance.report.html import Block, Figure, Items, Section, Table, Text, figure_of, page
+from lightning_invariance.report.html import Block, Items, Section, Table, Text, figure_of, page
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure as MatplotlibFigure
+
     from lightning_invariance.auditing._result import Audit
 
 #: What the measures tell, in the fewest words; those that are not here have their heading alone.
@@ -118,18 +121,16 @@ def _group(group: GroupAudit) -> Section:
     return Section(
         group.name,
         [Text(_in_words(group))],
-        [Section(title, blocks) for title, make in parts if (blocks := _blocks(make, group))],
+        [Section(title, blocks) for title, make in parts if (blocks := list(make(group)))],
     )
 
 
-def _blocks(make: Callable[[GroupAudit], Iterator[Block]], group: GroupAudit) -> list[Block]:
-    """What a part shows; a sentence where its pictures cannot be drawn."""
-    blocks: list[Block] = []
+def _picture(draw: Callable[[], MatplotlibFigure], alt: str, caption: str = "") -> Block:
+    """A picture, or why there is none."""
     try:
-        blocks.extend(make(group))
+        return figure_of(draw(), alt, caption)
     except ModuleNotFoundError as error:
-        blocks.append(Text(f"There is no picture: {error}"))
-    return blocks
+        return Text(f"There is no picture. {error}")
 
 
 def _in_words(group: GroupAudit) -> str:
@@ -204,8 +205,8 @@ def _motions(group: GroupAudit) -> Iterator[Block]:
         f"{name} from {value_with_error(float(each.value.min()))} to {value_with_error(float(each.value.max()))}"
         for name, each in estimates.items()
     )
-    yield figure_of(
-        plot_over_motion(estimates, motion, labels),
+    yield _picture(
+        partial(plot_over_motion, estimates, motion, labels),
         f"Measures {over}: {ranges}.",
         f"The output's relative change, and for classes how many predictions stay and are right, {over}. {band}{note}",
     )
@@ -243,8 +244,8 @@ def _layers(group: GroupAudit) -> Iterator[Block]:
         ]
         for row in shown
     ]
-    yield figure_of(
-        plot_layers({group.name: layers}),
+    yield _picture(
+        partial(plot_layers, {group.name: layers}),
         f"The error of each layer over the depth of the network. {layers.in_words()}",
         "The orbit share of each layer's output over depth; dotted, what is rounding or interpolation.",
     )
@@ -275,8 +276,8 @@ def _classes(group: GroupAudit) -> Iterator[Block]:
         for name in names[: _COLUMNS + 1]
     }
     few = {name: each for name, each in chosen.items() if name in names[:_PANELS]}
-    yield figure_of(
-        plot_per_class(_ByClass(few, classes)),
+    yield _picture(
+        partial(plot_per_class, _ByClass(few, classes)),
         f"{', '.join(map(_heading, few))} of each class; the numbers are in the table below.",
     )
     rows: list[list[str | float | int | None]] = [
@@ -301,21 +302,18 @@ def _worst(group: GroupAudit) -> Iterator[Block]:
         yield from _why(group, "worst")
         return
     fewer, left_out = _with_few_maps(kept)
-    try:
-        figure: Figure | None = figure_of(
-            plot_worst(fewer, n=len(fewer)),
+    images = isinstance(kept.inputs, torch.Tensor) and kept.inputs.ndim == 4
+    if images:
+        yield _picture(
+            partial(plot_worst, fewer, n=len(fewer)),
             f"The {len(kept)} samples whose output moves farthest, each beside itself moved"
             + (", and its saliency maps over the orbit." if kept.saliency is not None else "."),
             "From the left: the sample's number, label and error; the sample, and the same moved, with the class that "
             "is predicted; where the network looks in each pose, brought back. An invariant network looks at the same "
             f"places in all poses.{left_out}",
         )
-    except ValueError:
-        figure = None  # others than images
-    if figure is not None:
-        yield figure
-    elif not isinstance(kept.inputs, torch.Tensor) or kept.inputs.ndim != 4:
-        yield Text("These samples are no images, which could be shown: their numbers are below.")
+    else:
+        yield Text("These samples are no images of one size, which could be shown side by side.")
     yield Table(
         ["sample", "label", "motion", "error"],
         [
@@ -330,7 +328,7 @@ def _worst(group: GroupAudit) -> Iterator[Block]:
         caption="The samples whose output one motion moves farthest",
         note="The error is ½ ‖f(gx) − f(x)‖² of that motion. Samples are counted from 0, in the order of the data.",
     )
-    if figure is not None and kept.saliency is None:
+    if images and kept.saliency is None:
         yield from _why(group, "maps")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from math import isnan
 from pathlib import Path
@@ -217,6 +218,18 @@ def test_a_page_and_json_are_saved(audited: tuple[Audit, Counted, nn.Module], tm
     assert row.value == float(result.groups["shifts"].measures["orbit_share"].value)
     assert "<table" in result._repr_html_()
     assert "FAIL  turns: worst_case_orbit_accuracy" in str(result)
+
+
+def test_without_matplotlib_the_page_has_its_tables(
+    audited: tuple[Audit, Counted, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result, _, _ = audited
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    page = result.to_html()
+    assert page.count("<img ") == 0
+    assert page.count("There is no picture. Drawing figures needs matplotlib: pip install") == 2 * 4
+    assert page.count("<table") == 1 + 2 * 5  # of the groups; of measures, motions, layers, classes, the worst of each
 
 
 def test_what_comes_from_data_is_escaped() -> None:
