@@ -238,8 +238,8 @@ class GroupWork:
         without += sorted(name for name in wanted - set(without) if not any(_is(name, each) for each in results))
         if without:
             self.left_out["measures"] = (
-                f"{', '.join(without)}: not measured, for want of labels, of classes or of maps, or because this group "
-                "or these outputs have no such measure."
+                "Not measured, as they need labels, scores of classes, saliency maps or a generator of the group that "
+                f"are not here: {', '.join(without)}."
             )
         return GroupAudit(
             name=self.name,
@@ -268,5 +268,6 @@ def reason(error: Exception, owner: str) -> str:
     said = " ".join(str(error).split()) or type(error).__name__
     for name in (owner, "check_setup", "evaluate_layers"):
         said = said.removeprefix(f"{name}: ")
+    said = said.replace(" for per_class=True", " for values by class")  # which nobody asked for in these words
     said = textwrap.shorten(said, 300, placeholder=" …")
     return said[:1].upper() + said[1:] + ("" if said.endswith((".", "…")) else ".")

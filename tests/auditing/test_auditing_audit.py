@@ -268,7 +268,7 @@ def test_what_there_is_not_is_left_out_with_the_reason() -> None:
     assert list(group.by_element) == ["normalized_logit_invariance_error"]
     assert group.per_class == {}
     page = result.to_html()
-    assert "Expected one label a sample for per_class=True" in page
+    assert "Expected one label a sample for values by class" in page
     assert "Which classes" in page
     assert complaints(json.loads(result.to_json()), SCHEMA) == []
 
