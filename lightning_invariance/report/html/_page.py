@@ -138,7 +138,7 @@ def _block(block: Block, identity: str) -> str:
         return _figure(block)
     if isinstance(block, Text):
         paragraphs = re.split(r"\n\s*\n", block.text.strip())
-        return "".join(f"<p>{escaped(' '.join(each.split()))}</p>" for each in paragraphs)
+        return "".join(f"<p>{escaped(' '.join(each.split()))}</p>" for each in paragraphs if each)
     return _items(block)
 
 

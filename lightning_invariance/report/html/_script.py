@@ -58,18 +58,20 @@ function choosing(chooser) {
   }
 
   // An address that ends in "#part-2", or in the name of something inside of it, shows that part.
-  function named() {
-    const target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
-    return target && target.closest(".choice");
+  function follow() {
+    const target = document.getElementById(location.hash.slice(1));
+    const part = target && target.closest(".choice");
+    if (part) {
+      choose(part.id);
+      target.scrollIntoView();
+    }
   }
 
   chooser.hidden = false;
   for (const radio of radios) radio.addEventListener("change", () => choose(radio.value));
-  window.addEventListener("hashchange", () => {
-    const part = named();
-    if (part) { choose(part.id); part.scrollIntoView(); }
-  });
-  choose((named() || parts[0]).id);
+  window.addEventListener("hashchange", follow);
+  choose(parts[0].id);
+  follow();
 }
 
 document.querySelectorAll("table.sortable").forEach(sortable);

@@ -28,6 +28,7 @@ a { color: var(--accent); }
 [hidden] { display: none; }
 
 nav ul { display: flex; flex-wrap: wrap; gap: 0.25rem 1.25rem; margin: 1rem 0; padding: 0; list-style: none; }
+nav li { min-width: 0; overflow-wrap: anywhere; }
 nav a { display: inline-block; padding: 0.35rem 0; }
 .chooser { display: flex; flex-wrap: wrap; gap: 0.5rem; margin: 1.25rem 0; padding: 0; border: 0; min-width: 0; }
 .chooser[hidden] { display: none; }
@@ -44,21 +45,24 @@ caption { text-align: left; font-weight: 600; padding: 0 0 0.4rem; }
 caption span { position: sticky; left: 0; display: inline-block; max-width: 100cqi; overflow-wrap: anywhere; }
 th, td { padding: 0.35rem 0.75rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   max-width: 24rem; min-width: 3rem; }
+.long { min-width: min(14rem, 40cqi); overflow-wrap: anywhere; }
+thead .long { min-width: 9rem; }
 thead th, thead td { background: var(--raised); vertical-align: bottom; font-weight: 600; }
-tbody th { font-weight: 500; position: sticky; left: 0; max-width: min(24rem, 45cqi); overflow-wrap: anywhere;
-  background: var(--ground); }
+tbody th { font-weight: 500; position: sticky; left: 0; max-width: min(24rem, 45cqi); background: var(--ground); }
 .number { text-align: right; }
-td.number, tbody th.number { white-space: nowrap; }
+td.number, tbody th.number, .whole { white-space: nowrap; }
 tbody tr:hover > * { background: var(--raised); }
-th button { font: inherit; color: inherit; text-align: inherit; background: none; border: 0; margin: 0; padding: 0;
-  cursor: pointer; min-height: 1.5rem; }
+th button { position: relative; font: inherit; color: inherit; text-align: inherit; background: none; border: 0;
+  margin: 0; padding: 0 1.1em 0 0; cursor: pointer; min-height: 1.5rem; }
+.number button { padding: 0 0 0 1.1em; }
 th button:hover { text-decoration: underline; }
-th button::after { content: "\\2195"; display: inline-block; width: 1em; margin-left: 0.2em; text-align: center;
+th button::after { content: "\\2195"; position: absolute; right: 0; bottom: 0; width: 1em; text-align: center;
   color: var(--quiet); font-weight: 400; }
+.number button::after { right: auto; left: 0; }
 [aria-sort="ascending"] button::after { content: "\\2191"; color: var(--accent); }
 [aria-sort="descending"] button::after { content: "\\2193"; color: var(--accent); }
-.note, figcaption { color: var(--quiet); font-size: 0.9rem; max-width: 45rem; }
-.note { margin: 0.25rem 0 1rem; }
+p.note, figcaption { color: var(--quiet); font-size: 0.9rem; max-width: 45rem; }
+p.note { margin: 0.25rem 0 1rem; }
 
 figure { margin: 1rem 0; }
 figure .scroll { margin: 0; }
@@ -73,7 +77,7 @@ figcaption { margin-top: 0.35rem; }
 .items .bad > .mark { color: var(--bad); }
 .spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 
-@media (max-width: 40rem) {
+@media screen and (max-width: 40rem) {
   img.wide { max-width: none; width: 40rem; }
   th, td { padding: 0.35rem 0.5rem; }
 }
@@ -84,12 +88,13 @@ figcaption { margin-top: 0.35rem; }
   .scroll { overflow: visible; container-type: normal; }
   caption span { position: static; max-width: none; }
   tbody th { position: static; max-width: none; }
+  .long { min-width: 6rem; }
   table { font-size: 8pt; }
   th, td { padding: 2pt 4pt; }
+  th button, .number button { padding: 0; }
   th button::after { content: none; }
   thead { display: table-header-group; }
   tr, figure, .items li { break-inside: avoid; }
   h2, h3, h4, h5, h6, caption { break-after: avoid; }
-  img, img.wide { max-width: 100%; width: auto; filter: none; }
 }
 """
