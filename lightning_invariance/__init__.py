@@ -3,8 +3,9 @@
 Rooms, in the order that data goes through them: `actions` (groups acting on tensors, and continuous ones by their
 generators), `evaluate_orbit`, saliency maps, Lie derivatives, layers, `functional` (measures as functions), metrics
 (measures over many batches), `evaluation` (measures by name, and layers, on a data set), `report` (tables and figures),
-callbacks (for a Trainer), `auditing` (whether a number can be trusted), `compare` (several models side by side);
-`symmetry` is weight space, and `baselines` has networks that are invariant by construction.
+callbacks (for a Trainer), `auditing` (whether a number can be trusted; `audit`, several groups on one page), `compare`
+(several models side by side); `symmetry` is weight space, and `baselines` has networks that are invariant by
+construction.
 """
 
 from lightning_invariance import functional as functional

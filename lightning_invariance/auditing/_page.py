@@ -59,7 +59,7 @@ _OVERVIEW = (
 _COLUMNS, _PANELS = 4, 3
 
 #: How many classes, elements and saliency maps are shown.
-_MOST_CLASSES, _MOST_BARS, _MOST_MAPS = 20, 24, 8
+_MOST_CLASSES, _MOST_MOTIONS, _MOST_MAPS = 20, 24, 8
 
 _STATUS: Mapping[Severity, Literal["good", "bad", "note"]] = {"problem": "bad", "note": "note", "fine": "good"}
 
@@ -188,15 +188,16 @@ def _setup(group: GroupAudit) -> Iterator[Block]:
 def _motions(group: GroupAudit) -> Iterator[Block]:
     if not group.by_element:
         return
+    motion, count = group.motion, len(group.action) - 1
     estimates = {_heading(name): estimate for name, estimate in group.by_element.items()}
-    labels, motion = group.action.labels, group.motion
-    note = ""
-    if motion is None and len(labels) > _MOST_BARS + 1:
-        worst = next(iter(estimates.values())).value.nan_to_num(0.0).argsort(descending=True)[:_MOST_BARS].sort().values
-        estimates = {name: Estimate(each.value[worst], each.standard_error[worst]) for name, each in estimates.items()}
-        labels = ("identity", *(labels[element + 1] for element in worst.tolist()))
-        note = f" The {_MOST_BARS} that move it farthest, of {len(group.action) - 1}."
-    curve = motion is not None and len(motion.values) > 3
+    places, note = torch.arange(count), ""
+    if count > _MOST_MOTIONS:
+        farthest = next(iter(estimates.values())).value.nan_to_num(-1.0).argsort(descending=True)
+        places = farthest[:_MOST_MOTIONS].cpu().sort().values
+        note = f"The {_MOST_MOTIONS} motions that change the output most, of {count}; all are in the JSON."
+    fewer = {name: _rows(estimate, places) for name, estimate in estimates.items()}
+    labels = tuple(group.action.labels[place + 1] for place in places.tolist())
+    curve = motion is not None and count >= 3
     over = f"over the {motion.name}" if curve and motion is not None else "by motion"
     band = (
         "The band is one standard error; the dotted line is where nothing moves." if curve else "With standard errors."
@@ -205,23 +206,19 @@ def _motions(group: GroupAudit) -> Iterator[Block]:
         f"{name} from {value_with_error(float(each.value.min()))} to {value_with_error(float(each.value.max()))}"
         for name, each in estimates.items()
     )
+    # A curve has room for all of them, bars have not.
+    shown, names = (estimates, group.action.labels) if curve else (fewer, ("identity", *labels))
     yield _picture(
-        partial(plot_over_motion, estimates, motion, labels),
+        partial(plot_over_motion, shown, motion, names),
         f"Measures {over}: {ranges}.",
-        f"The output's relative change, and for classes how many predictions stay and are right, {over}. {band}{note}",
+        f"The output's relative change, and for classes how many predictions stay and are right, {over}. {band}",
     )
-    yield _table_of_motions(group)
-
-
-def _table_of_motions(group: GroupAudit) -> Table:
-    motion = group.motion
-    sizes = [] if motion is None else [motion.heading]
     rows: list[list[str | float | int | None]] = []
-    for place, label in enumerate(group.action.labels[1:]):
+    for row, (label, place) in enumerate(zip(labels, places.tolist(), strict=True)):
         size = [] if motion is None else [f"{motion.values[place + 1]:.4g}"]
-        values = [_shown(Estimate(each.value[place], each.standard_error[place])) for each in group.by_element.values()]
-        rows.append([label, *size, *values])
-    return Table(["motion", *sizes, *map(_heading, group.by_element)], rows, caption="By motion")
+        rows.append([label, *size, *(_shown(_rows(each, row)) for each in fewer.values())])
+    sizes = [] if motion is None else [motion.heading]
+    yield Table(["motion", *sizes, *fewer], rows, caption="By motion", note=note)
 
 
 def _layers(group: GroupAudit) -> Iterator[Block]:
@@ -271,18 +268,14 @@ def _classes(group: GroupAudit) -> Iterator[Block]:
         places = worst.argsort(descending=True)[:_MOST_CLASSES].sort().values
         note = f"The {_MOST_CLASSES} classes that fare worst, of {len(group.classes)}; all are in the JSON."
     classes = tuple(group.classes[place] for place in places.tolist())
-    chosen = {
-        name: Estimate(single[name].value[places], single[name].standard_error[places])
-        for name in names[: _COLUMNS + 1]
-    }
+    chosen = {name: _rows(single[name], places) for name in names[: _COLUMNS + 1]}
     few = {name: each for name, each in chosen.items() if name in names[:_PANELS]}
     yield _picture(
         partial(plot_per_class, _ByClass(few, classes)),
         f"{', '.join(map(_heading, few))} of each class; the numbers are in the table below.",
     )
     rows: list[list[str | float | int | None]] = [
-        [label, *(_shown(Estimate(each.value[row], each.standard_error[row])) for each in chosen.values())]
-        for row, label in enumerate(classes)
+        [label, *(_shown(_rows(each, row)) for each in chosen.values())] for row, label in enumerate(classes)
     ]
     yield Table(["class", *map(_heading, chosen)], rows, caption="By class", note=note)
 
@@ -364,6 +357,11 @@ def _shown(estimate: Estimate | None) -> str | None:
     if estimate is None or estimate.value.numel() != 1 or isnan(float(estimate.value)):
         return None
     return value_with_error(float(estimate.value), float(estimate.standard_error))
+
+
+def _rows(estimate: Estimate, places: int | torch.Tensor) -> Estimate:
+    """Those of some classes, or elements."""
+    return Estimate(estimate.value[places], estimate.standard_error[places])
 
 
 def _number(value: Estimate | float) -> str | None:

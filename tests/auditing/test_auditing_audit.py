@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -232,6 +233,28 @@ def test_without_matplotlib_the_page_has_its_tables(
     assert page.count("<table") == 1 + 2 * 5  # of the groups; of measures, motions, layers, classes, the worst of each
 
 
+def test_of_many_motions_and_classes_the_page_shows_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # the tables are what is looked at
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(30, 40))
+    x, y = torch.randn(80, 1, 30), torch.arange(80) % 40
+    page = audit(network, [(x, y)], CyclicTranslations(30), samples=0, progress=False).to_html()
+    with torch.no_grad():
+        base = network(x)
+        logits = [network(x.roll(step, 2)) for step in range(1, 30)]
+    errors = [float(((each - base).square().sum(1) / base.square().sum(1)).mean()) for each in logits]
+    worst = sorted(range(29), key=lambda element: -errors[element])[:24]
+    section = page[page.index("By motion") : page.index("Which classes")]
+    assert sorted(re.findall(r">(shift\d+of30)<", section)) == sorted(f"shift{each + 1}of30" for each in worst)
+    same = torch.stack([each.argmax(1) == base.argmax(1) for each in logits]).double().mean(0)
+    by_class = [float(same[y == label].mean()) for label in range(40)]
+    bound = sorted(by_class)[19]
+    section = page[page.index("By class") : page.index("The worst samples")]
+    shown = [int(label) for label in re.findall(r'<th scope="row"[^>]*>(\d+)</th>', section)]
+    assert len(shown) == 20
+    assert all(by_class[label] <= bound + 1e-9 for label in shown)
+
+
 def test_what_comes_from_data_is_escaped() -> None:
     evil = "<script>alert(1)</script>"
     network = type(evil, (nn.Sequential,), {})(*perceptron())
@@ -384,7 +407,8 @@ def interrupted_after(count: int) -> Iterator[Any]:
         yield batch
 
 
-def test_ctrl_c_leaves_what_is_done_and_no_condition_passes() -> None:
+def test_ctrl_c_leaves_what_is_done_and_no_condition_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # pictures cost most
     before = signal.getsignal(signal.SIGINT)
     network = perceptron()
     with pytest.warns(UserWarning, match="audit: the audit was stopped before all batches were measured"):

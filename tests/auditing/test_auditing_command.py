@@ -93,6 +93,7 @@ ACTIONS = """{
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # pictures cost most, and are looked at elsewhere
     path = tmp_path / "audit.yaml"
     path.write_text(CONFIG, encoding="utf-8")
     return path
