@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,11 +109,11 @@ class Audit:
         return place
 
     def _repr_html_(self) -> str:
-        """The table of groups, for notebooks."""
+        """The verdict and the table of groups, for notebooks."""
         from lightning_invariance.auditing._page import overview_of
         from lightning_invariance.report.html import table_html
 
-        return table_html(overview_of(self))
+        return table_html(replace(overview_of(self), caption=f"{self.network}: {verdict_of(self)}"))
 
     def __str__(self) -> str:
         lines = [f"{self.network} on {self.samples} samples: {verdict_of(self)}"]

@@ -218,6 +218,7 @@ def test_a_page_and_json_are_saved(audited: tuple[Audit, Counted, nn.Module], tm
     row = frame[(frame.group == "shifts") & (frame.measure == "orbit_share")].iloc[0]
     assert row.value == float(result.groups["shifts"].measures["orbit_share"].value)
     assert "<table" in result._repr_html_()
+    assert "Sequential: 1 of 3 conditions does not hold." in result._repr_html_()
     assert "FAIL  turns: worst_case_orbit_accuracy" in str(result)
 
 
