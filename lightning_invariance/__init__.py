@@ -3,8 +3,9 @@
 Rooms, in the order that data goes through them: `actions` (groups acting on tensors, and continuous ones by their
 generators), `evaluate_orbit`, saliency maps, Lie derivatives, layers, `functional` (measures as functions), metrics
 (measures over many batches), `evaluation` (measures by name, and layers, on a data set), `report` (tables and figures),
-callbacks (for a Trainer), `audit` (whether a number can be trusted), `compare` (several models side by side);
-`symmetry` is weight space, and `baselines` has networks that are invariant by construction.
+callbacks (for a Trainer), `auditing` (whether a number can be trusted; `audit`, several groups on one page), `compare`
+(several models side by side); `symmetry` is weight space, and `baselines` has networks that are invariant by
+construction.
 """
 
 from lightning_invariance import functional as functional
@@ -38,9 +39,11 @@ from lightning_invariance.actions import ShearFlow as ShearFlow
 from lightning_invariance.actions import TimeReversal as TimeReversal
 from lightning_invariance.actions import TranslationFlow as TranslationFlow
 from lightning_invariance.actions import VerticalFlip as VerticalFlip
-from lightning_invariance.audit import Finding as Finding
-from lightning_invariance.audit import SetupReport as SetupReport
-from lightning_invariance.audit import check_setup as check_setup
+from lightning_invariance.auditing import Audit as Audit
+from lightning_invariance.auditing import Finding as Finding
+from lightning_invariance.auditing import SetupReport as SetupReport
+from lightning_invariance.auditing import audit as audit
+from lightning_invariance.auditing import check_setup as check_setup
 from lightning_invariance.callbacks import InvarianceMonitor as InvarianceMonitor
 from lightning_invariance.callbacks import InvarianceRegularizer as InvarianceRegularizer
 from lightning_invariance.callbacks import InvariantWeights as InvariantWeights

@@ -8,6 +8,7 @@ from types import ModuleType
 _INSTALLATION = {
     "matplotlib": "pip install 'lightning-invariance[demo]'",
     "scipy": "pip install 'lightning-invariance[layers]'",
+    "jsonargparse": "pip install 'lightning-invariance[cli]'",
     "pandas": "pip install pandas",
     # What escnn's own metadata asks for needs a Fortran compiler, and none of that is used in the plane.
     "escnn": "pip install 'numpy<2' scipy joblib requests && pip install --no-deps 'escnn>=1.0.11,<2' lie_learn==0.0.2",

@@ -23,6 +23,7 @@ from lightning_invariance._checks import (
 )
 from lightning_invariance._isolation import full_precision
 from lightning_invariance.actions._base import Action, check_batch, group_table
+from lightning_invariance.actions._motion_sizes import MotionSizes
 
 if TYPE_CHECKING:
     from lightning_invariance.actions._flow import Flow
@@ -214,6 +215,10 @@ class _PlanarRotations(AffineAction):
     def labels(self) -> tuple[str, ...]:
         return ("identity", *(f"rot{angle:.7g}" for angle in self.degrees[1:]))
 
+    def motion_sizes(self, x: Tensor) -> MotionSizes:
+        """The angles; see `Action.motion_sizes`."""
+        return MotionSizes("angle", "degrees", self.degrees)
+
 
 class Rotations(_PlanarRotations):
     r"""The cyclic group :math:`C_N`: rotations of an image by multiples of ``360° / order``, interpolated.
@@ -335,6 +340,10 @@ class Scalings(AffineAction):
     def labels(self) -> tuple[str, ...]:
         return ("identity", *(f"scale{factor:g}" for factor in self.factors))
 
+    def motion_sizes(self, x: Tensor) -> MotionSizes:
+        """The factors; see `Action.motion_sizes`."""
+        return MotionSizes("scale", "", (1.0, *self.factors))
+
     def _arguments(self) -> dict[str, object]:
         return {"factors": self.factors, "interpolation": self.interpolation, "padding": self.padding}
 
@@ -398,6 +407,10 @@ class ScalingRange(AffineAction):
     @property
     def labels(self) -> tuple[str, ...]:
         return ("identity", *(f"scale{factor:.7g}" for factor in self.factors))
+
+    def motion_sizes(self, x: Tensor) -> MotionSizes:
+        """The factors; see `Action.motion_sizes`."""
+        return MotionSizes("scale", "", (1.0, *self.factors))
 
     @property
     def drawn(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_invariance._checks import check_count, check_iterable, check_not_meta, check_seed, format_sizes
 from lightning_invariance._containers import describe_value
+from lightning_invariance.actions._motion_sizes import MotionSizes
 from lightning_invariance.actions._value import Value
 
 if TYPE_CHECKING:
@@ -98,6 +99,25 @@ class Action(Value):
                     [0, 1, 1, 0],
                     [0, 1, 1, 0],
                     [0, 0, 0, 0]], dtype=torch.int32)
+        """
+        return None
+
+    def motion_sizes(self, x: Tensor) -> MotionSizes | None:
+        """How far each element moves, where that is one number: an angle, pixels, a factor.
+
+        Args:
+            x: a batch, shape ``(B, ...)``: how many pixels a shift goes may follow from its size.
+
+        Returns:
+            A size for each element, the identity's first; None where it is not known, or no single number.
+
+        Example:
+            >>> import torch
+            >>> from lightning_invariance import C4, CyclicTranslations
+            >>> C4().motion_sizes(torch.zeros(1, 8, 8))
+            MotionSizes(name='angle', unit='degrees', values=(0.0, 90.0, 180.0, 270.0))
+            >>> CyclicTranslations(4).motion_sizes(torch.zeros(1, 8, 8)).values
+            (0.0, 2.0, 4.0, 6.0)
         """
         return None
 

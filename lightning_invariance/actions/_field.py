@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_invariance.actions._base import Action, check_drawn_together, check_paired, fresh_together
+from lightning_invariance.actions._motion_sizes import MotionSizes
 
 
 class FieldAction(Action):
@@ -54,6 +55,10 @@ class FieldAction(Action):
     @property
     def labels(self) -> tuple[str, ...]:
         return self.points.labels
+
+    def motion_sizes(self, x: Tensor) -> MotionSizes | None:
+        """Those of the points; see `Action.motion_sizes`."""
+        return self.points.motion_sizes(x)
 
     @property
     def dims(self) -> tuple[int, ...] | None:

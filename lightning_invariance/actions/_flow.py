@@ -13,6 +13,7 @@ from lightning_invariance._checks import check_count, check_number, check_seed
 from lightning_invariance._containers import describe_value
 from lightning_invariance._isolation import full_precision, ordinary
 from lightning_invariance.actions._base import Action, check_action
+from lightning_invariance.actions._motion_sizes import MotionSizes
 from lightning_invariance.actions._value import Value
 
 #: How many elements are drawn where a flow stands for an action.
@@ -323,6 +324,12 @@ class FlowAction(Action):
     @property
     def drawn(self) -> bool:
         return True
+
+    def motion_sizes(self, x: Tensor) -> MotionSizes | None:
+        """How far t goes, where there is one generator; see `Action.motion_sizes`."""
+        if len(self._flow) > 1:
+            return None
+        return MotionSizes(f"t of {self._flow.generators[0]}", "", (0.0, *(times[0] for times in self._times)))
 
     def _redraw(self, seed: int, samples: int | None) -> Action:
         return FlowAction(self._flow, samples or self.samples, seed)

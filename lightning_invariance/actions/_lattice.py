@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_invariance._checks import check_count, format_sizes
+from lightning_invariance.actions._motion_sizes import MotionSizes
 from lightning_invariance.actions._permutation import PermutationAction
 
 
@@ -89,6 +90,10 @@ class C4(_PlanarSymmetries):
         ValueError: Expected `x` to have square images in its last two dimensions for C4() but got 28×30: crop them to
             28×28 or pad them to 30×30.
     """
+
+    def motion_sizes(self, x: Tensor) -> MotionSizes:
+        """The angles; see `Action.motion_sizes`."""
+        return MotionSizes("angle", "degrees", (0.0, 90.0, 180.0, 270.0))
 
 
 class D4(_PlanarSymmetries):
@@ -220,6 +225,11 @@ class CyclicTranslations(PermutationAction):
     @property
     def dims(self) -> tuple[int, ...]:
         return (self.dim,)
+
+    def motion_sizes(self, x: Tensor) -> MotionSizes:
+        """How many places each shift goes; see `Action.motion_sizes`."""
+        step = x.shape[self.dim] // self.order
+        return MotionSizes("shift", "places", tuple(float(step * element) for element in range(self.order)))
 
     def index_table(self, sizes: tuple[int, ...]) -> Tensor:
         index = torch.arange(prod(sizes), device="cpu").reshape(sizes)

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_invariance._checks import check_count, check_not_meta, check_seed
 from lightning_invariance._isolation import full_precision
 from lightning_invariance.actions._base import Action, check_batch, check_labels, group_table
+from lightning_invariance.actions._motion_sizes import MotionSizes, angles_of
 
 if TYPE_CHECKING:
     from lightning_invariance.actions._flow import Flow
@@ -85,6 +86,11 @@ class LinearAction(Action):
     @property
     def places(self) -> tuple[int, ...]:
         return ()
+
+    def motion_sizes(self, x: Tensor) -> MotionSizes | None:
+        """The angles of rotations of space; see `Action.motion_sizes`."""
+        angles = angles_of(self._matrices)
+        return None if angles is None else MotionSizes("angle", "degrees", angles)
 
     @cached_property
     def cayley_table(self) -> Tensor | None:

@@ -4,8 +4,8 @@ A measure of your own is a torchmetrics metric whose ``update`` names what it re
 that everything knows; `register_source` adds something to read.
 """
 
-from lightning_invariance.evaluation._evaluate import InvarianceResults as InvarianceResults
 from lightning_invariance.evaluation._evaluate import evaluate_invariance as evaluate_invariance
+from lightning_invariance.evaluation._group import InvarianceResults as InvarianceResults
 from lightning_invariance.evaluation._keep import KeptSamples as KeptSamples
 from lightning_invariance.evaluation._layers import LayerResults as LayerResults
 from lightning_invariance.evaluation._layers import LayerRow as LayerRow

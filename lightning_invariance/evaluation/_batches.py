@@ -71,10 +71,17 @@ class LocatedBatches:
 
     def __iter__(self) -> Iterator[tuple[Any, Arguments]]:
         for batch in self._batches:
-            with errors_of(self._owner):
-                batch = map_tensors(self._place, batch)
-                arguments = self._arguments(batch).joined(self._action)
-            yield batch, arguments
+            yield self.located(batch)
+
+    def located(self, batch: Any) -> tuple[Any, Arguments]:
+        """A batch on the device, and the network's arguments on it.
+
+        Raises:
+            ValueError: if its input cannot be found.
+        """
+        with errors_of(self._owner):
+            batch = map_tensors(self._place, batch)
+            return batch, self._arguments(batch).joined(self._action)
 
 
 def _placed(tensor: Tensor, device: torch.device | None) -> Tensor:

@@ -2,83 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from lightning_invariance._arguments import Arguments
-from lightning_invariance._call import without_fabric
-from lightning_invariance._checks import check_callable, check_choice, check_count, check_iterable
-from lightning_invariance._isolation import (
-    RandomState,
-    evaluation_mode,
-    module_of,
-    preserved_random_state,
-)
-from lightning_invariance._locate import (
-    InputSpec,
-    LogitsOf,
-    OutputReader,
-    Place,
-    check_input_spec,
-    check_logits_of,
-    check_place,
-    locate_target,
-    stray_labels,
-    what_stays,
-)
-from lightning_invariance._messages import errors_of, warn
+from lightning_invariance._checks import check_callable, check_iterable
+from lightning_invariance._isolation import evaluation_mode, module_of, preserved_random_state
+from lightning_invariance._locate import InputSpec, LogitsOf, Place
 from lightning_invariance._output_action import OutputActions
 from lightning_invariance.actions import Action, Flow
-from lightning_invariance.actions._flow import as_action
 from lightning_invariance.evaluation._batches import LocatedBatches, device_of
 from lightning_invariance.evaluation._classes import PerClassOption
-from lightning_invariance.evaluation._draws import for_measuring, output_for_measuring
-from lightning_invariance.evaluation._evaluator import Dealt, Evaluator, Setting, limits_of
-from lightning_invariance.evaluation._keep import KeptSamples, WorstSamples
+from lightning_invariance.evaluation._group import GroupEvaluation, InvarianceResults
 from lightning_invariance.evaluation._measures import Measures
-from lightning_invariance.evaluation._network import NetworkOfInput
-from lightning_invariance.metrics._base import Estimate
-from lightning_invariance.saliency import (
-    SaliencyLike,
-)
+from lightning_invariance.saliency import SaliencyLike
 
 _NAME = "evaluate_invariance"
-
-
-class InvarianceResults(dict[str, Estimate]):
-    """What `evaluate_invariance` measured: an `Estimate` (value and standard error over samples) by measure.
-
-    Attributes:
-        action: the group, with the elements that were measured; its `repr` says how many were drawn and with which
-            seed.
-        per_class: the same of each class, where that was asked for, `Estimate`s of shape ``(C,)``, or ``(C, |G| - 1)``
-            by element; NaN for classes without samples.
-        classes: what the classes are called then.
-        kept: the samples that were kept, where some were asked for.
-        found: what was found in the first batch, in words: ``"input"``, ``"logits"``, ``"labels"``, ``"saliency"``, the
-            map that was used where one was, and ``"without"``, the measures that are left out for want of labels,
-            classes or maps.
-    """
-
-    def __init__(
-        self,
-        measures: Mapping[str, Estimate],
-        action: Action,
-        found: Mapping[str, str],
-        per_class: Mapping[str, Estimate] | None = None,
-        classes: Sequence[str] = (),
-        kept: KeptSamples | None = None,
-    ) -> None:
-        super().__init__(measures)
-        self.action = action
-        self.found = dict(found)
-        self.per_class = dict(per_class or {})
-        self.classes = tuple(classes)
-        self.kept = kept
 
 
 def evaluate_invariance(
@@ -164,99 +105,28 @@ def evaluate_invariance(
     """
     check_callable("network", network, "a module or a function")
     check_iterable("batches", batches, "batches of inputs, or pairs (x, target)")
-    action = as_action(action)
-    check_input_spec("input", input)
-    check_place("target", target)
-    check_logits_of(logits)
-    check_choice("keep", keep, (None, "worst"))
-    check_count("n", n)
-    output = output_for_measuring(output_action, action)
-    action = for_measuring(action)
-    if keep is not None and output.names is not None:
-        raise ValueError(
-            f"Expected `keep` to be None with several outputs, {list(output.names)}, whose errors have units of their "
-            f"own, but got {keep!r}: name one of them with `logits=`."
-        )
-    seen: dict[str, Tensor] = {}
-    evaluator = Evaluator(
+    evaluation = GroupEvaluation(
+        _NAME,
+        network,
         action,
-        measures,
-        output=output,
+        output_action=output_action,
+        measures=measures,
         saliency=saliency,
-        limits=limits_of(saliency_samples, sensitivity_samples),
+        saliency_samples=saliency_samples,
+        sensitivity_samples=sensitivity_samples,
+        input=input,
+        target=target,
+        logits=logits,
         max_batch=max_batch,
         per_class=per_class,
-        on_orbit=None if keep is None else seen.update,
+        keep=keep,
+        n=n,
     )
     module = module_of(network)
     device = device_of(module)
-    function = without_fabric(network)
-    found: dict[str, str] = {}
-    worst: WorstSamples | None = None
-    if keep is not None:
-        maps = evaluator.saliency if saliency_samples else None
-        reading = OutputReader(logits, output.names)
-        worst = WorstSamples(n, action, maps, function, reading, module, output.stays, max_batch)
-    kept: KeptSamples | None = None
     # The random streams here too: a DataLoader draws from torch's when it is run through.
     with evaluation_mode(module), preserved_random_state(device or torch.device("cpu")):
-        located = LocatedBatches(_NAME, network, batches, action, device, input=input, target=target)
+        located = LocatedBatches(_NAME, network, batches, evaluation.action, device, input=input, target=target)
         for batch, arguments in tqdm(located, desc="Invariance", unit="batch", disable=not progress):
-            with errors_of(_NAME):
-                arguments.check_max_batch(max_batch)
-                x = arguments.x
-                tensors = [*arguments.inputs, *(tensor for _, tensor in arguments.others)]
-                labels = locate_target(batch, target, len(x), tensors, last=True)
-                first_batch = not evaluator.samples
-                if first_batch:
-                    evaluator.check_inputs(arguments.inputs)
-                    arguments.acting(action).verify(x)
-
-                # Random numbers, where the network draws some, are the same for all elements.
-                start = RandomState(x.device)
-
-                reader = OutputReader(logits, output.names)
-
-                def at(
-                    samples: int,
-                    arguments: Arguments = arguments,
-                    start: RandomState = start,
-                    reader: OutputReader = reader,
-                ) -> Setting:
-                    first = arguments.first(samples)
-                    run = NetworkOfInput(function, first, reader, start=start)
-                    return Setting(run, run, first.acting(action))
-
-                positions = range(evaluator.samples, evaluator.samples + len(x))
-                outputs = evaluator.update(
-                    at,
-                    x,
-                    packing=reader.packed,
-                    labels=labels,
-                    dealt=Dealt(positions, len(x), divisible=arguments.is_divisible),
-                    module=module,
-                )
-                if worst is not None:
-                    worst.add(seen, arguments, labels, positions.start, start)
-                    seen.clear()
-                    if first_batch:
-                        worst.check_maps()
-                if first_batch:
-                    said = what_stays(input, action, arguments, outputs if output.stays else None)
-                    said += stray_labels(labels, outputs)
-                    said += evaluator.doubts(at, x, outputs, reader.packed(), module)
-                    for message in said:
-                        warn(f"{_NAME}: {message}")
-                    found = {
-                        "input": arguments.in_words(),
-                        "logits": reader.in_words(outputs),
-                        "labels": (labels if output.names else labels.for_logits(outputs)).in_words(),
-                        "saliency": evaluator.saliency_in_words(),
-                        "without": ", ".join(evaluator.left_out(x, labels)),
-                    }
-        if worst is not None:
-            kept = worst.result()
-    if not evaluator.samples:
-        raise ValueError("Expected `batches` to hold at least one sample but got none.")
-    of_classes = evaluator.compute_per_class()
-    return InvarianceResults(evaluator.compute(), action, found, of_classes, evaluator.class_names(of_classes), kept)
+            evaluation.update(batch, arguments)
+        return evaluation.results()

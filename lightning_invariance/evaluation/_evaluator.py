@@ -20,7 +20,7 @@ from lightning_invariance._output_action import OutputMotion, PackedAction, mixe
 from lightning_invariance.actions import Action
 from lightning_invariance.actions._packing import Packing
 from lightning_invariance.evaluation._classes import Classes, PerClassOption
-from lightning_invariance.evaluation._measures import Kind, MeasureCollection, Measures
+from lightning_invariance.evaluation._measures import Kind, Measure, MeasureCollection, Measures
 from lightning_invariance.evaluation._sources import (
     OrbitSource,
     SaliencySource,
@@ -97,6 +97,7 @@ class Evaluator:
         demanding: whether a measure that was asked for, by name or as a metric, and cannot be computed is an error.
         per_class: whether each class is to have values of its own besides.
         on_orbit: is given the outputs over the orbit of each batch, by the names that `OrbitSource` gives them.
+        besides: where `measures` is None, others that are taken too if they can be.
 
     Raises:
         ValueError: if an argument has a wrong type or value.
@@ -114,6 +115,7 @@ class Evaluator:
         demanding: bool = True,
         per_class: PerClassOption = False,
         on_orbit: Callable[[Mapping[str, Tensor]], None] | None = None,
+        besides: Sequence[Measure] = (),
     ) -> None:
         if max_batch is not None:
             check_count("max_batch", max_batch)
@@ -125,7 +127,7 @@ class Evaluator:
         sources = sources_with(self.saliency)
         dims = {name: dim for source in sources for name, dim in source.gives.items()}
         self.collections = {
-            name: MeasureCollection(wanted, name, demanding, None if self.classes is None else dims)
+            name: MeasureCollection(wanted, name, demanding, None if self.classes is None else dims, besides)
             for name, wanted in _by_output(measures, names).items()
         }
         self.max_batch = max_batch
@@ -159,7 +161,7 @@ class Evaluator:
             limit = self._limits[source.name]
             if self.action is None and source.needs_action:
                 raise ValueError(f"Expected `action` to be an Action for {self._fed_by(source)} but got None.")
-            if source.needs_flow:
+            if source.needs_flow and not (self._restricted and self.action is not None and self.action.flow is None):
                 self._check_flow(source)
             if limit == 0 and self._demanding:
                 raise ValueError(
@@ -176,7 +178,10 @@ class Evaluator:
                     f"Expected `output_action` to be None for {self._fed_by(source)}, as maps explain a class's logit, "
                     f"which the group would move, but got {self.output!r}."
                 )
-        self._sources = [source for source in self._sources if self._limits[source.name] != 0]
+        flowing = self.action is not None and self.action.flow is not None
+        self._sources = [
+            source for source in self._sources if self._limits[source.name] != 0 and (flowing or not source.needs_flow)
+        ]
 
     def _check_flow(self, source: Source) -> None:
         if self.action is not None and self.action.flow is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -215,6 +215,7 @@ class MeasureCollection:
         demanding: whether a measure that was asked for by name and makes no sense is an error.
         dims: the dimension of the samples, by the names of inputs, where each class is to have values of its own; None
             for those of all samples alone.
+        besides: where all that make sense are wanted, others that are taken too if they can be.
 
     Raises:
         ValueError: if a name is unknown, or there is no measure at all.
@@ -226,6 +227,7 @@ class MeasureCollection:
         output: str | None = None,
         demanding: bool = True,
         dims: Mapping[str, int] | None = None,
+        besides: Sequence[Measure] = (),
     ) -> None:
         self.restricted = measures is None
         self._output = output
@@ -247,6 +249,11 @@ class MeasureCollection:
             if unknown:
                 raise ValueError(f"Expected `measures` to be among {list(MEASURES)} but got {unknown}.")
             self._named = {name: MEASURES[name] for name in measures}
+            if self.restricted:
+                others = {each.name: replace(each, unasked=each.kinds) for each in besides}
+                # In the order of tables and logs.
+                order = [*MEASURES, *others]
+                self._named = dict(sorted((self._named | others).items(), key=lambda pair: order.index(pair[0])))
             self.metrics = {name: measure.make() for name, measure in self._named.items()}
         self.needed: dict[str, tuple[str, ...]] = {}
         self.optional: dict[str, tuple[str, ...]] = {}

@@ -60,6 +60,7 @@ def plot_layers(results: Mapping[str, LayerResults]) -> Figure:
         values += [value for value in (*errors, *floors) if not isnan(value)]
     axes.set(xlabel="depth, %", ylabel="orbit share", xlim=(0, 105))
     _logarithmic(axes.set_yscale, axes.yaxis, values)
+    axes.set_ylim(0, 1)  # all that a share can be
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

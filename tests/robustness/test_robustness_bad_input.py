@@ -16,7 +16,19 @@ import lightning_invariance as li
 from lightning_invariance import baselines, functional, report
 from lightning_invariance.report import html
 
-for room in ("measures", "actions", "orbit", "evaluation", "callbacks", "models", "parts", "flows", "layers", "html"):
+for room in (
+    "measures",
+    "actions",
+    "orbit",
+    "evaluation",
+    "callbacks",
+    "models",
+    "parts",
+    "flows",
+    "layers",
+    "html",
+    "audit",
+):
     import_module(f"bad_input_{room}")
 
 
@@ -74,7 +86,7 @@ def public_callables() -> set[str]:
     return names
 
 
-RECORDS = (li.ComparedModel, li.Estimate, li.Finding, li.MonitorRecord, li.OrbitOutputs, li.SetupReport)
+RECORDS = (li.Audit, li.ComparedModel, li.Estimate, li.Finding, li.MonitorRecord, li.OrbitOutputs, li.SetupReport)
 
 
 def test_every_public_callable_is_in_the_table() -> None:

@@ -37,7 +37,10 @@ def dotted(node: ast.expr) -> str:
 
 def dangers(source: str) -> list[str]:
     found = []
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    harmless = [node.func for node in calls if any(ast.unparse(each) == "weights_only=True" for each in node.keywords)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names if alias.name.split(".")[0] in MODULES]
         elif isinstance(node, ast.ImportFrom):
@@ -46,7 +49,7 @@ def dangers(source: str) -> list[str]:
             found += [f"{module}.{alias.name}" for alias in node.names if (module, alias.name) in CALLS]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             found += [node.func.id] if node.func.id in BUILTINS else []
-        elif isinstance(node, ast.Attribute) and (dotted(node.value), node.attr) in CALLS:
+        elif isinstance(node, ast.Attribute) and (dotted(node.value), node.attr) in CALLS and node not in harmless:
             found.append(dotted(node))
     return found
 
@@ -56,6 +59,8 @@ def test_the_search_finds_what_it_looks_for() -> None:
         "import pickle",
         "from pickle import loads",
         "import torch\nx = torch.load(path, weights_only=False)",
+        "import torch\nx = torch.load(path)",
+        "import torch\nload = torch.load\nx = load(path, weights_only=True)",
         "from torch import load",
         "def f():\n    return eval(text)",
         "exec(text)",

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lightning_invariance._arguments import Arguments
 from lightning_invariance._containers import place_in_words
 from lightning_invariance._locate import OutputReader, what_stays
-from lightning_invariance.audit._findings import Finding, FindingName, Severity
-from lightning_invariance.audit._subject import (
+from lightning_invariance.auditing._findings import Finding, FindingName, Severity
+from lightning_invariance.auditing._subject import (
     Skip,
     Subject,
     relative_error,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_invariance.audit._findings import Finding
-from lightning_invariance.audit._subject import (
+from lightning_invariance.auditing._findings import Finding
+from lightning_invariance.auditing._subject import (
     Skip,
     Subject,
     quiet,

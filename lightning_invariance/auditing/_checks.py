@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning_invariance.audit._checks_of_action import changed_labels, layers, output_action, sizes, unmoved_inputs
-from lightning_invariance.audit._checks_of_errors import modes, noise_floor, precision, repeats, samples
-from lightning_invariance.audit._checks_of_outputs import (
+from lightning_invariance.auditing._checks_of_action import changed_labels, layers, output_action, sizes, unmoved_inputs
+from lightning_invariance.auditing._checks_of_errors import modes, noise_floor, precision, repeats, samples
+from lightning_invariance.auditing._checks_of_outputs import (
     collapsed_logits,
     constant_output,
     finite_outputs,
     saturated_softmax,
     ties,
 )
-from lightning_invariance.audit._findings import Finding, FindingName
-from lightning_invariance.audit._subject import Subject
+from lightning_invariance.auditing._findings import Finding, FindingName
+from lightning_invariance.auditing._subject import Subject
 
 Check = Callable[[Subject], Finding]
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_invariance._isolation import preserved_buffers
-from lightning_invariance.audit._findings import Finding, Severity
-from lightning_invariance.audit._subject import (
+from lightning_invariance.auditing._findings import Finding, Severity
+from lightning_invariance.auditing._subject import (
     ROUNDINGS,
     Skip,
     Subject,

@@ -26,9 +26,9 @@ from lightning_invariance._messages import errors_of
 from lightning_invariance._output_action import OutputActions
 from lightning_invariance.actions import Action, Flow
 from lightning_invariance.actions._flow import as_action
-from lightning_invariance.audit._checks import CHECKS
-from lightning_invariance.audit._findings import Finding, FindingName, SetupReport
-from lightning_invariance.audit._subject import Skip, Subject
+from lightning_invariance.auditing._checks import CHECKS
+from lightning_invariance.auditing._findings import Finding, FindingName, SetupReport
+from lightning_invariance.auditing._subject import Skip, Subject
 from lightning_invariance.evaluation._batches import LocatedBatches, device_of
 from lightning_invariance.evaluation._draws import for_measuring, output_for_measuring
 from lightning_invariance.saliency import SaliencyLike, as_saliency, default_saliency
@@ -100,7 +100,7 @@ def check_setup(
     """
     check_callable("network", network, "a module or a function")
     check_iterable("batches", batches, "batches of inputs, or pairs (x, target)")
-    _check_no_pair(batches)
+    check_no_pair(batches)
     action = as_action(action)
     check_input_spec("input", input)
     check_place("target", target)
@@ -148,7 +148,7 @@ def check_setup(
     return SetupReport(tuple(findings), action, len(arguments.x), skipped)
 
 
-def _check_no_pair(batches: Iterable[Any]) -> None:
+def check_no_pair(batches: Iterable[Any]) -> None:
     """Raises a `ValueError` for inputs and their labels that are in no list."""
     if not isinstance(batches, (tuple, list)) or len(batches) != 2:
         return

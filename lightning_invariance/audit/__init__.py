@@ -1,5 +1,0 @@
-"""Whether a measurement can be trusted: `check_setup`, and what it finds."""
-
-from lightning_invariance.audit._check_setup import check_setup as check_setup
-from lightning_invariance.audit._findings import Finding as Finding
-from lightning_invariance.audit._findings import SetupReport as SetupReport
