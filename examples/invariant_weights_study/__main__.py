@@ -3,7 +3,7 @@
     python -m examples.invariant_weights_study --out results --mnist-folder mnist --fashion-folder fashion
     python -m examples.invariant_weights_study --out quick --mnist-folder mnist --quick    # does everything run?
     python -m examples.invariant_weights_study --out results --mnist-folder mnist --search # rates, on validation images
-    python -m examples.invariant_weights_study.tables --out results                        # the tables again
+    python -m examples.invariant_weights_study.report      # docs/invariant_weights.md again, from the numbers here
 
 Both folders hold IDX files. Every run is a file in the results' folder, so that a study that was interrupted goes on
 where it stopped, and has tables of what is there. `settings.py` holds what was chosen, and on which images.
@@ -21,9 +21,9 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from examples.invariant_weights_study import plan
+from examples.invariant_weights_study.report import write_report, write_search
 from examples.invariant_weights_study.runs import execute_all
 from examples.invariant_weights_study.settings import Settings
-from examples.invariant_weights_study.tables import write_search, write_tables
 from examples.invariant_weights_study.timing import times_of
 
 
@@ -49,7 +49,7 @@ def main() -> None:
     for network, group in tqdm(pairs, desc="Times", unit="pair"):
         times_of(network, group, settings)
     run_all(plan.jobs(settings), settings, arguments.workers)
-    print(write_tables(settings.folder))
+    print(write_report(settings.folder))
 
 
 def run_all(jobs: Sequence[plan.Job], settings: Settings, workers: int) -> None:

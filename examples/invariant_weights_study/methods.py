@@ -10,6 +10,7 @@ from torch import nn
 
 from examples.invariant_weights_study.networks import build, steerable
 from examples.invariant_weights_study.settings import GROUPS
+from examples.paper.methods import MERGED_BY, LateRamp
 from lightning_invariance import Action, InvarianceRegularizer, InvariantWeights, OrbitAugmentation
 from lightning_invariance.baselines import OrbitPooled
 
@@ -79,19 +80,9 @@ def callbacks_of(method: Method, action: Action, steps: int) -> list[L.Callback]
     if method.weight:
         callbacks.append(InvarianceRegularizer(action, method.weight))
     if method.invariant is not None:
-        strength = LateRamp(0.8 * steps) if method.late else method.pull
+        strength = LateRamp(MERGED_BY * steps) if method.late else method.pull
         callbacks.append(InvariantWeights(action, mode=method.invariant, strength=strength))
     return callbacks
-
-
-@dataclass(frozen=True)
-class LateRamp:
-    """From 0 to 1 by the fourth power: at half of the steps a sixteenth is reached."""
-
-    steps: float
-
-    def __call__(self, step: int) -> float:
-        return min(1.0, (step / self.steps) ** 4)
 
 
 def network_of(name: str, network: str, group: str) -> nn.Module:

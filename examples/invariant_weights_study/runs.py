@@ -29,8 +29,10 @@ from examples.invariant_weights_study.settings import (
     Settings,
 )
 from examples.invariant_weights_study.timing import times_of
-from examples.invariant_weights_study.training import Classifier, Keeper, make_trainer, quiet
+from examples.invariant_weights_study.training import Keeper, make_trainer
 from examples.paper.data import loader
+from examples.paper.models import Classifier
+from examples.paper.runs import quiet
 from lightning_invariance import Action, Gradient, PaperSaliency, evaluate_invariance, symmetrize
 from lightning_invariance.baselines import OrbitPooled
 
@@ -127,7 +129,8 @@ def execute(run: Run, settings: Settings) -> Result:
         epochs = epochs_of(run, settings)
         callbacks = [*callbacks_of(method, action, epochs * len(batches)), keeper]
         start = time.monotonic()
-        make_trainer(callbacks, max_epochs=epochs).fit(Classifier(network, rate), batches, loader(data.val))
+        module = Classifier(network, rate, annealed=True)
+        make_trainer(callbacks, max_epochs=epochs).fit(module, batches, loader(data.val))
         training = time.monotonic() - start
     network.eval()
     kept = len(keeper.accuracies) or None

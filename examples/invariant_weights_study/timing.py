@@ -14,8 +14,10 @@ from torch import nn
 from examples.invariant_weights_study.data import Images
 from examples.invariant_weights_study.methods import METHODS, callbacks_of, network_of
 from examples.invariant_weights_study.settings import BATCH, GROUPS, MAIN, Settings
-from examples.invariant_weights_study.training import Classifier, make_trainer, quiet
+from examples.invariant_weights_study.training import make_trainer
 from examples.paper.data import loader
+from examples.paper.models import Classifier
+from examples.paper.runs import quiet
 
 PAIR_METHODS = ("DA", "project", "project + DA", "merge")
 MAIN_METHODS = (*PAIR_METHODS, "IR, ν = 1", "pooled", "escnn, as many parameters", "escnn, as many channels")
@@ -69,7 +71,7 @@ def _step(name: str, network: nn.Module, group: str, data: Images, batch: int) -
     clock = _StepClock()
     callbacks = [clock, *callbacks_of(METHODS[name], GROUPS[group], WARM_UP + STEPS + 1)]
     trainer = make_trainer(callbacks, max_steps=WARM_UP + STEPS + 1, max_epochs=-1, limit_val_batches=0)
-    trainer.fit(Classifier(network, 1e-3), loader(data.train, batch, shuffle=True))
+    trainer.fit(Classifier(network, 1e-3, annealed=True), loader(data.train, batch, shuffle=True))
     return median(after - before for before, after in pairwise(clock.began[WARM_UP:]))
 
 

@@ -7,11 +7,11 @@ python -m examples.paper.report --take mnist=paper_results fashion=paper_fashion
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from examples.pages import filled, markdown
 from examples.paper.claims import check_claims
 from examples.paper.figures import captions, draw_of_networks, draw_of_study
 from examples.paper.plan import Experiments
@@ -72,14 +72,6 @@ def _rows_of(dicts: Sequence[Mapping[str, str]], caption: str) -> Table:
     return Table(heading, [[row[name] for name in heading] for row in dicts], caption)
 
 
-def markdown(table: Table) -> str:
-    """A table as Markdown: its caption in bold, its note below."""
-    lines = ["| " + " | ".join(table.heading) + " |", "|---" * len(table.heading) + "|"]
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table.rows]
-    parts = [f"**{table.caption}**" if table.caption else "", "\n".join(lines), table.note]
-    return "\n\n".join(part for part in parts if part)
-
-
 def _page(study: Study, tables: Mapping[str, Table], folder: Path) -> str:
     about = Table(["", ""], [list(row) for row in study.about.items()], "Data and versions")
     figures = [
@@ -100,18 +92,6 @@ def _page(study: Study, tables: Mapping[str, Table], folder: Path) -> str:
         kinds[title].append(table)
     sections = [Section(title, blocks) for title, blocks in kinds.items() if blocks]
     return page(TITLE, [about], sections)
-
-
-def filled(text: str, tables: Mapping[str, Table]) -> str:
-    """A page whose tables, each between two marks that name it, are replaced by those given.
-
-    Raises:
-        KeyError: if the page has a mark for a table that is not there.
-    """
-    return _MARKED.sub(lambda found: f"{found[1]}\n{markdown(tables[found[2]])}\n{found[3]}", text)
-
-
-_MARKED = re.compile(r"(<!-- table: ([\w-]+) -->)\n.*?(<!-- end of table -->)", re.DOTALL)
 
 
 def committed() -> dict[str, Study]:

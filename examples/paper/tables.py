@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import sqrt
-from statistics import mean, stdev
+from statistics import mean
 
+from examples.aim import Aim, gain_in_points
+from examples.pages import exactness, shown
 from examples.paper.methods import METHODS
-from examples.paper.paper_numbers import COLUMNS, DI, LI, SI, TABLE_1
+from examples.paper.paper_numbers import COLUMNS, LI, SI, TABLE_1
 from examples.paper.plan import (
     CNN_TABLE,
     CNN_WEIGHT,
@@ -20,23 +20,10 @@ from examples.paper.plan import (
 )
 from examples.paper.runs import CNN_BATCH, FEWEST_STEPS, GROUPS, TARGET_SI, Result
 from examples.paper.study import ACCURACY, HEADINGS, SHARE, SIGMA, WORST, Study
-from lightning_invariance.report import value_with_error, zeros_note
 from lightning_invariance.report.html import Table
 
-#: Below this, an error or a share is what rounding leaves, and is shown as 0.
-EXACT = 1e-8
 COSTS = {"step": "step / DA's", "inference": "inference / DA's"}
 ROWS_OF_TABLE_1 = ("WT", "DA", "IR", "IW", "DA annealed", "IW constant rate")
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What the answer to the open problem should reach, beside DA with the same seeds."""
-
-    accuracy: float = -0.5  # points above DA's
-    similarity: float = 0.95  # SI, at least
-    error: float = 0.02  # LI, at most
-    sensitivity: float = 0.6  # σ_max over DA's, at least
 
 
 def table_1(study: Study) -> Table:
@@ -50,7 +37,7 @@ def table_1(study: Study) -> Table:
             rows.append([group, model, *_measures(results), *_costs(study, group, model), str(len(results))])
             if study.dataset == "mnist" and model in TABLE_1[group]:
                 papers = dict(zip(COLUMNS, TABLE_1[group][model], strict=True))
-                cells = [_cell(column, *papers[column]) if column in papers else "" for column in HEADINGS]
+                cells = [shown(column, *papers[column]) if column in papers else "" for column in HEADINGS]
                 rows.append(["", "paper", *cells, "", "", "4"])
     train, test, _ = study.split
     note = (
@@ -69,9 +56,9 @@ def summary_table(study: Study) -> Table:
     models = [model for model, results in found.items() if results]
     papers = TABLE_1["R4"]
     rows = [
-        ["accuracy %", *(_cell(ACCURACY, *_over_seeds(found[model], ACCURACY)) for model in models)],
-        ["the paper's", *(_cell(ACCURACY, *papers[model][0]) if model in papers else "–" for model in models)],
-        ["SI", *(_cell(SI, *_over_seeds(found[model], SI)) for model in models)],
+        ["accuracy %", *(shown(ACCURACY, *_over_seeds(found[model], ACCURACY)) for model in models)],
+        ["the paper's", *(shown(ACCURACY, *papers[model][0]) if model in papers else "–" for model in models)],
+        ["SI", *(shown(SI, *_over_seeds(found[model], SI)) for model in models)],
     ]
     return Table(["rotated MNIST", *models], rows)
 
@@ -108,35 +95,19 @@ def aim_table(studies: Sequence[Study], aim: Aim | None = None) -> Table:
                 gains = _gains(ours, das)
                 similarity, error, sigma = (_mean(ours, measure) for measure in (SI, LI, SIGMA))
                 ratio = sigma / _mean(das, SIGMA)
-                missed = [
-                    name
-                    for name, met in (
-                        ("accuracy", mean(gains) >= aim.accuracy),
-                        ("SI", similarity >= aim.similarity),
-                        ("LI", error <= aim.error),
-                        ("σ_max", ratio >= aim.sensitivity),
-                    )
-                    if not met
-                ]
-                spread = f" ± {stdev(gains) / sqrt(len(gains)):.1f}" if len(gains) > 1 else ""
                 rows.append(
                     [
                         f"{study.title.removeprefix('Transforming-')}, {group}: {model} against {plain}",
-                        f"{mean(gains):+.1f}{spread}".replace("-", "−"),
+                        gain_in_points(gains),
                         f"{similarity:.3f}",
-                        _cell(LI, error),
+                        shown(LI, error),
                         f"{ratio:.2f}",
                         *_costs(study, group, model),
-                        ", ".join(missed) or "nothing",
+                        aim.missed(mean(gains), similarity, error, ratio),
                     ]
                 )
-    note = (
-        f"Accuracy at least DA's {aim.accuracy:+g} points, SI at least {aim.similarity:g}, LI at most {aim.error:g}, "
-        f"σ_max at least {aim.sensitivity:g} of DA's. ± is the standard error over seeds of the difference from DA "
-        "with the same seed."
-    ).replace("-", "−")
     heading = ["", "accuracy − DA's, points", "SI", "LI", "σ_max / DA's", *COSTS.values(), "missed"]
-    return Table(heading, rows, "The aim: invariant, as accurate, as sensitive", note)
+    return Table(heading, rows, "The aim: invariant, as accurate, as sensitive", str(aim))
 
 
 def few_images_table(study: Study) -> Table:
@@ -147,7 +118,7 @@ def few_images_table(study: Study) -> Table:
         each = [study.experiments.of("R4", model, train_size=size) for size in sizes]
         each.append(study.experiments.of("R4", model))
         if any(each):
-            rows.append([model, *(_cell(ACCURACY, *_over_seeds(results, ACCURACY)) for results in each)])
+            rows.append([model, *(shown(ACCURACY, *_over_seeds(results, ACCURACY)) for results in each)])
     note = (
         "Accuracy % on all test images, R4: mean ± standard deviation over seeds. With few images there are more "
         f"epochs: at least {FEWEST_STEPS} steps."
@@ -171,7 +142,7 @@ def front_table(study: Study) -> Table:
                     group,
                     model.removeprefix("CNN "),
                     f"{weight:g}" if weight else "–",
-                    *(_cell(column, *_over_seeds(results, column)) for column in kept),
+                    *(shown(column, *_over_seeds(results, column)) for column in kept),
                     "yes" if (model, weight) in best else "",
                     str(len(results)),
                 ]
@@ -197,8 +168,8 @@ def search_table(study: Study) -> Table:
                     trial.run.group,
                     trial.run.model,
                     f"{trial.run.weight:.4g}",
-                    _cell(SI, *trial.val[SI]),
-                    _cell(ACCURACY, trial.val[ACCURACY][0]),
+                    shown(SI, *trial.val[SI]),
+                    shown(ACCURACY, trial.val[ACCURACY][0]),
                     verdict if trial is first else "",
                 ]
             )
@@ -221,7 +192,7 @@ def _front(points: dict[tuple[str, float], tuple[float, float]]) -> set[tuple[st
 
 
 def _measures(results: Sequence[Result]) -> list[str]:
-    return [_cell(column, *_over_seeds(results, column)) for column in HEADINGS]
+    return [shown(column, *_over_seeds(results, column)) for column in HEADINGS]
 
 
 def _costs(study: Study, group: str, model: str) -> list[str]:
@@ -247,20 +218,12 @@ def _gains(ours: Sequence[Result], das: Sequence[Result]) -> list[float]:
     return [100 * (result.test[ACCURACY][0] - plain[result.run.seed]) for result in ours if result.run.seed in plain]
 
 
-def _cell(column: str, value: float, deviation: float | None = None) -> str:
-    if column in (ACCURACY, WORST):
-        return value_with_error(value, deviation, percent=True).removesuffix(" %")
-    return value_with_error(value, deviation, zero_below=EXACT if column in (LI, DI, SHARE) else 0.0)
-
-
 def _exactness(study: Study) -> str:
     """What an exact 0 stands for."""
-    values = (
+    return exactness(
         mean(result.test[measure][0] for result in results)
         for group in GROUPS
         for model in METHODS
         if (results := [each for each in study.experiments.of(group, model) if each.test])
         for measure in (LI, SHARE)
     )
-    note = zeros_note(values, zero_below=EXACT)
-    return f"{note[0].upper()}{note[1:]}." if note else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import re
 import runpy
 import sys
@@ -14,8 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from examples.invariant_weights_study import plan, runs, settings, tables
+from examples.invariant_weights_study import plan, runs, settings
 from examples.invariant_weights_study.methods import METHODS
+from examples.invariant_weights_study.report import PAGE, RESULTS, write_report
+from examples.invariant_weights_study.results import Results, read
+from examples.invariant_weights_study.tables import aim_table, methods_table, tables_of
+from examples.pages import filled
 from examples.paper.data import load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -75,11 +78,54 @@ def test_the_study_trains_measures_resumes_and_judges(tmp_path: Path) -> None:
         assert found.test["logit_invariance_error"][0] < 1e-6
         assert found.test["worst_case_orbit_accuracy"][0] == pytest.approx(found.test["accuracy"][0])
     assert runs.result_of(job[0], tmp_path).test["logit_invariance_error"][0] > 1e-4
-    markdown = tables.write_tables(tmp_path, tmp_path / "study.json")
-    assert "| project + DA |" in markdown
-    judged = json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))
-    assert judged
+    assert "| project + DA |" in write_report(tmp_path)
+    found = runs.result_of(tied[0], tmp_path)
+    (read_again,) = read(tmp_path / "results.json").of(settings.MAIN, tied[0].method)
+    assert (read_again.run, read_again.kept, read_again.parameters) == (found.run, found.kept, found.parameters)
+    assert read_again.test.keys() == found.test.keys()
+    for measure, numbers in found.test.items():
+        assert read_again.test[measure] == pytest.approx(numbers, rel=1e-3, nan_ok=True)
     load.cache_clear()
+
+
+def made(method: str, seed: int, accuracy: float, sigma: float, error: float = 3e-11) -> runs.Result:
+    """A result of which the study's tables read accuracy, LI and σ_max."""
+    test = {
+        "accuracy": (accuracy, 0.01),
+        "worst_case_orbit_accuracy": (accuracy, 0.01),
+        "logit_invariance_error": (error, 0.01),
+        "saliency_invariance_similarity": (0.96, 0.01),
+        "dithered_saliency_invariance_similarity": (1.0, 0.0),
+        "orbit_share": (error / 1000, 0.01),
+        "jacobian_spectral_norm": (sigma, 0.1),
+    }
+    return runs.Result(runs.Run(*settings.MAIN, method, seed), test, [0.5, accuracy], 2, 32745, (1.0, 2.0))
+
+
+def test_the_aim_asks_for_costs_too_and_compares_the_same_seeds() -> None:
+    found = [made("DA", seed, accuracy, sigma=4.0, error=10.0) for seed, accuracy in enumerate((0.90, 0.92, 0.94, 0.1))]
+    found += [made("merge", seed, accuracy, sigma=2.0) for seed, accuracy in enumerate((0.91, 0.92, 0.95))]
+    times = {("CNN", "C4"): {"merge": {"step": 1.2, "inference": 1.1}}}
+    (row,) = aim_table(Results(found, times, {})).rows
+    # 1, 0 and 1 points over DA's: mean 0.667, standard error 0.577 / √3. The fourth seed of DA has no partner.
+    assert row == ["CNN, C4, MNIST", "merge", "+0.7 ± 0.3", "0.960", "0", "0.500", "1.20", "1.10", "σ_max, step"]
+
+
+def test_an_exact_network_has_zeros_and_the_note_says_how_small_they_are() -> None:
+    found = [made("DA", seed, accuracy, 4.0, error) for seed, accuracy, error in ((0, 0.90, 10.0), (1, 0.92, 12.0))]
+    found += [made("merge", seed, 0.95, 4.0) for seed in range(2)]
+    table = methods_table(Results(found, {}, {}))
+    (plain, exact) = (dict(zip(table.heading, row, strict=True)) for row in table.rows)
+    # Standard deviations of two numbers: their distance over √2.
+    assert (plain["LI"], plain["accuracy %"]) == ("11.0 ± 1.4", "91.0 ± 1.4")
+    assert (exact["LI"], exact["orbit share"]) == ("0", "0")
+    assert table.note.endswith("0: below 1e-10, rounding.")
+
+
+def test_the_page_is_made_of_the_numbers_in_the_repository() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert text.count("<!-- table: ") == 4
+    assert filled(text, tables_of(read(RESULTS))) == text
 
 
 def test_every_planned_run_has_a_method_and_a_rate() -> None:

@@ -20,11 +20,12 @@ import numpy as np
 import pytest
 import torch
 
+from examples.pages import filled
 from examples.paper import __main__ as paper
 from examples.paper.blends import blends
 from examples.paper.data import Source, TransformingImages, load, sizes_for
 from examples.paper.plan import Experiments
-from examples.paper.report import PAGE, README, committed, filled, tables_of
+from examples.paper.report import PAGE, README, committed, tables_of
 from examples.paper.runs import BestEpoch, Result, Run
 from examples.paper.study import Study, read, write
 from examples.paper.tables import aim_table, front_table
