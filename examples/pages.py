@@ -9,7 +9,7 @@ from lightning_invariance.report import value_with_error, zeros_note
 from lightning_invariance.report.html import Table
 
 #: Below this, an error or a share is what rounding leaves, and is shown as 0.
-EXACT = 1e-8
+EXACT = 1e-7
 _IN_PERCENT = ("accuracy", "worst_case_orbit_accuracy")
 _ZERO_IF_INVARIANT = ("logit_invariance_error", "distribution_invariance_error", "orbit_share")
 
