@@ -65,8 +65,8 @@ METHODS: dict[str, Method] = {
     "CNN IR normalised L2": Method("CNN", penalties=("normalized_logit",)),
     "CNN IR saliency": Method("CNN", penalties=("saliency",)),
     "CNN IR logit and saliency": Method("CNN", penalties=("logit", "saliency"), ramp=True),
-    "CNN IW": Method("CNN", invariant="project"),
-    "CNN IW merge": Method("CNN", invariant="merge"),
+    "CNN IW": Method("CNN", invariant="merge"),
+    "CNN IW project": Method("CNN", invariant="project"),
     "CNN IW pull": Method("CNN", invariant="pull"),
     "CNN pooled": Method("pooled"),
     **{f"escnn {group}": Method(f"escnn {group}") for group in STEERABLE_WIDTHS},  # type: ignore[arg-type]

@@ -106,7 +106,7 @@ def runs_with_weight(found: Run, settings: Settings) -> list[Run]:
 
 def rate_search(settings: Settings) -> list[Run]:
     """What `CNN_RATES` were chosen by: validation images alone."""
-    models = ("CNN DA", "CNN pooled", "escnn C4", "CNN IW", "CNN IW merge")
+    models = ("CNN DA", "CNN pooled", "escnn C4", "CNN IW", "CNN IW project")
     return [Run("R4", model, 0, settings.cnn_epochs, rate=rate) for model in models for rate in RATES_TRIED]
 
 
