@@ -236,14 +236,18 @@ class EpochMonitor(NetworkCallback):
                 )
             )
         if not trainer.barebones:
-            start = f"{stage}/{self.prefix}/" if self.prefix else f"{stage}/"
-            end = f"/dataloader_idx_{dataloader_idx}" if loaders > 1 else ""
+            start, end = self._log_names(stage, dataloader_idx, loaders)
             # The values are the same on all processes already: synchronising keeps Lightning from warning about it.
             named = self._named(measured, start, end)
             for number, label in enumerate(classes):
                 of_one = {name: Estimate(*(part[number] for part in each)) for name, each in by_class.items()}
                 named |= self._named(of_one, start, f"{end}/{label}")
             pl_module.log_dict(named, add_dataloader_idx=False, sync_dist=trainer.world_size > 1)
+
+    def _log_names(self, stage: str, dataloader_idx: int, loaders: int) -> tuple[str, str]:
+        """What is put before and behind the names of what is logged."""
+        start = f"{stage}/{self.prefix}/" if self.prefix else f"{stage}/"
+        return start, f"/dataloader_idx_{dataloader_idx}" if loaders > 1 else ""
 
     def _named(self, measured: dict[str, Estimate], start: str, end: str) -> dict[str, float]:
         """The scalars under the names that they are logged by."""
