@@ -66,8 +66,8 @@ class Comparison:
         >>> print(comparison.to_markdown())
         |  | LI | parameters | training step, ms | training step / DA's | inference, ms | inference / DA's |
         |---|---|---|---|---|---|---|
-        | DA | 8 ± 0.1 | 7,161 | 150 | 1 | 100 | 1 |
-        | IR | 0.2 ± 0.1 | 7,161 | 350 | 2.5 | 100 | 1 |
+        | DA | 8.00 ± 0.10 | 7,161 | 150 | 1.00 | 100 | 1.00 |
+        | IR | 0.200 ± 0.100 | 7,161 | 350 | 2.50 | 100 | 1.00 |
     """
 
     models: dict[str, ComparedModel]

@@ -86,7 +86,7 @@ def layer_table(results: Mapping[str, LayerResults]) -> str:
         >>> print(layer_table({"ReLU": results}))
         | layer | depth % | floor | invariance | equivariance |
         |---|---|---|---|---|
-        | ReLU: (network) (ReLU) | 100 | ... | 0... ± ... | 0 ± 0 |
+        | ReLU: (network) (ReLU) | 100 | ... | ... | 0 |
     """
     _check_results(results)
     several = len(results) > 1 or "" not in results

@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Mapping
-from math import isnan
 
 from torch import Tensor
 
 from lightning_invariance._checks import is_number
 from lightning_invariance.metrics import Estimate
+from lightning_invariance.report._numbers import value_with_error
 
 
 def markdown_table(rows: Mapping[str, Mapping[str, float | Estimate]], corner: str = "") -> str:
@@ -18,7 +18,7 @@ def markdown_table(rows: Mapping[str, Mapping[str, float | Estimate]], corner: s
 
     Args:
         rows: for each model, its measures: numbers, integers in full, or an `Estimate`, shown as value ± standard
-            error. A model that lacks a measure has a dash.
+            error by `value_with_error`. A model that lacks a measure, or has NaN, has a dash.
         corner: the heading of the first column.
 
     Returns:
@@ -70,8 +70,5 @@ def _cell(name: object, value: object) -> str:
     if not is_single(value):
         raise ValueError(f"Expected `rows` to hold numbers or Estimates of one value but got {value!r} for {name!r}.")
     if isinstance(value, Estimate):
-        error = float(value.standard_error)
-        return f"{float(value.value):.3g}" + ("" if isnan(error) else f" ± {error:.2g}")
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{float(value):.3g}"  # type: ignore[arg-type]
+        return value_with_error(float(value.value), float(value.standard_error))
+    return value_with_error(value if isinstance(value, int) else float(value))  # type: ignore[arg-type]

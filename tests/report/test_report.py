@@ -17,8 +17,8 @@ def test_table_has_a_row_a_model_and_a_dash_for_what_is_missing():
     assert table.splitlines() == [
         "| model | LI | DI | N |",
         "|---|---|---|---|",
-        "| a\\|b | 0.25 | – | – |",
-        "| c | – | 1.23e+03 | 1,234,567 |",
+        "| a\\|b | 0.250 | – | – |",
+        "| c | – | 1,234 | 1,234,567 |",
     ]
 
 

@@ -114,7 +114,7 @@ rows = [[1], {"a": 3}, {"a": [("LI", 1.0)]}, "rows"]
 refuse_each(name, "`rows` to map each model to a mapping of its measures but got", table, rows)
 cells = ["high", [1.0], torch.ones(2), li.Estimate(torch.ones(3), torch.ones(3)), li.Estimate("a", 0.1), True]
 refuse_each(name, "`rows` to hold numbers or Estimates of one value .* for 'LI'", of_one, cells)
-for cell, shown in ((NAN, "nan"), (-INF, "-inf"), (None, "–"), (np.float32(2), "2")):
+for cell, shown in ((NAN, "–"), (-INF, "-∞"), (None, "–"), (np.float32(2), "2.00")):
     give(name, lambda text, shown=shown: text.splitlines()[2] == f"| a | {shown} |", of_one, cell)
 give(name, lambda text: text.splitlines()[::2] == ["| 4 | 2 |", "| 1 | 3 |"], table, {1: {2: 3}}, corner=4)
 give(name, lambda text: text.splitlines()[2] == "| a |", table, {"a": {}})

@@ -14,8 +14,9 @@ from bad_input import ROWS, Row
 
 import lightning_invariance as li
 from lightning_invariance import baselines, functional, report
+from lightning_invariance.report import html
 
-for room in ("measures", "actions", "orbit", "evaluation", "callbacks", "models", "parts", "flows", "layers"):
+for room in ("measures", "actions", "orbit", "evaluation", "callbacks", "models", "parts", "flows", "layers", "html"):
     import_module(f"bad_input_{room}")
 
 
@@ -64,6 +65,7 @@ def public_callables() -> set[str]:
         ("functional.", functional),
         ("baselines.", baselines),
         ("report.", report),
+        ("report.html.", html),
     ):
         for name, value in vars(namespace).items():
             if not name.startswith("_") and not isinstance(value, ModuleType) and callable(value):
