@@ -80,6 +80,12 @@ class InvarianceResults(dict[str, Estimate]):
         self.classes = tuple(classes)
         self.kept = kept
 
+    def _repr_html_(self) -> str:
+        """A table, as notebooks show it."""
+        from lightning_invariance.report._notebook import results_html  # a room further right, which imports this one
+
+        return results_html(self)
+
 
 def evaluate_invariance(
     network: Callable[..., Any],

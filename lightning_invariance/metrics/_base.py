@@ -36,6 +36,12 @@ class Estimate(NamedTuple):
     value: Tensor
     standard_error: Tensor
 
+    def _repr_html_(self) -> str:
+        """A table, as notebooks show it."""
+        from lightning_invariance.report._notebook import estimate_html  # a room further right, which imports this one
+
+        return estimate_html(self)
+
 
 def gather_states(state: Tensor, group: Any | None = None) -> list[Tensor]:
     """Gathers a state from all processes; sums of one that has seen no sample yet get the shape of the others."""

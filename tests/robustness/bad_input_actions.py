@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from functools import partial
 from itertools import cycle
 
@@ -145,7 +146,7 @@ for name, good, shape in (("AffineAction", PLANES, "2, 3"), ("LinearAction", EYE
     refuse_each(name, rf"`matrices` to be a tensor of shape \(\|G\|, {shape}\)", make, wrong)
     refuse_each(name, NUMBERS.replace("{}", "matrices"), make, [[[[1.0], [1.0, 2.0]]], [["a"]]])
     refuse_each(name, "`matrices` to be a tensor but got", make, [None, "ab", {1: 2}])
-    give(name, lambda v, made=make(good): v == made, make, good.tolist())
+    give(name, partial(operator.eq, make(good)), make, good.tolist())
     refuse(name, "`matrices` to be real but got torch.complex64", make, good.cfloat())
     refuse(name, f"`matrices` {ON_META}", make, good.to("meta"))
     refuse(name, r"`matrices\[0\]` to be the identity", make, good.flip(0) * 2)
@@ -159,7 +160,7 @@ no_table += [torch.zeros(0, 2, dtype=LONG), torch.zeros(2, 0, dtype=LONG)]
 refuse_each(name, r"`table` to be an integer tensor of shape \(\|G\|, n1, ..., nk\)", make, no_table)
 refuse_each(name, NUMBERS.replace("{}", "table"), make, [[[0, 1], [0]], [["a"]]])
 refuse(name, "`table` to be a tensor but got None", make, None)
-give(name, lambda v: v == li.PermutationAction(SWAP), make, SWAP.tolist())
+give(name, partial(operator.eq, make(SWAP)), make, SWAP.tolist())
 refuse(name, f"`table` {ON_META}", make, SWAP.to("meta"))
 wrong = [torch.tensor([[0, 1], [0, 0]]), torch.tensor([[0, 1], [1, 2]])]
 refuse_each(name, "every row of `table` to be a permutation of 0 to 1", make, wrong)
