@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -208,7 +209,14 @@ def test_one_warning_where_no_logger_takes_figures(tmp_path: Path) -> None:
         assert sum("log_figures" in str(each.message) for each in caught) == 1
     both = [CSVLogger(tmp_path / "two"), KINDS[0](tmp_path)]
     trainer_with([monitor], both, tmp_path, max_epochs=1).fit(Classifier(), loader(), loader())
-    trainer_with([monitor], True, tmp_path, fast_dev_run=True).fit(Classifier(), loader(), loader())
+    trainer_with([monitor], CSVLogger(tmp_path), tmp_path, fast_dev_run=True).fit(Classifier(), loader(), loader())
+
+
+def test_without_matplotlib_it_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    InvarianceMonitor(C4())
+    with pytest.raises(ModuleNotFoundError, match="`log_figures` needs matplotlib: pip install"):
+        InvarianceMonitor(C4(), log_figures=True)
 
 
 def test_training_stays_bit_identical(tmp_path: Path) -> None:
