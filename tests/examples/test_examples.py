@@ -15,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 import lightning_invariance
 from lightning_invariance import IntegratedGradients, PaperSaliency
+from lightning_invariance.report import value_with_error
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -88,4 +89,4 @@ def test_the_study_of_maps_shows_what_it_measured(run, tmp_path: Path) -> None:
         assert results["networks"][kind]["exact"]["similarity"]["gradient"][0] < 0.9
     assert not [missed for missed in results["missed"][dithered] if "exact" in missed]
     value, error = results["networks"]["ViT"]["untrained"]["similarity"]["gradient"]
-    assert rows["ViT, untrained"]["gradient"] == f"{value:.3g} ± {error:.2g}"
+    assert rows["ViT, untrained"]["gradient"] == value_with_error(value, error)

@@ -154,13 +154,24 @@ def test_cells_are_sorted_by_the_number_that_they_begin_with(cell, number):
 
 def test_a_column_is_one_of_numbers_if_all_that_it_holds_are():
     table = Table(["name", "number", "text", "none"], [["a", "1 ± 2", "1", None], ["b", "–", "C4", "–"]])
-    headings = Read(page("Columns", [table], [])).all("th")[:4]
-    assert [each.get("class") for each in headings] == [None, "number", None, None]
+    read = Read(page("Columns", [table], []))
+    assert [each.get("class") for each in read.all("th")[:4]] == [None, "number", None, None]
+    assert [each.get("class") for each in read.all("td")] == ["number", "whole", None, "number", None, None]
 
 
 def test_rows_that_belong_together_are_not_sorted():
     for table, sortable in ((TABLE, "sortable"), (Table(["a"], [["1"], ["2"]], sort=False), None)):
         assert Read(page("Table", [table], [])).all("table")[0].get("class") == sortable
+
+
+def test_columns_without_names_have_no_headings():
+    about = Table(["", ""], [["seeds", "4"], ["epochs", "80"]])
+    read = Read(page("About", [about], []))
+    assert read.all("thead") == []
+    assert read.texts["th"] == ["seeds", "epochs"]
+    read = Read(page("Corner", [Table(["", "LI"], [["DA", "1"], ["IR", "2"]])], []))
+    assert read.texts["th"] == ["LI", "DA", "IR"]
+    assert read.texts["td"] == ["", "1", "2"]
 
 
 def test_a_table_for_notebooks_has_its_style_inside():

@@ -148,6 +148,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             "--headless",
             "--no-sandbox",  # which root cannot have
             "--disable-gpu",
+            "--disable-dev-shm-usage",  # which is small in a container
             "--no-first-run",
             "--allow-file-access-from-files",
             f"--user-data-dir={folder / 'profile'}",

@@ -122,7 +122,7 @@ def test_a_name_with_a_line_break_stays_in_its_row() -> None:
         table = markdown_table({f"a{line_break}| b | c |": {f"L{line_break}I": 1.0}}, corner=f"x{line_break}y")
         assert len(table.splitlines()) == 3
         assert cells(table.splitlines()[0]) == ["x y", "L I"]
-        assert cells(table.splitlines()[2])[1:] == ["1"]
+        assert cells(table.splitlines()[2])[1:] == ["1.00"]
 
 
 @pytest.mark.parametrize("name", ["$\\frac{$", "$\\nosuchcommand$", "a $ b $ c"])

@@ -21,7 +21,7 @@ class Table:
     """A table. A click on a heading sorts it; its first column names the rows.
 
     Attributes:
-        heading: a text for each column.
+        heading: a text for each column. If all of them are empty there is no line of headings.
         rows: for each row its cells, one for each column: a text, a number, or None where there is none. A text such as
             "30.9 ± 10.4", "1.2e-09" or "94.6 %" is sorted as the number that it begins with.
         caption: what the table shows.

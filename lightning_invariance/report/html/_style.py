@@ -45,11 +45,12 @@ caption { text-align: left; font-weight: 600; padding: 0 0 0.4rem; }
 caption span { position: sticky; left: 0; display: inline-block; max-width: 100cqi; overflow-wrap: anywhere; }
 th, td { padding: 0.35rem 0.75rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top;
   max-width: 24rem; min-width: 3rem; }
-.long { min-width: min(14rem, 45cqi); overflow-wrap: anywhere; }
+.long { min-width: min(14rem, 40cqi); overflow-wrap: anywhere; }
+thead .long { min-width: 9rem; }
 thead th, thead td { background: var(--raised); vertical-align: bottom; font-weight: 600; }
 tbody th { font-weight: 500; position: sticky; left: 0; max-width: min(24rem, 45cqi); background: var(--ground); }
 .number { text-align: right; }
-td.number, tbody th.number { white-space: nowrap; }
+td.number, tbody th.number, .whole { white-space: nowrap; }
 tbody tr:hover > * { background: var(--raised); }
 th button { position: relative; font: inherit; color: inherit; text-align: inherit; background: none; border: 0;
   margin: 0; padding: 0 1.1em 0 0; cursor: pointer; min-height: 1.5rem; }
@@ -76,7 +77,7 @@ figcaption { margin-top: 0.35rem; }
 .items .bad > .mark { color: var(--bad); }
 .spoken { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
 
-@media (max-width: 40rem) {
+@media screen and (max-width: 40rem) {
   img.wide { max-width: none; width: 40rem; }
   th, td { padding: 0.35rem 0.5rem; }
 }
@@ -95,6 +96,5 @@ figcaption { margin-top: 0.35rem; }
   thead { display: table-header-group; }
   tr, figure, .items li { break-inside: avoid; }
   h2, h3, h4, h5, h6, caption { break-after: avoid; }
-  img, img.wide { max-width: 100%; width: auto; filter: none; }
 }
 """

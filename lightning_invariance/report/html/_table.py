@@ -51,28 +51,27 @@ def table_html(table: Table) -> str:
     """
     check_table(table)
     styles = {name: f' style="{style}"' for name, style in _NOTEBOOK_STYLES.items()}
+    styles |= {"long number": styles["number"], "number among texts": styles["text"]}
     return f"<div{styles['scroll']}>{_table(table, styles, '')}</div>{_note(table, styles['note'])}"
 
 
 def table_on_page(table: Table, identity: str) -> str:
     """A table in a container that scrolls, whose parts the page's style sheet and script know by their classes."""
-    sortable = table.sort and len(table.rows) > 1
+    sortable = table.sort and len(table.rows) > 1 and _has_heading(table)
     styles = {
         "table": ' class="sortable"' if sortable else "",
         "caption": f' id="{identity}"',
         "text": "",
         "long": ' class="long"',
         "number": ' class="number"',
+        "long number": ' class="number long"',
+        "number among texts": ' class="whole"',
     }
-    label = (
-        f'aria-labelledby="{identity}"'
-        if table.caption.strip()
-        else f'aria-label="{escaped("Table of " + ", ".join(filter(None, table.heading[:3])))}"'
-    )
     # A container that scrolls can be reached by the keyboard, and says what it is.
-    return f'<div class="scroll" role="group" tabindex="0" {label}>{_table(table, styles, "span")}</div>' + _note(
-        table, ' class="note"'
-    )
+    name = escaped(" ".join(["Table", *filter(None, table.heading[:3])]))
+    label = f'aria-labelledby="{identity}"' if table.caption.strip() else f'aria-label="{name}"'
+    inner = _table(table, styles, "span")
+    return f'<div class="scroll" role="group" tabindex="0" {label}>{inner}</div>' + _note(table, ' class="note"')
 
 
 def number_in(cell: str | float | int | None) -> float | None:
@@ -98,12 +97,9 @@ def _table(table: Table, styles: dict[str, str], in_caption: str) -> str:
         # On a page the text stays in view while the table scrolls below it, which takes an element of its own.
         inner = f"<{in_caption}>{caption}</{in_caption}>" if in_caption else caption
         parts.append(f"<caption{styles['caption']}>{inner}</caption>")
-    parts.append("<thead><tr>")
-    for text, is_number in zip(table.heading, numeric, strict=True):
-        style = styles["number" if is_number else "text"]
-        # An empty heading would be read out as one.
-        parts.append(f'<th scope="col"{style}>{escaped(text)}</th>' if text.strip() else f"<td{style}></td>")
-    parts.append("</tr></thead>\n<tbody>")
+    if _has_heading(table):
+        parts.append(f"<thead><tr>{_heading(table.heading, numeric, styles)}</tr></thead>\n")
+    parts.append("<tbody>")
     for row, values in zip(table.rows, numbers, strict=True):
         parts.append("<tr>")
         for column, (cell, number) in enumerate(zip(row, values, strict=True)):
@@ -111,21 +107,36 @@ def _table(table: Table, styles: dict[str, str], in_caption: str) -> str:
             names_row = column == 0 and len(row) > 1 and bool(text.strip())
             tag = "th" if names_row else "td"
             scope = ' scope="row"' if names_row else ""
-            # A lone number among texts does not break over lines either.
-            if number is None or (isnan(number) and not numeric[column]):
+            if numeric[column]:
+                style = styles["number"]
+            elif number is None or isnan(number):
                 style = styles["long" if len(text) > _LONG else "text"]
             else:
-                style = styles["number"]
+                style = styles["number among texts"]
             parts.append(f"<{tag}{scope}{style}{_sorted_by(number)}>{escaped(text)}</{tag}>")
         parts.append("</tr>\n")
     parts.append("</tbody></table>")
     return "".join(parts)
 
 
+def _has_heading(table: Table) -> bool:
+    return any(text.strip() for text in table.heading)
+
+
+def _heading(heading: Sequence[str], numeric: Sequence[bool], styles: dict[str, str]) -> str:
+    cells = []
+    for text, is_number in zip(heading, numeric, strict=True):
+        style = styles["number" if is_number else "text"]
+        if len(text) > _LONG:
+            style = styles["long number" if is_number else "long"]
+        # An empty heading would be read out as one.
+        cells.append(f'<th scope="col"{style}>{escaped(text)}</th>' if text.strip() else f"<td{style}></td>")
+    return "".join(cells)
+
+
 def _is_numeric(values: Sequence[float | None]) -> bool:
-    return all(value is not None for value in values) and not all(
-        value is not None and isnan(value) for value in values
-    )
+    known = [value for value in values if value is None or not isnan(value)]
+    return bool(known) and None not in known
 
 
 def _text(cell: str | float | int | None) -> str:
