@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,12 @@ QUIET = {"enable_progress_bar": "false", "enable_checkpointing": "false", "enabl
 
 @pytest.fixture
 def fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    def fit(*files: Path, **options: Any) -> Any:
+    def fit(*files: Path, also: Sequence[str] = (), **options: Any) -> Any:
         monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # written by LightningCLI; taken out again with the test
         monkeypatch.chdir(tmp_path)
         options = {**FEW, **QUIET, **options}
         given = [f"--config={file}" for file in files] + [f"--trainer.{key}={each}" for key, each in options.items()]
-        monkeypatch.setattr(sys, "argv", ["main.py", "fit", *given])
+        monkeypatch.setattr(sys, "argv", ["main.py", "fit", *given, *also])
         return main()
 
     return fit
@@ -90,6 +91,15 @@ def test_the_page_s_files(block: str, fit: Any, tmp_path: Path) -> None:
     monitor = ours(fit(file, **options))["InvarianceMonitor"]
     assert isinstance(monitor, InvarianceMonitor)
     assert len(monitor.history) == 1
+
+
+def test_the_page_s_command(fit: Any) -> None:
+    (command,) = re.findall(r"^python main.py fit (--trainer.*)$", PAGE, re.MULTILINE)
+    found = ours(fit(also=command.split(), logger="false"))
+    assert found["OrbitAugmentation"].action == li.C4()
+    assert len(found["InvarianceMonitor"].history) == 1
+    assert isinstance(found["InvarianceMonitor"].action, li.SO2)
+    assert len(found["InvarianceMonitor"].action) == 4
 
 
 @pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
