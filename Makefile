@@ -50,12 +50,18 @@ install: $(STAMP)
 # escnn and lie_learn go in without their declared dependencies: some of those need a Fortran compiler, and none is
 # needed for groups of the plane. Nor do the benchmarks need those of
 # tmeasures, nor the tests more of e3nn's than torch brings along.
+#
+# pip warns of every package that a slow registry made it ask for again. What it says is shown where it fails.
+LOG := $(VENV)/install.log
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' numpy scipy joblib requests
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps escnn lie_learn tmeasures e3nn opt_einsum_fx opt_einsum
-	touch $@
+	@echo "Installing into $(VENV), on first use: a few minutes. What pip says is in $(LOG)."
+	@$(PYTHON) -m venv $(VENV)
+	@{ $(INSTALL) torch \
+	&& $(INSTALL) --editable '.[dev]' numpy scipy joblib requests \
+	&& $(INSTALL) --no-deps escnn lie_learn tmeasures e3nn opt_einsum_fx opt_einsum; } > $(LOG) 2>&1 \
+	|| { cat $(LOG); exit 1; }
+	@touch $@
 
 clean:
 	rm -rf $(VENV) demo_results compare_results paper_results paper_quick bench_results site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
@@ -123,6 +124,7 @@ def peak_memory(work: Callable[[], Any], setting: Setting) -> float:
         before = torch.cuda.memory_allocated(setting.device)
         work()
         return float(torch.cuda.max_memory_allocated(setting.device) - before) / 2**20
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or it prints that it starts, and that it stops
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         work()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]

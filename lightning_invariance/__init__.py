@@ -89,3 +89,5 @@ from lightning_invariance.sensitivity import jacobian_spectral_norm as jacobian_
 from lightning_invariance.sensitivity import layer_spectral_norms as layer_spectral_norms
 from lightning_invariance.symmetry import WeightSymmetry as WeightSymmetry
 from lightning_invariance.symmetry import symmetrize as symmetrize
+
+__version__ = "0.1.0"

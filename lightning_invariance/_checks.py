@@ -66,6 +66,24 @@ def check_tensor(name: str, value: object, purpose: str = "") -> None:
     check_not_meta(name, value)
 
 
+def as_tensor(name: str, value: object, dtype: torch.dtype | None = None) -> Tensor:
+    """`value` itself, or nested sequences of numbers, as configuration files have them, as a tensor of that dtype.
+
+    Raises:
+        ValueError: if it is neither, or the sequences are not of one length.
+    """
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        try:
+            return torch.tensor(value, dtype=dtype, device="cpu")
+        except (ValueError, TypeError, RuntimeError, OverflowError):
+            raise ValueError(
+                f"Expected `{name}` to be a tensor, or nested sequences of numbers, as many in each, but got {value!r}."
+            ) from None
+    check_tensor(name, value)
+    assert isinstance(value, Tensor)
+    return value
+
+
 def check_floating(name: str, value: Tensor, purpose: str) -> None:
     """Raises a `ValueError` unless `value` is floating point."""
     if not value.is_floating_point():

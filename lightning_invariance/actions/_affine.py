@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_invariance._checks import (
+    as_tensor,
     check_choice,
     check_count,
     check_iterable,
-    check_not_meta,
     check_number,
     check_seed,
     is_number,
@@ -42,7 +42,7 @@ class AffineAction(Action):
     better, whatever the input's precision.
 
     Args:
-        matrices: :math:`(A_g | t_g)`, shape ``(|G|, 2, 3)``. The first is the identity.
+        matrices: :math:`(A_g | t_g)`, shape ``(|G|, 2, 3)``, a tensor or nested lists. The first is the identity.
         interpolation: ``"bilinear"``, ``"bicubic"`` or ``"nearest"``.
         padding: what lies outside the image: ``"zeros"``, ``"border"`` or ``"reflection"``.
 
@@ -59,13 +59,17 @@ class AffineAction(Action):
     """
 
     def __init__(
-        self, matrices: Tensor, *, interpolation: Interpolation = "bilinear", padding: Padding = "zeros"
+        self,
+        matrices: Tensor | Sequence[Any],
+        *,
+        interpolation: Interpolation = "bilinear",
+        padding: Padding = "zeros",
     ) -> None:
-        if not isinstance(matrices, Tensor) or matrices.ndim != 3 or not len(matrices) or matrices.shape[1:] != (2, 3):
+        matrices = as_tensor("matrices", matrices, torch.float64)
+        if matrices.ndim != 3 or not len(matrices) or matrices.shape[1:] != (2, 3):
             raise ValueError("Expected `matrices` to be a tensor of shape (|G|, 2, 3).")
         if matrices.is_complex():
             raise ValueError(f"Expected `matrices` to be real but got {matrices.dtype}.")
-        check_not_meta("matrices", matrices)
         check_choice("interpolation", interpolation, ("bilinear", "bicubic", "nearest"))
         check_choice("padding", padding, ("zeros", "border", "reflection"))
         bottom = torch.tensor([[[0.0, 0.0, 1.0]]], dtype=torch.float64, device="cpu").expand(len(matrices), 1, 3)

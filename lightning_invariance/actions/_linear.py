@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from lightning_invariance._checks import check_count, check_not_meta, check_seed
+from lightning_invariance._checks import as_tensor, check_count, check_seed
 from lightning_invariance._isolation import full_precision
 from lightning_invariance.actions._base import Action, check_batch, check_labels, group_table
 from lightning_invariance.actions._motion_sizes import MotionSizes, angles_of
@@ -24,7 +24,7 @@ class LinearAction(Action):
     Computed in float32 or better, whatever the input's precision.
 
     Args:
-        matrices: :math:`A_g`, shape ``(|G|, n, n)``. The first is the identity.
+        matrices: :math:`A_g`, shape ``(|G|, n, n)``, a tensor or nested lists. The first is the identity.
         dim: the dimension of size ``n``, counted from the end (negative).
         labels: a name for each element, the identity's first: those of the action that moves the input, say.
 
@@ -45,18 +45,12 @@ class LinearAction(Action):
         LinearAction(2 elements of 3×3, dim=-3)
     """
 
-    def __init__(self, matrices: Tensor, dim: int = -1, *, labels: Sequence[str] | None = None) -> None:
-        if (
-            not isinstance(matrices, Tensor)
-            or matrices.ndim != 3
-            or not len(matrices)
-            or matrices.shape[1] != matrices.shape[2]
-            or not matrices.shape[1]
-        ):
+    def __init__(self, matrices: Tensor | Sequence[Any], dim: int = -1, *, labels: Sequence[str] | None = None) -> None:
+        matrices = as_tensor("matrices", matrices, torch.float64)
+        if matrices.ndim != 3 or not len(matrices) or matrices.shape[1] != matrices.shape[2] or not matrices.shape[1]:
             raise ValueError("Expected `matrices` to be a tensor of shape (|G|, n, n).")
         if matrices.is_complex():
             raise ValueError(f"Expected `matrices` to be real but got {matrices.dtype}.")
-        check_not_meta("matrices", matrices)
         if not isinstance(dim, int) or dim >= 0:
             raise ValueError(f"Expected `dim` to be negative (counted from the end) but got {dim!r}.")
         # Kept in double precision: rounded to half precision, a rotation would be one no more.

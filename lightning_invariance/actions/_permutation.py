@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_invariance._checks import check_not_meta, format_sizes
+from lightning_invariance._checks import as_tensor, format_sizes
 from lightning_invariance.actions._base import Action, check_batch, permutation_group_table
 
 
@@ -20,7 +22,7 @@ class PermutationAction(Action):
 
     Args:
         table: :math:`\pi_g` for each element, shape ``(|G|, n1, ..., nk)``: flat indices into the ``n1·…·nk``
-            entries of the last ``k`` dimensions. Row 0 is the identity.
+            entries of the last ``k`` dimensions, a tensor or nested lists. Row 0 is the identity.
 
     Raises:
         ValueError: if `table` holds no integers, a row is no permutation, or row 0 is not the identity.
@@ -39,15 +41,10 @@ class PermutationAction(Action):
 
     exact = True
 
-    def __init__(self, table: Tensor) -> None:
-        if (
-            not isinstance(table, Tensor)
-            or table.dtype not in (torch.int64, torch.int32)
-            or table.ndim < 2
-            or not table.numel()
-        ):
+    def __init__(self, table: Tensor | Sequence[Any]) -> None:
+        table = as_tensor("table", table)
+        if table.dtype not in (torch.int64, torch.int32) or table.ndim < 2 or not table.numel():
             raise ValueError("Expected `table` to be an integer tensor of shape (|G|, n1, ..., nk).")
-        check_not_meta("table", table)
         with torch.inference_mode(False):  # a tensor made under inference mode could not be saved for a later backward
             flat = table.detach().to("cpu", torch.int64, copy=True).flatten(1)
         entries = torch.arange(flat.shape[1], device="cpu")
@@ -137,12 +134,12 @@ class PermutationAction(Action):
 
     def _act_each(self, x: Tensor, index: Tensor) -> Tensor:
         if self._one_gather(x):
-            return self._gather(x, self._rows(x)[index])
+            return self._gather(x, self._rows(x).index_select(0, index))
         return super()._act_each(x, index)
 
     def _invert_each(self, x: Tensor, index: Tensor) -> Tensor:
         if self._one_gather(x):
-            return self._gather(x, self._rows(x).argsort(dim=1)[index])
+            return self._gather(x, self._rows(x).argsort(dim=1).index_select(0, index))
         return super()._invert_each(x, index)
 
     def _one_gather(self, x: Tensor) -> bool:

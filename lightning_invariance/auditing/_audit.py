@@ -114,7 +114,7 @@ def audit(
     outputs = list(output_action) if isinstance(output_action, Mapping) else None
     names = list(MEASURES) if outputs is None else [f"{output}/{name}" for output in outputs for name in MEASURES]
     asked = read_conditions(conditions, list(groups), names)
-    besides = dict.fromkeys(["accuracy", *measures, *(_measure(name) for each in asked for name in each.names)])
+    more = dict.fromkeys(["accuracy", *measures, *(_measure(name) for each in asked for name in each.names)])
     options: dict[str, Any] = {
         "output_action": output_action,
         "saliency": saliency,
@@ -127,7 +127,7 @@ def audit(
         "per_class": True if per_class is None else per_class,
         "keep": None if outputs is not None else "worst",
         "n": _WORST,
-        "besides": (*(MEASURES[name] for name in besides), *BY_ELEMENT),
+        "more": (*(MEASURES[name] for name in more), *BY_ELEMENT),
     }
     own_device = device_of(module)
     device = own_device or torch.device("cpu")

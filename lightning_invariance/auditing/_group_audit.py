@@ -234,7 +234,7 @@ class GroupWork:
                 if getattr(self, part) is None:
                     self.left_out.setdefault(part, stopped)
         without = [name for name in results.found.get("without", "").split(", ") if name and not name.endswith(_SUFFIX)]
-        wanted = {each.name for each in self.options["besides"] if not each.name.endswith(_SUFFIX)}
+        wanted = {each.name for each in self.options["more"] if not each.name.endswith(_SUFFIX)}
         without += sorted(name for name in wanted - set(without) if not any(_is(name, each) for each in results))
         if without:
             self.left_out["measures"] = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any, Protocol
 
 from lightning.pytorch import LightningModule, Trainer
@@ -25,6 +26,7 @@ from lightning_invariance.callbacks._calls import (
     chosen_calls,
 )
 from lightning_invariance.callbacks._injection import Injector, is_compiled
+from lightning_invariance.callbacks._progress import show_seconds
 from lightning_invariance.evaluation._draws import for_measuring
 from lightning_invariance.metrics._base import Estimate
 from lightning_invariance.saliency import Saliency
@@ -95,6 +97,7 @@ class EpochMonitor(NetworkCallback):
         self.action = None if action is None else for_measuring(action)
         self.every_n_epochs = every_n_epochs
         self.history: list[MonitorRecord] = []
+        self._seconds = 0.0  # that this epoch's measuring has taken
 
     @abstractmethod
     def _begin(self, trainer: Trainer, pl_module: LightningModule, loaders: int) -> None:
@@ -198,6 +201,7 @@ class EpochMonitor(NetworkCallback):
         due = not training or (trainer.current_epoch + 1) % self.every_n_epochs == 0
         self._begin(trainer, pl_module, loaders if due else 0)
         self._recorder.armed = due
+        self._seconds = 0.0
 
     def _close(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._recorder.armed = False
@@ -236,14 +240,18 @@ class EpochMonitor(NetworkCallback):
                 )
             )
         if not trainer.barebones:
-            start = f"{stage}/{self.prefix}/" if self.prefix else f"{stage}/"
-            end = f"/dataloader_idx_{dataloader_idx}" if loaders > 1 else ""
+            start, end = self._log_names(stage, dataloader_idx, loaders)
             # The values are the same on all processes already: synchronising keeps Lightning from warning about it.
             named = self._named(measured, start, end)
             for number, label in enumerate(classes):
                 of_one = {name: Estimate(*(part[number] for part in each)) for name, each in by_class.items()}
                 named |= self._named(of_one, start, f"{end}/{label}")
             pl_module.log_dict(named, add_dataloader_idx=False, sync_dist=trainer.world_size > 1)
+
+    def _log_names(self, stage: str, dataloader_idx: int, loaders: int) -> tuple[str, str]:
+        """What is put before and behind the names of what is logged."""
+        start = f"{stage}/{self.prefix}/" if self.prefix else f"{stage}/"
+        return start, f"/dataloader_idx_{dataloader_idx}" if loaders > 1 else ""
 
     def _named(self, measured: dict[str, Estimate], start: str, end: str) -> dict[str, float]:
         """The scalars under the names that they are logged by."""
@@ -254,6 +262,16 @@ class EpochMonitor(NetworkCallback):
         }
 
     def _measure_batch(self, trainer: Trainer, pl_module: LightningModule, batch: Any, loader: LoaderPlace) -> None:
+        start = perf_counter()
+        self._measure_calls(trainer, pl_module, batch, loader)
+        self._seconds += perf_counter() - start
+        seconds: dict[str, float] = {}
+        for each in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(each, EpochMonitor):
+                seconds[each._name] = seconds.get(each._name, 0.0) + each._seconds
+        show_seconds(trainer, seconds)
+
+    def _measure_calls(self, trainer: Trainer, pl_module: LightningModule, batch: Any, loader: LoaderPlace) -> None:
         with errors_of(self._name):
             calls = self._calls(pl_module)
             sums = self._sums(loader.index)

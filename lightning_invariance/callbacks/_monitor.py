@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_invariance._arguments import Arguments
+from lightning_invariance._checks import check_count
 from lightning_invariance._isolation import full_precision, ordinary, preserved_buffers, preserved_random_state
 from lightning_invariance._locate import (
     InputSpec,
@@ -25,15 +26,17 @@ from lightning_invariance._locate import (
     what_stays,
 )
 from lightning_invariance._output_action import OutputActions
+from lightning_invariance._requirements import require
 from lightning_invariance.actions import Action, Flow
 from lightning_invariance.actions._flow import as_action
 from lightning_invariance.callbacks._base import is_sharded
 from lightning_invariance.callbacks._calls import CallSpec, NetworkCall, are_close
 from lightning_invariance.callbacks._epochs import EpochMonitor, LoaderPlace, positions_of
+from lightning_invariance.callbacks._figures import FirstMaps, bars_by_element, send_figure, takes_figures
 from lightning_invariance.evaluation._classes import PerClassOption
 from lightning_invariance.evaluation._draws import output_for_measuring
 from lightning_invariance.evaluation._evaluator import Dealt, Evaluator, Setting, limits_of
-from lightning_invariance.evaluation._measures import Measures
+from lightning_invariance.evaluation._measures import ERROR_BY_ELEMENT, Measures
 from lightning_invariance.evaluation._network import NetworkOfInput
 from lightning_invariance.metrics._base import Estimate
 from lightning_invariance.saliency import SaliencyLike
@@ -100,6 +103,11 @@ class InvarianceMonitor(EpochMonitor):
         per_class: whether each measure is given of each class of the labels too, logged with ``/<class>`` behind it:
             True, for as many classes as there are logits, the number of classes, or their names in order.
         prefix: put before the names that are logged, to tell two monitors apart: ``val/<prefix>/orbit_share``.
+        log_figures: whether figures go to the trainer's loggers too, those of TensorBoard, W&B and MLflow: True for
+            every epoch that is measured, or n for every n-th training epoch among these. ``val/saliency_orbit`` is
+            the first image of the data loader with its saliency maps over the orbit, where maps are computed;
+            ``val/error_by_element`` are bars of the orbit share of each element (of outputs that are no scores, of the
+            relative equivariance error) and of the measures by element. Needs matplotlib.
 
     Attributes:
         action: the group, with the elements that are measured.
@@ -147,9 +155,14 @@ class InvarianceMonitor(EpochMonitor):
         max_batch: int | None = None,
         per_class: PerClassOption = False,
         prefix: str | None = None,
+        log_figures: bool | int = False,
     ) -> None:
         action = self._as_action(action)
         check_place("target", target)
+        if not isinstance(log_figures, bool):
+            check_count("log_figures", log_figures)
+        if log_figures:
+            require("matplotlib.figure", "`log_figures`")
         super().__init__(action, every_n_epochs, network=network, input=input, logits=logits, call=call, prefix=prefix)
         self.measures = measures
         self.saliency = saliency
@@ -159,14 +172,16 @@ class InvarianceMonitor(EpochMonitor):
         self.target = target
         self.max_batch = max_batch
         self.per_class = per_class
+        self.log_figures = log_figures
         self._output = output_for_measuring(output_action, action)
         self._evaluators: list[Evaluator] = []
+        self._maps: list[FirstMaps] = []  # one for each data loader, in epochs with figures
         self._verified = False
         self._said = False
         self._doubted = False
         self._again: set[int] = set()  # the calls whose f(x) is to be computed again
         self._warned = False
-        evaluator = self._evaluator()  # wrong measures, saliency or sizes fail here
+        evaluator = self._evaluator(None)  # wrong measures, saliency or sizes fail here
         self._measure_names = evaluator.names
         self._by_generator = evaluator.reading("lie_derivative")
         self._whole_parameters_for = evaluator.needs_whole_parameters
@@ -180,13 +195,34 @@ class InvarianceMonitor(EpochMonitor):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        if self.log_figures and stage in self._stages and not trainer.barebones:
+            self._check_loggers(trainer)
         self._verified = False
         self._said = False
         self._doubted = False
         self._warned = False
         self._again.clear()
 
-    def _evaluator(self) -> Evaluator:
+    def _check_loggers(self, trainer: Trainer) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # which takes the loggers away
+        if not any(takes_figures(logger) for logger in trainer.loggers):
+            names = ", ".join(type(logger).__name__ for logger in trainer.loggers) or "no logger"
+            self._warn_of(
+                f"`log_figures` sends nothing, as the trainer has {names}: figures go to a TensorBoardLogger, a "
+                "WandbLogger or an MLFlowLogger."
+            )
+
+    def _draws(self, trainer: Trainer) -> bool:
+        """Whether figures are drawn of an epoch that is measured."""
+        if not self.log_figures or trainer.sanity_checking:
+            return False
+        if not any(takes_figures(logger) for logger in trainer.loggers):
+            return False
+        return trainer.state.fn != "fit" or (trainer.current_epoch + 1) % int(self.log_figures) == 0
+
+    def _evaluator(self, maps: FirstMaps | None) -> Evaluator:
+        """With what figures are drawn from, where `maps` takes the maps for them."""
         return Evaluator(
             self.action,
             self.measures,
@@ -196,6 +232,8 @@ class InvarianceMonitor(EpochMonitor):
             max_batch=self.max_batch,
             demanding=self._demanding,
             per_class=self.per_class,
+            on_maps=maps,
+            besides=None if maps is None else ERROR_BY_ELEMENT,
         )
 
     def _check_strategy(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -220,7 +258,8 @@ class InvarianceMonitor(EpochMonitor):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, loaders: int) -> None:
         with torch.inference_mode(False):  # states made in it could not be written outside
-            self._evaluators = [self._evaluator() for _ in range(loaders)]
+            self._maps = [FirstMaps() for _ in range(loaders)] if self._draws(trainer) else []
+            self._evaluators = [self._evaluator(self._maps[i] if self._maps else None) for i in range(loaders)]
         for evaluator in self._evaluators:
             # A process whose loader is empty takes part in the reduction too, on its device.
             evaluator.to(pl_module.device)
@@ -367,6 +406,7 @@ class InvarianceMonitor(EpochMonitor):
             updated = evaluator.updated().to(trainer.strategy.root_device)
             wanted = trainer.strategy.reduce(updated, reduce_op="sum")
             computed = evaluator.compute(wanted)
+            by_element = {name: computed.pop(name) for name in list(computed) if _measure(name) in ERROR_BY_ELEMENT}
             of_classes = evaluator.compute_per_class(wanted)
             self._publish(
                 trainer,
@@ -380,6 +420,31 @@ class InvarianceMonitor(EpochMonitor):
                 of_classes,
                 evaluator.class_names(of_classes),
             )
+            if self._maps and trainer.is_global_zero:
+                names = self._log_names(stage, dataloader_idx, len(self._evaluators))
+                self._send_figures(trainer, names, self._maps[dataloader_idx], by_element, computed)
+
+    def _send_figures(
+        self,
+        trainer: Trainer,
+        names: tuple[str, str],
+        maps: FirstMaps,
+        by_element: dict[str, Estimate],
+        computed: dict[str, Estimate],
+    ) -> None:
+        start, end = names
+        panels = {_heading(name): each for name, each in by_element.items()}
+        panels |= {
+            name: each for name, each in computed.items() if self._labels_of(name, each) == self.action.labels[1:]
+        }
+        panels = {heading: Estimate(*(part.cpu() for part in each)) for heading, each in panels.items()}
+        figures = {
+            "saliency_orbit": maps.figure(self.action),
+            "error_by_element": bars_by_element(panels, self.action),
+        }
+        for name, figure in figures.items():
+            if figure is not None:
+                send_figure(trainer.loggers, f"{start}{name}{end}", figure, trainer.global_step)
 
     def _besides(self, pl_module: LightningModule) -> dict[str, Estimate]:
         """What is logged of the network as it is, besides what is measured on batches."""
@@ -387,17 +452,32 @@ class InvarianceMonitor(EpochMonitor):
 
     def _named(self, measured: dict[str, Estimate], start: str, end: str) -> dict[str, float]:
         named = super()._named(measured, start, end)
+        for name, estimate in measured.items():
+            for label, value in zip(self._labels_of(name, estimate), estimate.value.flatten().tolist(), strict=False):
+                named[f"{start}{name}{end}/{label}"] = value
+        return named
+
+    def _labels_of(self, name: str, estimate: Estimate) -> tuple[str, ...]:
+        """What a measure has values of: the elements, or the generators of a flow; nothing if it is a single one."""
         elements = () if self.action is None else self.action.labels[1:]
         flow = None if self.action is None else self.action.flow
-        for name, estimate in measured.items():
-            labels = flow.generators if flow is not None and name in self._by_generator else elements
-            if estimate.value.ndim == 1 and len(estimate.value) == len(labels):
-                for label, value in zip(labels, estimate.value.tolist(), strict=True):
-                    named[f"{start}{name}{end}/{label}"] = value
-        return named
+        labels = tuple(flow.generators) if flow is not None and name in self._by_generator else elements
+        return labels if estimate.value.ndim == 1 and len(estimate.value) == len(labels) else ()
 
     def _forget(self) -> None:
         self._evaluators = []
+        self._maps = []
+
+
+def _measure(name: str) -> str:
+    """A measure's name without that of the output, where there are several."""
+    return name.rpartition("/")[2]
+
+
+def _heading(name: str) -> str:
+    output, _, measure = name.rpartition("/")
+    heading = ERROR_BY_ELEMENT[measure].heading
+    return f"{output}: {heading}" if output else heading
 
 
 def _is_fsdp(module: nn.Module) -> bool:

@@ -7,9 +7,6 @@ from typing import Literal
 
 from lightning_invariance._checks import check_choice, check_count, is_number
 
-#: From the number of optimiser steps taken so far to the weight.
-WeightSchedule = Callable[[int], float]
-
 
 class WeightRamp:
     r"""A weight that goes from `start` to `end` in `steps` optimiser steps and stays there.
@@ -61,3 +58,8 @@ class WeightRamp:
 
     def __repr__(self) -> str:
         return f"WeightRamp({self.start}, {self.end}, steps={self.steps}, shape={self.shape!r})"
+
+
+#: From the number of optimiser steps taken so far to the weight. The ramp is named for configuration files, which then
+#: know it by its name alone.
+WeightSchedule = WeightRamp | Callable[[int], float]

@@ -10,6 +10,7 @@ from lightning_invariance._requirements import require
 from lightning_invariance.evaluation._measures import MEASURES, Measure, inputs_of
 from lightning_invariance.metrics import Estimate
 from lightning_invariance.report import markdown_table, plot_bars
+from lightning_invariance.report._notebook import rows_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,6 +118,13 @@ class Comparison:
 
     def to_markdown(self) -> str:
         """A Markdown table with a row for each model; times only where some were taken."""
+        return markdown_table(self._rows())
+
+    def _repr_html_(self) -> str:
+        """The same table, as notebooks show it."""
+        return rows_html(self._rows())
+
+    def _rows(self) -> dict[str, dict[str, float | Estimate]]:
         rows: dict[str, dict[str, float | Estimate]] = {}
         for name, model in self.models.items():
             row = rows[name] = {self._heading(measure): estimate for measure, estimate in model.measures.items()}
@@ -125,7 +133,7 @@ class Comparison:
             for name, ratio in self.ratios(times).items():
                 rows[name][f"{heading}, ms"] = 1000 * _typical(getattr(self.models[name], times))
                 rows[name][f"{heading} / {self._first}'s"] = ratio
-        return markdown_table(rows)
+        return rows
 
     def plot(self) -> Figure:
         """A panel for each column of the table, with a bar for each model and standard errors.

@@ -97,7 +97,9 @@ class Evaluator:
         demanding: whether a measure that was asked for, by name or as a metric, and cannot be computed is an error.
         per_class: whether each class is to have values of its own besides.
         on_orbit: is given the outputs over the orbit of each batch, by the names that `OrbitSource` gives them.
-        besides: where `measures` is None, others that are taken too if they can be.
+        more: where `measures` is None, others that are taken too if they can be.
+        on_maps: is given each batch, and the maps of its first samples by the names that `SaliencySource` gives them.
+        besides: measures that are taken of each output too; see `MeasureCollection`.
 
     Raises:
         ValueError: if an argument has a wrong type or value.
@@ -115,7 +117,9 @@ class Evaluator:
         demanding: bool = True,
         per_class: PerClassOption = False,
         on_orbit: Callable[[Mapping[str, Tensor]], None] | None = None,
-        besides: Sequence[Measure] = (),
+        more: Sequence[Measure] = (),
+        on_maps: Callable[[Tensor, Mapping[str, Tensor]], None] | None = None,
+        besides: Mapping[str, Measure] | None = None,
     ) -> None:
         if max_batch is not None:
             check_count("max_batch", max_batch)
@@ -127,7 +131,7 @@ class Evaluator:
         sources = sources_with(self.saliency)
         dims = {name: dim for source in sources for name, dim in source.gives.items()}
         self.collections = {
-            name: MeasureCollection(wanted, name, demanding, None if self.classes is None else dims, besides)
+            name: MeasureCollection(wanted, name, demanding, None if self.classes is None else dims, more, besides)
             for name, wanted in _by_output(measures, names).items()
         }
         self.max_batch = max_batch
@@ -137,6 +141,7 @@ class Evaluator:
         self._several = names is not None
         self._stays = output is None or output.stays
         self._on_orbit = on_orbit
+        self._on_maps = on_maps
         self._limits = {source.name: source.samples for source in sources} | dict(limits or {})
         self._kinds: dict[str | None, Kind] = {}
         given = {name for source in sources for name in source.gives}
@@ -275,6 +280,9 @@ class Evaluator:
                 continue
             part = samples if count == len(batch.x) else self._first(batch, samples, count)
             given[source] = _checked(source, source.run(part), count)
+        for source, values in given.items():
+            if self._on_maps is not None and isinstance(source, SaliencySource):
+                self._on_maps(batch.x, values)
         samples = self._with_logits(samples, batch)
         assert samples.logits is not None
         self._feed(given, samples.logits, batch)

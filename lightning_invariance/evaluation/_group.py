@@ -68,15 +68,21 @@ class InvarianceResults(dict[str, Estimate]):
         self.classes = tuple(classes)
         self.kept = kept
 
+    def _repr_html_(self) -> str:
+        """A table, as notebooks show it."""
+        from lightning_invariance.report._notebook import results_html  # a room further right, which imports this one
+
+        return results_html(self)
+
 
 class GroupEvaluation:
     """Measures a network's invariance to one group; the caller puts the network in eval mode.
 
     Args:
         owner: who asks, for messages.
-        network: as for `evaluate_invariance`, and so are all options but `besides`.
+        network: as for `evaluate_invariance`, and so are all options but `more`.
         action: the group.
-        besides: where `measures` is None, others that are taken too if they can be.
+        more: where `measures` is None, others that are taken too if they can be.
 
     Raises:
         ValueError: if an argument is none of what is expected.
@@ -100,7 +106,7 @@ class GroupEvaluation:
         per_class: PerClassOption = False,
         keep: Literal["worst"] | None = None,
         n: int = 16,
-        besides: Sequence[Measure] = (),
+        more: Sequence[Measure] = (),
     ) -> None:
         check_callable("network", network, "a module or a function")
         action = as_action(action)
@@ -126,7 +132,7 @@ class GroupEvaluation:
             max_batch=max_batch,
             per_class=per_class,
             on_orbit=None if keep is None else self._seen.update,
-            besides=besides,
+            more=more,
         )
         self.action = action
         self._owner = owner

@@ -185,6 +185,19 @@ for _measure in (
 ):
     register_measure(_measure)
 
+#: The error of each element, of any outputs: what figures of it are drawn from, besides the measures that are wanted.
+ERROR_BY_ELEMENT = {
+    "orbit share of each element": Measure(
+        "orbit_share", partial(OrbitShare, reduction="element"), "orbit share", unasked=("classes", "single")
+    ),
+    "relative error of each element": Measure(
+        "relative_equivariance_error",
+        partial(RelativeEquivarianceError, reduction="element"),
+        "relative error",
+        unasked=("pixels", "values", "field", "vectors", "tensors"),
+    ),
+}
+
 Measures = Sequence[str] | Mapping[str, Metric]
 
 
@@ -215,7 +228,9 @@ class MeasureCollection:
         demanding: whether a measure that was asked for by name and makes no sense is an error.
         dims: the dimension of the samples, by the names of inputs, where each class is to have values of its own; None
             for those of all samples alone.
-        besides: where all that make sense are wanted, others that are taken too if they can be.
+        more: where all that make sense are wanted, others that are taken too if they can be.
+        besides: measures by names of their own that are taken too, for the kinds that they are taken for unasked, and
+            that have no values by class.
 
     Raises:
         ValueError: if a name is unknown, or there is no measure at all.
@@ -227,7 +242,8 @@ class MeasureCollection:
         output: str | None = None,
         demanding: bool = True,
         dims: Mapping[str, int] | None = None,
-        besides: Sequence[Measure] = (),
+        more: Sequence[Measure] = (),
+        besides: Mapping[str, Measure] | None = None,
     ) -> None:
         self.restricted = measures is None
         self._output = output
@@ -250,11 +266,14 @@ class MeasureCollection:
                 raise ValueError(f"Expected `measures` to be among {list(MEASURES)} but got {unknown}.")
             self._named = {name: MEASURES[name] for name in measures}
             if self.restricted:
-                others = {each.name: replace(each, unasked=each.kinds) for each in besides}
+                others = {each.name: replace(each, unasked=each.kinds) for each in more}
                 # In the order of tables and logs.
                 order = [*MEASURES, *others]
                 self._named = dict(sorted((self._named | others).items(), key=lambda pair: order.index(pair[0])))
             self.metrics = {name: measure.make() for name, measure in self._named.items()}
+        self._besides = dict(besides or {})
+        wanted = list(self.metrics)
+        self.metrics |= {name: measure.make() for name, measure in self._besides.items()}
         self.needed: dict[str, tuple[str, ...]] = {}
         self.optional: dict[str, tuple[str, ...]] = {}
         for name, metric in self.metrics.items():
@@ -263,7 +282,7 @@ class MeasureCollection:
         if dims is not None:
             self.by_class = {
                 name: PerClass(metric, dims=dims)
-                for name, metric in self.metrics.items()
+                for name, metric in ((name, self.metrics[name]) for name in wanted)
                 if not isinstance(metric, PerClass) and getattr(metric, "reduction", None) != "none"
             }
         self._updated: set[str] = set()
@@ -295,11 +314,12 @@ class MeasureCollection:
         Raises:
             ValueError: where a measure that was asked for by name would mean nothing.
         """
+        besides = tuple(name for name, each in self._besides.items() if kind is None or kind in each.unasked)
         if self.restricted:
-            return tuple(name for name, each in self._named.items() if kind is None or kind in each.unasked)
+            return tuple(name for name, each in self._named.items() if kind is None or kind in each.unasked) + besides
         wrong = [name for name, each in self._named.items() if kind is not None and kind not in each.kinds]
         if not self._demanding:
-            return tuple(name for name in self.metrics if name not in wrong)
+            return tuple(name for name in self.names if name not in (*wrong, *self._besides)) + besides
         if kind == "tensors":  # it takes a metric that knows where the components are
             wrong = [name for name in wrong if name != "vector_cosine_similarity"]
         if wrong and kind in ("vectors", "tensors"):
@@ -308,7 +328,8 @@ class MeasureCollection:
                 f"Expected {whose} to be scores of classes for {wrong}, but `output_action` changes its values as "
                 "those of vectors: name 'relative_equivariance_error' or 'vector_cosine_similarity' for these."
             )
-        return self.names  # of other outputs the metrics themselves say what is wrong
+        # Of other outputs the metrics themselves say what is wrong.
+        return tuple(name for name in self.names if name not in self._besides) + besides
 
     def left_out(self, kind: Kind | None, given: Iterable[str]) -> tuple[str, ...]:
         """The measures of classes that are not taken, where all that make sense are wanted.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 from torchmetrics.utilities.plot import _AX_TYPE, _PLOT_OUT_TYPE
+from torchmetrics.wrappers import BootStrapper
 
 from lightning_invariance._checks import check_choice, check_same_device
 from lightning_invariance._messages import warn
@@ -33,6 +36,12 @@ class Estimate(NamedTuple):
     value: Tensor
     standard_error: Tensor
 
+    def _repr_html_(self) -> str:
+        """A table, as notebooks show it."""
+        from lightning_invariance.report._notebook import estimate_html  # a room further right, which imports this one
+
+        return estimate_html(self)
+
 
 def gather_states(state: Tensor, group: Any | None = None) -> list[Tensor]:
     """Gathers a state from all processes; sums of one that has seen no sample yet get the shape of the others."""
@@ -43,6 +52,11 @@ def gather_states(state: Tensor, group: Any | None = None) -> list[Tensor]:
     # A module cast with `to` (Lightning's "bf16-true") casts sums too until they are first added to: all processes
     # must send the same precision.
     return list(torch.broadcast_tensors(*gather_all_tensors(state.double(), group)))
+
+
+def dim_of_samples(name: str) -> int:
+    """The dimension of the samples in an input of a measure, by its name."""
+    return int(name in ("valid", "lie_derivative") or name.startswith(("orbit_", "perturbed_")))
 
 
 class InvarianceMetric(Metric):
@@ -70,6 +84,27 @@ class InvarianceMetric(Metric):
         self._motions: int | None = None
         self._in_forward = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        self._refuse_bootstrap()
+        return super().__getstate__()
+
+    def _refuse_bootstrap(self) -> None:
+        """Raises where a `BootStrapper` copies the metric.
+
+        It draws from the first dimension of every input, which would draw elements and not samples of some. What comes
+        of that is an index error, or a number that means nothing, and the metric itself would see no difference.
+        """
+        names = [name for name in inspect.signature(self.update).parameters if dim_of_samples(name)]
+        frame = sys._getframe(1) if names else None
+        while frame is not None:
+            if frame.f_code is BootStrapper.__init__.__code__:
+                raise ValueError(
+                    f"Expected `base_metric` of BootStrapper to have the samples in the first dimension of every input "
+                    f"but {type(self).__name__} takes {names[0]!r}, which has them in its second: "
+                    "`compute_with_error` gives the standard error over samples, without drawing."
+                )
+            frame = frame.f_back
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Adds a batch and gives its own value; see `torchmetrics.Metric`."""
         self._in_forward = True  # it resets the states to see the batch alone, and adds the others again
@@ -80,6 +115,9 @@ class InvarianceMetric(Metric):
 
     def reset(self) -> None:
         """Forgets everything seen."""
+        for name, default in self._defaults.items():
+            if isinstance(default, list):
+                setattr(self, name, [])  # torchmetrics empties the list itself, which `Running` has taken for its own
         super().reset()
         if not self._in_forward:
             self._motions = None

@@ -18,7 +18,7 @@ from lightning_invariance._checks import check_count, check_target
 from lightning_invariance._containers import describe_value
 from lightning_invariance._messages import warn
 from lightning_invariance.metrics._alike import lists_alike
-from lightning_invariance.metrics._base import Estimate, InvarianceMetric, SampleMeanMetric
+from lightning_invariance.metrics._base import Estimate, InvarianceMetric, SampleMeanMetric, dim_of_samples
 
 
 class PerClass(WrapperMetric):
@@ -77,6 +77,21 @@ class PerClass(WrapperMetric):
         self._counts = _ClassCounts()
         self._by_class = nn.ModuleList()
         self._grow(num_classes or 0)
+
+    @property
+    def higher_is_better(self) -> bool | None:  # type: ignore[override]
+        """Whether that is so of the measure."""
+        return self._template.higher_is_better
+
+    @property
+    def plot_lower_bound(self) -> float | None:  # type: ignore[override]
+        """The measure's."""
+        return self._template.plot_lower_bound
+
+    @property
+    def plot_upper_bound(self) -> float | None:  # type: ignore[override]
+        """The measure's."""
+        return self._template.plot_upper_bound
 
     @property
     def metric(self) -> Metric:
@@ -159,8 +174,7 @@ class PerClass(WrapperMetric):
         return logits.shape[1]
 
     def _dim(self, name: str) -> int:
-        by_name = int(name in ("valid", "lie_derivative") or name.startswith(("orbit_", "perturbed_")))
-        return self._dims.get(name, by_name)
+        return self._dims.get(name, dim_of_samples(name))
 
     def _part(self, name: str, value: Any, chosen: Tensor, samples: int) -> Any:
         dim = self._dim(name)

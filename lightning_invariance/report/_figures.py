@@ -157,20 +157,27 @@ def plot_saliency_orbit(
         check_count("target", target, minimum=0)
     if x.ndim != 3:
         raise ValueError(f"Expected `x` to be one image (C, H, W) but got shape {tuple(x.shape)}.")
-    figure = new_figure(1.6 * len(action), 1.8 * len(networks))
-    grid = figure.subplots(len(networks), len(action), squeeze=False)
-    image = x.detach().float().mean(dim=0).cpu()
     label = None if target is None else torch.tensor([target], device=x.device)
-    for axes, element in zip(grid[0], action.labels, strict=True):
-        axes.set_title(element)
-    for row, (name, network) in zip(grid, networks.items(), strict=True):
+    maps = {}
+    for name, network in networks.items():
         with evaluation_mode(module_of(network)):
             outputs = evaluate_orbit(network, x[None], action, saliency=saliency or default_saliency(), target=label)
         assert outputs.saliency is not None
         assert outputs.orbit_saliency is not None
-        maps = torch.cat([outputs.saliency[None], outputs.orbit_saliency])[:, 0].abs().sum(dim=1).cpu()
-        for axes, each in zip(row, maps, strict=True):
-            show_image(axes, image, each)
+        maps[name] = torch.cat([outputs.saliency[None], outputs.orbit_saliency])[:, 0]
+    return draw_saliency_orbit(maps, x, action.labels)
+
+
+def draw_saliency_orbit(maps: Mapping[str, Tensor], x: Tensor, labels: Sequence[str]) -> Figure:
+    """Maps ``(n, C, H, W)``, a row for each name, laid over the image ``(C, H, W)`` that they are of."""
+    figure = new_figure(1.6 * len(labels), 1.8 * len(maps))
+    grid = figure.subplots(len(maps), len(labels), squeeze=False)
+    image = x.detach().float().mean(dim=0).cpu()
+    for axes, element in zip(grid[0], labels, strict=True):
+        axes.set_title(plain(element))
+    for row, (name, each) in zip(grid, maps.items(), strict=True):
+        for axes, of_pose in zip(row, each.abs().sum(dim=1).cpu(), strict=True):
+            show_image(axes, image, of_pose)
         row[0].set_ylabel(plain(name))
     return figure
 

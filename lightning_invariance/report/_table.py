@@ -38,15 +38,20 @@ def markdown_table(rows: Mapping[str, Mapping[str, float | Estimate]], corner: s
         | DA | 0.868 | 32.5 ± 1.2 |
         | WT | 0.922 | 0 |
     """
+    columns, cells = cells_of(rows)
+    lines = [_line([_escaped(corner), *map(_escaped, columns)]), "|---" * (len(columns) + 1) + "|"]
+    lines += [_line([_escaped(model), *texts]) for model, texts in cells.items()]
+    return "\n".join(lines)
+
+
+def cells_of(rows: Mapping[str, Mapping[str, float | Estimate]]) -> tuple[list[str], dict[str, list[str]]]:
+    """The columns' headings, and each row's texts; see `markdown_table`."""
     if not rows:
         raise ValueError("Expected `rows` to hold at least one model but got none.")
     if not isinstance(rows, Mapping) or not all(isinstance(measures, Mapping) for measures in rows.values()):
         raise ValueError(f"Expected `rows` to map each model to a mapping of its measures but got {rows!r}.")
     columns = list(dict.fromkeys(name for measures in rows.values() for name in measures))
-    lines = [_line([_escaped(corner), *map(_escaped, columns)]), "|---" * (len(columns) + 1) + "|"]
-    for model, measures in rows.items():
-        lines.append(_line([_escaped(model), *(_cell(name, measures.get(name)) for name in columns)]))
-    return "\n".join(lines)
+    return columns, {model: [_cell(name, measures.get(name)) for name in columns] for model, measures in rows.items()}
 
 
 def is_single(value: object) -> bool:

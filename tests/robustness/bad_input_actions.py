@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from functools import partial
 from itertools import cycle
 
@@ -138,10 +139,14 @@ for padding in (None, 0):
     refuse(name, "`x` to be a tensor .* but got .(float|int)", action.alongside, TOKENS, [1])
 refuse(name, f"`x` {places}", li.SetPermutations(2, dim=-1, padding=0).attached(TOKENS).invert, TOKENS[:1], 1)
 
+NUMBERS = "`{}` to be a tensor, or nested sequences of numbers, as many in each, but got"
 for name, good, shape in (("AffineAction", PLANES, "2, 3"), ("LinearAction", EYES, "n, n")):
     make = getattr(li, name)
-    wrong = [good.tolist(), None, good[0], good[:, :, :2], good[:0]]
+    wrong = [[], good.tolist()[0], good[0], good[:, :, :2], good[:0]]
     refuse_each(name, rf"`matrices` to be a tensor of shape \(\|G\|, {shape}\)", make, wrong)
+    refuse_each(name, NUMBERS.replace("{}", "matrices"), make, [[[[1.0], [1.0, 2.0]]], [["a"]]])
+    refuse_each(name, "`matrices` to be a tensor but got", make, [None, "ab", {1: 2}])
+    give(name, partial(operator.eq, make(good)), make, good.tolist())
     refuse(name, "`matrices` to be real but got torch.complex64", make, good.cfloat())
     refuse(name, f"`matrices` {ON_META}", make, good.to("meta"))
     refuse(name, r"`matrices\[0\]` to be the identity", make, good.flip(0) * 2)
@@ -150,9 +155,12 @@ for name, good, shape in (("AffineAction", PLANES, "2, 3"), ("LinearAction", EYE
 refuse("LinearAction", "`matrices` to be a tensor of shape", li.LinearAction, torch.zeros(2, 0, 0))
 
 name, make = "PermutationAction", li.PermutationAction
-no_table = [[[0, 1]], None, torch.tensor([[0.0, 1.0]]), torch.tensor([0, 1])]
+no_table = [[[0.0, 1.0]], [0, 1], [], [[True, False]], torch.tensor([[0.0, 1.0]]), torch.tensor([0, 1])]
 no_table += [torch.zeros(0, 2, dtype=LONG), torch.zeros(2, 0, dtype=LONG)]
 refuse_each(name, r"`table` to be an integer tensor of shape \(\|G\|, n1, ..., nk\)", make, no_table)
+refuse_each(name, NUMBERS.replace("{}", "table"), make, [[[0, 1], [0]], [["a"]]])
+refuse(name, "`table` to be a tensor but got None", make, None)
+give(name, partial(operator.eq, make(SWAP)), make, SWAP.tolist())
 refuse(name, f"`table` {ON_META}", make, SWAP.to("meta"))
 wrong = [torch.tensor([[0, 1], [0, 0]]), torch.tensor([[0, 1], [1, 2]])]
 refuse_each(name, "every row of `table` to be a permutation of 0 to 1", make, wrong)

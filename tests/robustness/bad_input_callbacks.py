@@ -22,6 +22,14 @@ for name in CALLBACKS:
     refuse(name, "`each of input` to be a position, a key or None but got", make, input=[1.5], **C4)
 
 name, make = "InvarianceMonitor", li.InvarianceMonitor
+refuse_each(
+    name,
+    "`log_figures` to be an integer of at least 1 but got",
+    make,
+    [0, -1, 2.0, "yes", None],
+    "log_figures",
+    action=li.C4(),
+)
 wrong = [["exactness"], [], "orbit_share", [[]], {"a": 1}]
 refuse_each(name, "`measures` to (be among|name at least one|hold torchmetrics)", make, wrong, "measures", **C4)
 PLACE.of(name, make, "target", **C4)
