@@ -60,4 +60,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo_results compare_results paper_results paper_quick bench_results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo_results compare_results paper_results paper_quick bench_results lightning_cli_results .pytest_cache .mypy_cache .ruff_cache .hypothesis
