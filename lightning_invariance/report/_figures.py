@@ -184,9 +184,9 @@ def draw_saliency_orbit(maps: Mapping[str, Tensor], x: Tensor, labels: Sequence[
 
 def show_image(axes: Any, image: Tensor, saliency: Tensor | None = None) -> None:
     """An image ``(H, W)`` without ticks, with a map of what is looked at laid over it."""
-    axes.imshow(image, cmap="gray")
+    axes.imshow(image.numpy(), cmap="gray")  # of a tensor numpy 2 warns
     if saliency is not None:
-        axes.imshow(saliency, cmap="inferno", alpha=0.6)
+        axes.imshow(saliency.numpy(), cmap="inferno", alpha=0.6)
     axes.set(xticks=[], yticks=[])
 
 
