@@ -23,9 +23,9 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from examples.paper import plan
-from examples.paper.plan import FASHION_PARTS, PARTS, Experiments, Part
+from examples.paper.plan import FASHION_PARTS, PARTS, Part
 from examples.paper.report import write_report
-from examples.paper.runs import Result, Run, Settings, execute, search
+from examples.paper.runs import Run, Settings, execute, search
 
 
 def main() -> None:
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=300, help="of the perceptrons")
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="by default all; of Fashion-MNIST the tables")
+    parser.add_argument("--report-only", action="store_true", help="train nothing: the report of what there is")
     parser.add_argument("--search-rates", action="store_true", help="try the CNN's learning rates and stop")
     parser.add_argument("--quick", action="store_true", help="few images, epochs and seeds: does everything run?")
     arguments = parser.parse_args()
@@ -68,16 +69,15 @@ def main() -> None:
             accuracy = execute(run, settings, arguments.out).val["accuracy"][0]
             tqdm.write(f"{run.model}, rate {run.rate:g}: {accuracy:.4f} on validation images")
         return
-    parts = arguments.parts or (PARTS if settings.dataset == "mnist" else FASHION_PARTS)
-    experiments = run_parts(parts, settings, arguments.out, arguments.jobs)
-    write_report(experiments, settings, arguments.out)
+    if not arguments.report_only:
+        parts = arguments.parts or (PARTS if settings.dataset == "mnist" else FASHION_PARTS)
+        run_parts(parts, settings, arguments.out, arguments.jobs)
+    write_report(plan.collected(arguments.out), settings, arguments.out)
     print(f"\nWritten to {arguments.out}: report.html, results.json, figures")
 
 
-def run_parts(parts: Sequence[Part], settings: Settings, folder: Path, jobs: int) -> Experiments:
+def run_parts(parts: Sequence[Part], settings: Settings, folder: Path, jobs: int) -> None:
     """Every training of the parts; those with a regularizer once its weight is found."""
-    searched: list[list[Result]] = []
-    results: list[Result] = []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
 
         def submit(work: Callable[..., Any], runs: Iterable[Run]) -> dict[Future[Any], str]:
@@ -92,16 +92,10 @@ def run_parts(parts: Sequence[Part], settings: Settings, folder: Path, jobs: int
                         bar.set_postfix_str(waiting.pop(future))
                         outcome = future.result()
                         if isinstance(outcome, list):
-                            searched.append(outcome)
                             following = submit(execute, plan.runs_with_weight(outcome[0].run, settings))
                             waiting |= following
                             bar.total += len(following)
-                        results += outcome if isinstance(outcome, list) else [outcome]
                         bar.update()
-    # In an order that does not depend on which was done first.
-    return Experiments(
-        sorted(results, key=lambda result: result.run.name), sorted(searched, key=lambda trials: trials[0].run.name)
-    )
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Literal
 
 from examples.paper.data import PAPER_SIZES
 from examples.paper.methods import METHODS, REGULARISED
-from examples.paper.runs import GROUPS, RATES_TRIED, Result, Run, Settings
+from examples.paper.paper_numbers import SI
+from examples.paper.runs import GROUPS, RATES_TRIED, TARGET_SI, Result, Run, Settings, read_result
 
 TABLE_1 = ("WT", "DA", "IR")
 FIGURE_5 = ("DA", "IR KL", "IR normalised L2", "IR")
@@ -143,6 +145,22 @@ class Experiments:
             if (trials[0].run.group, trials[0].run.model) == (group, model):
                 return trials[0].run.weight
         return CNN_WEIGHT if METHODS[model].penalties else 0.0
+
+
+def collected(folder: Path) -> Experiments:
+    """All results that lie in a folder, in an order that does not depend on which was done first."""
+    results = [read_result(path) for path in sorted((folder / "runs").glob("*.json"))]
+    searched = []
+    for group in GROUPS:
+        for model in REGULARISED:
+            trials = Experiments(results, []).trials(group, model)
+            if trials:
+                similarities = {trial.run.weight: trial.val[SI][0] for trial in trials}
+                enough = [weight for weight, similarity in similarities.items() if similarity >= TARGET_SI]
+                found = min(enough) if enough else max(similarities, key=lambda weight: similarities[weight])
+                # The one that was found comes first.
+                searched.append(sorted(trials, key=lambda trial: (trial.run.weight != found, trial.run.weight)))
+    return Experiments(results, searched)
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:

@@ -168,8 +168,11 @@ class Result:
 def result_of(run: Run, folder: Path) -> Result | None:
     """The result that lies in the folder, if it does."""
     path = folder / "runs" / f"{run.name}.json"
-    if not path.exists():
-        return None
+    return read_result(path) if path.exists() else None
+
+
+def read_result(path: Path) -> Result:
+    """The result that a run wrote."""
     stored = json.loads(path.read_text(encoding="utf-8"))
     return Result(**{**stored, "run": Run(**stored["run"])})
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,7 @@ from examples.pages import filled
 from examples.paper import __main__ as paper
 from examples.paper.blends import blends
 from examples.paper.data import Source, TransformingImages, load, sizes_for
-from examples.paper.plan import Experiments
+from examples.paper.plan import Experiments, collected
 from examples.paper.report import PAGE, README, committed, tables_of
 from examples.paper.runs import BestEpoch, Result, Run
 from examples.paper.study import Study, read, write
@@ -211,6 +212,19 @@ def test_the_pages_are_made_of_the_numbers_in_the_repository(page: Path) -> None
     text = page.read_text(encoding="utf-8")
     assert "<!-- table: " in text
     assert filled(text, tables_of(committed())) == text
+
+
+def test_the_weight_that_is_found_is_the_smallest_that_meets_the_target(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    # SI by weight: for R4 two meet the target of 0.95, for T3 none does.
+    for group, similarities in (("R4", {1.0: 0.9, 2.0: 0.96, 4.0: 0.97}), ("T3", {1.0: 0.8, 2.0: 0.9, 4.0: 0.85})):
+        for weight, similarity in similarities.items():
+            result = made("IR", 0, 0.9, similarity, weight=weight)
+            result = replace(result, run=replace(result.run, group=group))
+            path = tmp_path / "runs" / f"{result.run.name}.json"
+            path.write_text(json.dumps(asdict(result)), encoding="utf-8")
+    found = {trials[0].run.group: trials[0].run.weight for trials in collected(tmp_path).searched}
+    assert found == {"R4": 2.0, "T3": 2.0}
 
 
 def test_the_best_epoch_is_the_first_best_one_that_counts() -> None:
