@@ -93,7 +93,6 @@ _GROUP = _record(
     left_out=_map(_TEXT),
 )
 
-#: What `Audit.to_json` gives, as JSON Schema (draft 2020-12).
 SCHEMA: Mapping[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "Audit of a network by lightning-invariance",
@@ -108,6 +107,7 @@ SCHEMA: Mapping[str, Any] = {
         groups=_list(_GROUP),
     ),
 }
+"""What `Audit.to_json` gives, as JSON Schema (draft 2020-12)."""
 
 
 def json_of(audit: Audit) -> str:
