@@ -31,7 +31,7 @@ def markdown(table: Table) -> str:
     """A table as Markdown: its caption in bold, its note below."""
     lines = ["| " + " | ".join(table.heading) + " |", "|---" * len(table.heading) + "|"]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table.rows]
-    parts = [f"**{table.caption}**" if table.caption else "", "\n".join(lines), table.note]
+    parts = [f"**{table.caption}**" if table.caption else "", "\n".join(lines), table.note.strip()]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from statistics import mean
 
 from examples.aim import Aim, gain_in_points
@@ -37,14 +38,14 @@ def table_1(study: Study) -> Table:
             rows.append([group, model, *_measures(results), *_costs(study, group, model), str(len(results))])
             if study.dataset == "mnist" and model in TABLE_1[group]:
                 papers = dict(zip(COLUMNS, TABLE_1[group][model], strict=True))
-                cells = [shown(column, *papers[column]) if column in papers else "" for column in HEADINGS]
+                cells = [_printed(column, *papers[column]) if column in papers else "" for column in HEADINGS]
                 rows.append(["", "paper", *cells, "", "", "4"])
     train, test, _ = study.split
     note = (
         f"Mean ± standard deviation over seeds; {study.epochs[0]} epochs, {train:,} training and {test:,} test images, "
         "each in a pose that was drawn for it; weights of the epoch that validates best, of IW among those in which "
         f"they are invariant. SI (the paper's map) and σ_max: the first {study.explained[0]} test images. "
-        f"{_exactness(study)} Costs of a step and of inference are over DA's, timed in turns."
+        f"{_exactness(study)}Costs of a step and of inference are over DA's, timed in turns."
     )
     heading = ["group", "model", *HEADINGS.values(), *COSTS.values(), "seeds"]
     return Table(heading, rows, f"Table 1, {study.title}", note)
@@ -57,7 +58,7 @@ def summary_table(study: Study) -> Table:
     papers = TABLE_1["R4"]
     rows = [
         ["accuracy %", *(shown(ACCURACY, *_over_seeds(found[model], ACCURACY)) for model in models)],
-        ["the paper's", *(shown(ACCURACY, *papers[model][0]) if model in papers else "–" for model in models)],
+        ["the paper's", *(_printed(ACCURACY, *papers[model][0]) if model in papers else "–" for model in models)],
         ["SI", *(shown(SI, *_over_seeds(found[model], SI)) for model in models)],
     ]
     return Table(["rotated MNIST", *models], rows)
@@ -191,6 +192,12 @@ def _front(points: dict[tuple[str, float], tuple[float, float]]) -> set[tuple[st
     }
 
 
+def _printed(column: str, value: float, deviation: float) -> str:
+    """A number of the paper's with the digits that it has there."""
+    scale = 100 if column == ACCURACY else 1
+    return f"{scale * value:.5g}" + ("" if isnan(deviation) else f" ± {scale * deviation:.5g}")
+
+
 def _measures(results: Sequence[Result]) -> list[str]:
     return [shown(column, *_over_seeds(results, column)) for column in HEADINGS]
 
@@ -219,11 +226,12 @@ def _gains(ours: Sequence[Result], das: Sequence[Result]) -> list[float]:
 
 
 def _exactness(study: Study) -> str:
-    """What an exact 0 stands for."""
-    return exactness(
+    """What an exact 0 stands for, with a space behind it; empty where there is none."""
+    note = exactness(
         mean(result.test[measure][0] for result in results)
         for group in GROUPS
         for model in METHODS
         if (results := [each for each in study.experiments.of(group, model) if each.test])
         for measure in (LI, SHARE)
     )
+    return f"{note} " if note else ""
