@@ -194,8 +194,9 @@ def _front(points: dict[tuple[str, float], tuple[float, float]]) -> set[tuple[st
 
 def _printed(column: str, value: float, deviation: float) -> str:
     """A number of the paper's with the digits that it has there."""
-    scale = 100 if column == ACCURACY else 1
-    return f"{scale * value:.5g}" + ("" if isnan(deviation) else f" ± {scale * deviation:.5g}")
+    if column == ACCURACY:
+        return f"{100 * value:.1f} ± {100 * deviation:.1f}"
+    return f"{value:g}" + ("" if isnan(deviation) else f" ± {deviation:g}")
 
 
 def _measures(results: Sequence[Result]) -> list[str]:
