@@ -61,6 +61,7 @@ def tables_of(studies: Mapping[str, Study]) -> dict[str, Table]:
         tables[f"few-images-{name}"] = few_images_table(study)
         tables[f"front-{name}"] = front_table(study)
         tables[f"search-{name}"] = search_table(study)
+        tables[f"rates-{name}"] = rates_table(study)
         if study.differences:
             tables[f"differences-{name}"] = _rows_of(study.differences, "Where the numbers differ from the paper's")
     tables["aim"] = aim_table(list(studies.values()))

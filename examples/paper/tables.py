@@ -19,7 +19,7 @@ from examples.paper.plan import (
     TRAIN_SIZES,
     mean_and_deviation,
 )
-from examples.paper.runs import CNN_BATCH, FEWEST_STEPS, GROUPS, TARGET_SI, Result
+from examples.paper.runs import CNN_BATCH, FEWEST_STEPS, GROUPS, RATES_TRIED, TARGET_SI, Result
 from examples.paper.study import ACCURACY, HEADINGS, SHARE, SIGMA, WORST, Study
 from lightning_invariance.report.html import Table
 
@@ -155,6 +155,23 @@ def front_table(study: Study) -> Table:
     )
     heading = ["group", "method", "ν or strength", *kept_headings, "on the front", "seeds"]
     return Table(heading, rows, f"The regularizer's options, a convolutional network, {study.title}", note)
+
+
+def rates_table(study: Study) -> Table:
+    """The learning rates that were tried for the convolutional networks."""
+    found = {
+        (result.run.model, result.run.rate): result.val[ACCURACY][0]
+        for result in study.experiments.results
+        if result.run.rate is not None
+    }
+    rows = []
+    for model in dict.fromkeys(model for model, _ in found):
+        tried = {rate: found[model, rate] for rate in RATES_TRIED if (model, rate) in found}
+        best = max(tried, key=lambda rate: tried[rate])
+        cells = (shown(ACCURACY, tried[rate]) if rate in tried else "–" for rate in RATES_TRIED)
+        rows.append([model, *cells, f"{best:g}"])
+    heading = ["model", *(f"rate {rate:g}" for rate in RATES_TRIED), "best"]
+    return Table(heading, rows, f"Learning rates, {study.title}", "Accuracy % on validation images, R4, one seed.")
 
 
 def search_table(study: Study) -> Table:
