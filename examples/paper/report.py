@@ -22,6 +22,7 @@ from examples.paper.tables import (
     cnn_table,
     few_images_table,
     front_table,
+    rates_table,
     search_table,
     summary_table,
     table_1,
