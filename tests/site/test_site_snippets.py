@@ -31,7 +31,7 @@ from lightning_invariance.evaluation._sources import SOURCES
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MAY_BE_MISSING = {"escnn", "timm", "transformers", "jsonargparse"}
-NOT_RUN = {"needs GPUs"}
+NOT_RUN = {"needs GPUs", "reads the command line"}
 
 PART = re.compile(
     r"(?:<!-- (?P<mark>needs|not run): (?P<why>[^>]*?) -->\n)?"
