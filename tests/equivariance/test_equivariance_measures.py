@@ -307,6 +307,15 @@ def test_a_metric_can_be_named_for_one_output_alone() -> None:
         InvarianceMonitor(SO3(2), {"charge/cosine": VectorCosineSimilarity()}, output_action=moves)
 
 
+def test_what_several_outputs_were_said_to_do_is_told_in_the_words_of_the_user() -> None:
+    def stuck(positions: Tensor) -> dict[str, Tensor]:
+        return {"energy": positions.square().sum(dim=(1, 2)), "forces": torch.ones_like(positions)}
+
+    moves = {"energy": None, "forces": "same"}
+    with pytest.warns(UserWarning, match=r"as `output_action` says, \(None, SO3\(samples=2, [^)]*\)\), but it stays"):
+        evaluate_invariance(stuck, [points()], SO3(2), output_action=moves, progress=False)
+
+
 def test_with_the_identity_the_similarity_is_one_of_all_poses() -> None:
     maps, orbit = torch.randn(5, 1, 4, 4), torch.randn(3, 5, 1, 4, 4)
     cosines = F.cosine_similarity(maps.flatten(1)[None], orbit.flatten(2), dim=2)

@@ -24,7 +24,7 @@ from examples.molecules import (
 )
 from examples.pretrained import MARGIN, SIDE, Window, load_network, rotation, shifts
 from examples.wearables import CLASSES, UNITS, about, folds, invariants, load_series, ways_to_wear
-from lightning_invariance import O3, SO3, AffineAction
+from lightning_invariance import SO3, AffineAction
 
 Rows = dict[str, dict[str, str]]
 
@@ -64,6 +64,8 @@ def number(cell: str) -> float:
 # Molecules -------------------------------------------------------------------------------------------------------
 
 
+# After three steps the forces hardly know where the atoms are, and the package rightly says that they stay.
+@pytest.mark.filterwarnings("ignore:evaluate_invariance. the network's outputs over the orbit agree better")
 def test_molecules(run: Callable[..., Rows], tmp_path: Path) -> None:
     rows = run("molecules", "--models", "DA", "distances")
     assert list(rows) == ["DA", "distances", "elements alone"]
@@ -92,6 +94,7 @@ def test_forces_of_springs_are_the_slope_of_their_energy() -> None:
     energy, forces = springs(moved, bonded, lengths)
     (slope,) = torch.autograd.grad(energy.sum(), moved)
     torch.testing.assert_close(forces, -slope)
+    forces = forces.detach()
     assert float(forces.sum(dim=1).abs().max()) < 1e-9  # no bond pulls a molecule away
     assert not bool(forces[data.charges == 0].any())
     # Methane and ethane, by their formulas: 4 and 7 bonds.
@@ -178,7 +181,7 @@ def test_invariants_stay_under_rotations_and_tell_series_apart() -> None:
         torch.testing.assert_close(moved, still)
     alone = invariants(SO3(3).act(both[0], 1), both[1])  # one of the two alone is another movement
     assert float((alone - still).abs().max()) > 0.1
-    assert float(still.std(dim=0).min()) > 0.01
+    assert float(still.mean(dim=1).std(dim=0).min()) > 0.01
 
 
 def test_turning_a_watch() -> None:
@@ -227,8 +230,3 @@ def test_what_moves_into_the_window_is_photograph() -> None:
         down = float(slope.diff(dim=-2).mean() / slope.diff(dim=-1).mean())
         assert abs(down) == pytest.approx(math.tan(math.radians(15)), rel=1e-3)
         assert down * sign == pytest.approx(float(slopes[0].diff(dim=-2).mean() / slopes[0].diff(dim=-1).mean()))
-
-
-def test_reflections_are_no_rotations() -> None:
-    determinants = torch.linalg.det(O3(16, seed=1)._matrices)
-    assert set(determinants.round().tolist()) == {1.0, -1.0}
