@@ -32,9 +32,10 @@ import lightning as L
 import numpy as np
 import torch
 from ase.build import molecule
-from ase.data import covalent_radii, g2
+from ase.data import chemical_symbols, covalent_radii, g2
 from ase.symbols import string2symbols
 from ase.units import kcal, mol
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -47,6 +48,7 @@ from lightning_invariance import (
     LinearAction,
     LossShare,
     OrbitAugmentation,
+    OrbitOutputs,
     OrbitShare,
     RelativeEquivarianceError,
     VectorCosineSimilarity,
@@ -270,16 +272,21 @@ def per_molecule(values: Tensor) -> Estimate:
     return Estimate(values.mean(), values.std() / len(values) ** 0.5)
 
 
-def over_poses(network: nn.Module, data: Molecules, action: LinearAction) -> dict[str, Tensor]:
-    """What benchmarks of force fields report, over the poses but the first: each a number a molecule, ``(N,)``."""
+def pose_by_pose(network: nn.Module, data: Molecules, action: LinearAction) -> dict[str, OrbitOutputs]:
+    """What the network gives in each pose, brought back. One pose at a time: the charges are those of one."""
     with torch.no_grad():
-        found = evaluate_orbit(
+        return evaluate_orbit(
             lambda positions: network(positions, data.charges),
             data.positions,
             action,
             output_action=MOVES,
-            max_batch=len(data),  # a pose at a time: the charges are those of one
+            max_batch=len(data),
         )
+
+
+def over_poses(network: nn.Module, data: Molecules, action: LinearAction) -> dict[str, Tensor]:
+    """What benchmarks of force fields report, over the poses but the first: each a number a molecule, ``(N,)``."""
+    found = pose_by_pose(network, data, action)
     energy, forces, atoms = found["energy"], found["forces"], data.is_atom.sum(dim=1)
 
     def of_energy(found: Tensor, expected: Tensor) -> Tensor:
@@ -334,53 +341,40 @@ def draw(networks: Mapping[str, nn.Module], data: Molecules) -> Figure:
     """Forces on one molecule in many poses, brought back; and how its energy changes as it turns."""
     row = int((data.is_atom.sum(dim=1) - 9).abs().argmin())  # neither bare nor crowded
     one = Molecules(**{name: tensor[row : row + 1] for name, tensor in vars(data).items()})
-    figure = Figure(figsize=(9, 5.2), layout="constrained", dpi=90)
-    grid = figure.add_gridspec(2, len(networks), height_ratios=[1.25, 1])
-    energies = figure.add_subplot(grid[1, :])
-    _, _, axes3 = torch.linalg.svd(one.positions[0][one.is_atom[0]], full_matrices=False)
-    plane = axes3[:2].T  # the two directions in which it is longest
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained", dpi=85)
+    grid = figure.add_gridspec(2, 4, width_ratios=[1, 1, 0.7, 0.7])
+    energies = figure.add_subplot(grid[:, 2:])
     angles = np.linspace(0, 360, 73)
-    turning = about_an_axis(np.radians(angles))
     for place, (name, network) in enumerate(networks.items()):
-        axes = figure.add_subplot(grid[0, place], aspect="equal", title=name)
-        axes.set(xticks=[], yticks=[])
-        flat = one.positions[0] @ plane
-        bonded, _ = bonds(one.positions, one.charges)
-        for left, right in bonded[0].triu().nonzero().tolist():
-            axes.plot(*flat[[left, right]].T, color="0.75", linewidth=3, zorder=1)
-        with torch.no_grad():
-            found = evaluate_orbit(
-                lambda positions, network=network: network(positions, one.charges),
-                one.positions,
-                SO3(ROTATIONS, seed=1),
-                output_action=MOVES,
-                max_batch=1,
-            )
-            turned = evaluate_orbit(
-                lambda positions, network=network: network(positions, one.charges),
-                one.positions,
-                turning,
-                output_action=MOVES,
-                max_batch=1,
-            )["energy"]
-        real = one.is_atom[0]
-        for forces in found["forces"].orbit_logits[:, 0]:
-            arrows(axes, flat[real], (forces @ plane)[real], "#D55E00", 0.004)
-        arrows(axes, flat[real], (one.forces[0] @ plane)[real], "black", 0.009)
-        colours = np.array(["#0072B2" if charge > 1 else "#BBDDEE" for charge in one.charges[0][real].tolist()])
-        axes.scatter(*flat[real].T, s=60, color=colours, edgecolors="0.3", zorder=2)
-        axes.margins(0.3)
-        change = 1000 * (turned.orbit_logits[:, 0] - turned.logits[0]) / one.is_atom.sum()
-        energies.plot(angles, change, label=name, linewidth=1.6)
-    energies.set(xlabel="turned by (degrees)", ylabel="E − E(0), meV per atom", xticks=range(0, 361, 60))
-    energies.legend(ncols=4, frameon=False)
+        poses, turned = (
+            pose_by_pose(network, one, each) for each in (SO3(ROTATIONS, seed=1), about_an_axis(np.radians(angles)))
+        )
+        axes = figure.add_subplot(grid[divmod(place, 2)], aspect="equal", title=name)
+        draw_forces(axes, one, poses["forces"].orbit_logits[:, 0])
+        change = 1000 * (turned["energy"].orbit_logits[:, 0] - turned["energy"].logits[0]) / one.is_atom.sum()
+        energies.plot(angles, change, ["-", "--", "-.", ":"][place], label=name, linewidth=1.8)
+    energies.set(xlabel="turned by (degrees)", ylabel="E − E(0), meV per atom", xticks=range(0, 361, 90))
+    energies.legend(fontsize=9)
     return figure
 
 
-def arrows(axes: object, places: Tensor, forces: Tensor, colour: str, width: float) -> None:
-    """One arrow an atom; 5 eV/Å are as long as 1 Å."""
-    options = {"angles": "xy", "scale_units": "xy", "scale": 5.0, "width": width, "color": colour, "zorder": 3}
-    axes.quiver(*places.T, *forces.T, **options)  # type: ignore[attr-defined]
+def draw_forces(axes: Axes, one: Molecules, poses: Tensor) -> None:
+    """A molecule, the forces on its atoms (black) and those that a network gives in each pose, brought back (red)."""
+    atoms = one.is_atom[0]
+    _, _, directions = torch.linalg.svd(one.positions[0][atoms], full_matrices=False)
+    plane = directions[:2].T  # the two directions in which it is longest
+    flat, (bonded, _) = one.positions[0] @ plane, bonds(one.positions, one.charges)
+    for first, second in bonded[0].triu().nonzero().tolist():
+        axes.plot(*flat[[first, second]].T, color="0.8", linewidth=4, zorder=1)
+    # 3 eV/Å are as long as 1 Å.
+    arrows = {"angles": "xy", "scale_units": "xy", "scale": 3.0}
+    axes.quiver(*flat[atoms].T, *(one.forces[0] @ plane)[atoms].T, width=0.013, color="black", zorder=3, **arrows)
+    for forces in poses:
+        axes.quiver(*flat[atoms].T, *(forces @ plane)[atoms].T, width=0.006, color="#E34A33", zorder=4, **arrows)
+    for (x, y), charge in zip(flat[atoms].tolist(), one.charges[0][atoms].tolist(), strict=True):
+        axes.text(x, y, chemical_symbols[charge], ha="center", va="center", fontsize=9, color="#0B4F8A", zorder=2)
+    axes.margins(0.22)
+    axes.set(xticks=[], yticks=[])
 
 
 def about_an_axis(angles: np.ndarray) -> LinearAction:
