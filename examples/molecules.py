@@ -373,7 +373,7 @@ def draw_forces(axes: Axes, one: Molecules, poses: Tensor) -> None:
         axes.quiver(*flat[atoms].T, *(forces @ plane)[atoms].T, width=0.006, color="#E34A33", zorder=4, **arrows)
     for (x, y), charge in zip(flat[atoms].tolist(), one.charges[0][atoms].tolist(), strict=True):
         axes.text(x, y, chemical_symbols[charge], ha="center", va="center", fontsize=9, color="#0B4F8A", zorder=2)
-    axes.margins(0.22)
+    axes.margins(0.35, 0.22)
     axes.set(xticks=[], yticks=[])
 
 
