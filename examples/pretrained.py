@@ -367,7 +367,7 @@ def main() -> None:
     networks = {"as it came": original, "fine-tuned": tuned, "pooled over turns": OrbitPooled(original, C4()).eval()}
 
     print("measuring", flush=True)
-    patches = patches_to_measure(arguments.part)
+    patches = patches_to_measure(arguments.part, most=6 if arguments.part == "test" else 15)
     patches = patches[:4] if arguments.quick else patches
     held_against = {name: motion for name, motion in motions().items() if not arguments.quick or "turn" in name}
     found = {
