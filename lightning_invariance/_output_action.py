@@ -261,6 +261,9 @@ class PackedAction(Action):
     def _arguments(self) -> dict[str, object]:
         return {"action": self.action, "moves": self.moves, "packing": self.packing}
 
+    def __repr__(self) -> str:
+        return f"({', '.join(map(repr, self.moves))})"  # of each output in turn, as users know it
+
 
 def _moved(move: Action | None, element: int, back: bool) -> Any:
     if move is None:

@@ -552,13 +552,13 @@ def _by_output(measures: Measures | None, names: Sequence[str] | None) -> dict[s
     """The measures of each output: ``"forces/..."`` is one of the forces alone, any other name one of all outputs."""
     if names is None:
         return {None: measures}
-    if measures is None or isinstance(measures, (str, Mapping)) or not isinstance(measures, Iterable):
+    if measures is None or isinstance(measures, str) or not isinstance(measures, Iterable):
         return dict.fromkeys(names, measures)
     wanted: dict[str | None, Measures | None] = {}
     listed = list(measures)
     for output in names:
-        own = [_of_one(name, output) for name in listed]
-        wanted[output] = [name for name in own if name is not None]
+        own = {of_it: name for name in listed if (of_it := _of_one(name, output)) is not None}
+        wanted[output] = {key: measures[name] for key, name in own.items()} if isinstance(measures, Mapping) else [*own]
     strange = [name for name in listed if isinstance(name, str) and "/" in name and name.split("/")[0] not in names]
     if strange:
         raise ValueError(f"Expected `measures` to name outputs among {list(names)} but got {strange}.")

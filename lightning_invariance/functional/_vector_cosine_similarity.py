@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -20,9 +22,16 @@ from lightning_invariance.functional._orbit_values import (
     reduce_values,
 )
 
+BothZero = Literal["one", "ignore"]
+BOTH_ZERO: tuple[BothZero, ...] = ("one", "ignore")
+
 
 def vector_cosine_values(
-    logits: Tensor, orbit_logits: Tensor, dim: int | None = None, valid: Tensor | None = None
+    logits: Tensor,
+    orbit_logits: Tensor,
+    dim: int | None = None,
+    valid: Tensor | None = None,
+    both_zero: BothZero = "one",
 ) -> OrbitValues:
     """The mean over a sample's vectors of their cosine, for each pair (x, g)."""
     dim = -1 if dim is None else dim
@@ -31,9 +40,12 @@ def vector_cosine_values(
     cosines = (base * moved).sum(dim=dim).clamp(-1.0, 1.0)
     # No direction: a vector that stays 0 is as it should be; one that appears or vanishes is as wrong as can be.
     cosines = torch.where(base_zero & moved_zero, 1.0, torch.where(base_zero | moved_zero, -1.0, cosines))
+    seen = None if valid is None else valid.expand(orbit_logits.shape).all(dim=dim)
+    if both_zero == "ignore":
+        somewhere = ~(base_zero & moved_zero)
+        seen = somewhere if seen is None else seen & somewhere
     if cosines.ndim == 2:
         cosines = cosines[..., None]
-    seen = None if valid is None else valid.expand(orbit_logits.shape).all(dim=dim)
     if seen is not None:
         seen = seen[..., None].flatten(2)
     return mean_over_elements(mean_over_places(cosines.flatten(2), seen), seen)
@@ -76,6 +88,7 @@ def vector_cosine_similarity(
     *,
     dim: int | None = None,
     valid: Tensor | None = None,
+    both_zero: BothZero = "one",
     reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Cosine of vectors with themselves over the orbit, brought back.
@@ -94,6 +107,8 @@ def vector_cosine_similarity(
         dim: the dimension of the vectors' components, counted from the end; the last one if None, which is refused
             where there are more than two behind the samples.
         valid: which places both poses see, bool, broadcastable to `orbit_logits`; see `OrbitOutputs`.
+        both_zero: what becomes of a vector that is 0 in both: ``"one"``, its cosine counts as 1; ``"ignore"``, it is
+            left out, as the padding of molecules of different sizes must be, and a sample without others is undefined.
         reduction: ``"mean"`` over samples and elements, ``"element"`` for the mean over samples of each element
             ``(|G| - 1,)``, ``"none"`` for one value a sample ``(B,)``.
 
@@ -109,13 +124,19 @@ def vector_cosine_similarity(
         >>> forces = torch.tensor([[[3.0, 0.0], [0.0, 0.0]]])
         >>> vector_cosine_similarity(forces, torch.tensor([[[[0.0, 1.0], [0.0, 0.0]]], [[[3.0, 0.0], [1.0, 0.0]]]]))
         tensor(0.2500)
+
+        The second atom as padding:
+
+        >>> vector_cosine_similarity(forces, torch.tensor([[[[0.0, 1.0], [0.0, 0.0]]]]), both_zero="ignore")
+        tensor(0.)
     """
     check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("both_zero", both_zero, BOTH_ZERO)
     check_vector_dim(dim)
     check_orbit(logits, orbit_logits)
     check_outputs(logits)
     check_vectors(logits, dim)
     check_valid(valid, orbit_logits)
     check_values_finite(logits, orbit_logits)
-    values = vector_cosine_values(logits, orbit_logits, dim, valid)
+    values = vector_cosine_values(logits, orbit_logits, dim, valid, both_zero)
     return reduce_values(values, reduction, "The vector cosine similarity")

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_invariance._checks import check_choice
 from lightning_invariance.functional._orbit_values import (
     Reduction,
     check_orbit,
@@ -14,6 +15,8 @@ from lightning_invariance.functional._orbit_values import (
     finite_samples,
 )
 from lightning_invariance.functional._vector_cosine_similarity import (
+    BOTH_ZERO,
+    BothZero,
     check_vector_dim,
     check_vectors,
     vector_cosine_values,
@@ -41,6 +44,9 @@ class VectorCosineSimilarity(SampleMeanMetric):
     Args:
         dim: the dimension of the vectors' components, counted from the end; the last one if None, which is refused
             where there are more than two behind the samples.
+        both_zero: what becomes of a vector that is 0 in both poses: ``"one"``, its cosine counts as 1; ``"ignore"``, it
+            is left out, as the padding of molecules of different sizes must be, and a sample without others is
+            undefined.
         reduction: ``"mean"``, ``"element"`` (one value for each element but the identity) or ``"none"`` (one a sample).
         nan_strategy: what `compute` does about samples with NaN or infinite outputs: ``"error"``, ``"warn"`` (and leave
             them out) or ``"ignore"`` (leave them out).
@@ -67,14 +73,19 @@ class VectorCosineSimilarity(SampleMeanMetric):
         self,
         *,
         dim: int | None = None,
+        both_zero: BothZero = "one",
         reduction: Reduction = "mean",
         nan_strategy: NanStrategy = "warn",
         **kwargs: Any,
     ) -> None:
         check_vector_dim(dim)
-        variant = "" if dim is None else f"dim{-dim}"
-        super().__init__(reduction=reduction, nan_strategy=nan_strategy, variant=variant, **kwargs)
+        check_choice("both_zero", both_zero, BOTH_ZERO)
+        variants = ["" if dim is None else f"dim{-dim}", "" if both_zero == "one" else "without_zeros"]
+        super().__init__(
+            reduction=reduction, nan_strategy=nan_strategy, variant="_".join(filter(None, variants)), **kwargs
+        )
         self.dim = dim
+        self.both_zero = both_zero
 
     def update(self, logits: Tensor, orbit_logits: Tensor, valid: Tensor | None = None) -> None:
         """Adds a batch."""
@@ -82,5 +93,5 @@ class VectorCosineSimilarity(SampleMeanMetric):
         check_outputs(logits)
         check_vectors(logits, self.dim)
         check_valid(valid, orbit_logits)
-        values = vector_cosine_values(logits, orbit_logits, self.dim, valid)
+        values = vector_cosine_values(logits, orbit_logits, self.dim, valid, self.both_zero)
         self._add(values, finite_samples(logits, orbit_logits))

@@ -25,6 +25,7 @@ from lightning_invariance import (
     FieldAction,
     LinearAction,
     PermutationAction,
+    VectorCosineSimilarity,
     evaluate_invariance,
     evaluate_orbit,
     functional,
@@ -202,6 +203,29 @@ def test_the_cosine_of_vectors_without_a_direction(base, moved, expected):
     pair = (torch.tensor([[base, [1.0, 0.0]]]), torch.tensor([[[moved, [2.0, 0.0]]]]))
     assert float(functional.vector_cosine_similarity(*pair)) == pytest.approx((expected + 1) / 2, abs=1e-6)
     assert float(functional.vector_cosine_similarity(pair[0][:, 0], pair[1][:, :, 0])) == pytest.approx(expected)
+
+
+def test_padding_is_left_out_of_the_cosine_of_vectors():
+    generator = torch.Generator().manual_seed(0)
+    atoms = [torch.randn(count, 3, generator=generator, dtype=torch.float64) for count in (1, 2, 4)]
+    moved = [torch.randn(3, count, 3, generator=generator, dtype=torch.float64) for count in (1, 2, 4)]
+    cosines = [F.cosine_similarity(a, m, dim=-1).mean() for a, m in zip(atoms, moved, strict=True)]
+    expected = torch.stack(cosines)  # molecule by molecule, where nothing is padded
+    base = torch.stack([F.pad(each, (0, 0, 0, 4 - len(each))) for each in atoms])
+    orbit = torch.stack([F.pad(each, (0, 0, 0, 4 - each.shape[1])) for each in moved], dim=1)
+    found = functional.vector_cosine_similarity(base, orbit, both_zero="ignore", reduction="none")
+    torch.testing.assert_close(found, expected)
+    metric = VectorCosineSimilarity(both_zero="ignore")
+    for part in (slice(0, 1), slice(1, 3)):
+        metric.update(base[part], orbit[:, part])
+    torch.testing.assert_close(metric.compute().double(), expected.mean())
+    assert float(functional.vector_cosine_similarity(base, orbit)) > float(expected.mean()) + 0.1
+    orbit[0, 0, 1] = 1.0  # a force where there is no atom is as wrong as can be
+    appeared = functional.vector_cosine_similarity(base[:1], orbit[:1, :1], both_zero="ignore")
+    assert float(appeared) == pytest.approx(float(F.cosine_similarity(atoms[0], moved[0][0]) - 1) / 2)
+    nothing = torch.zeros(1, 2, 3)
+    with pytest.warns(UserWarning, match="undefined"):
+        assert functional.vector_cosine_similarity(nothing, nothing[None], both_zero="ignore").isnan()
 
 
 def test_classes_of_neither_mask_take_no_part_in_the_iou() -> None:

@@ -32,8 +32,10 @@ from lightning_invariance import (
     SO3,
     Gradient,
     InvarianceMonitor,
+    LogitInvarianceError,
     MonitorRecord,
     SaliencyInvarianceSimilarity,
+    VectorCosineSimilarity,
     compare,
     evaluate_invariance,
     functional,
@@ -292,6 +294,26 @@ def test_a_measure_can_be_named_for_one_output_alone() -> None:
     for measures, says in ((["charge/orbit_share"], "outputs among"), (["energy/orbit_share"], "a measure of each")):
         with pytest.raises(ValueError, match=f"Expected `measures` to name {says}"):
             InvarianceMonitor(SO3(2), measures, output_action={"energy": None, "forces": "same"})
+
+
+def test_a_metric_can_be_named_for_one_output_alone() -> None:
+    measures = {"size": LogitInvarianceError(), "forces/cosine": VectorCosineSimilarity()}
+    moves = {"energy": None, "forces": "same"}
+    results = evaluate_invariance(
+        PairPotential(), [points()], SO3(2), output_action=moves, measures=measures, progress=False
+    )
+    assert set(results) == {"energy/size", "forces/size", "forces/cosine"}
+    with pytest.raises(ValueError, match="Expected `measures` to name outputs among"):
+        InvarianceMonitor(SO3(2), {"charge/cosine": VectorCosineSimilarity()}, output_action=moves)
+
+
+def test_what_several_outputs_were_said_to_do_is_told_in_the_words_of_the_user() -> None:
+    def stuck(positions: Tensor) -> dict[str, Tensor]:
+        return {"energy": positions.square().sum(dim=(1, 2)), "forces": torch.ones_like(positions)}
+
+    moves = {"energy": None, "forces": "same"}
+    with pytest.warns(UserWarning, match=r"as `output_action` says, \(None, SO3\(samples=2, [^)]*\)\), but it stays"):
+        evaluate_invariance(stuck, [points()], SO3(2), output_action=moves, progress=False)
 
 
 def test_with_the_identity_the_similarity_is_one_of_all_poses() -> None:

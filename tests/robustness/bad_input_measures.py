@@ -176,6 +176,8 @@ for name, call in (
 ):
     refuse(name, "`dim` to say which dimension of `logits`", call, MASKS, MOVED)
 name = "functional.vector_cosine_similarity"
+refuse(name, "`both_zero` to be", functional.vector_cosine_similarity, BASE, ORBIT, both_zero="skip")
+refuse("VectorCosineSimilarity", "`both_zero` to be", li.VectorCosineSimilarity, both_zero="skip")
 refuse(name, "vectors in dimension -2 but got", functional.vector_cosine_similarity, BASE, ORBIT, dim=-2)
 identity = {"include_identity": True, "reduction": "element"}
 for name, call in (
