@@ -123,7 +123,8 @@ class TransformingImages(L.LightningDataModule):
         drift: other images, which the test images can be blended with.
         action: the group.
         sizes: how many images train, test and validate.
-        batch: how many images make a training batch.
+        batch: how many images make a batch.
+        tested: how many of the test images, from the first, are tested on; all if None.
 
     Attributes:
         black: the value that black has after normalisation.
@@ -139,9 +140,11 @@ class TransformingImages(L.LightningDataModule):
         action: Action,
         sizes: tuple[int, int, int],
         batch: int = BATCH,
+        tested: int | None = None,
     ) -> None:
         super().__init__()
         self.batch = batch
+        self._tested = tested
         self.description, self.drift_description = source.description, drift.description
         keep = source.labels < CLASSES
         images, labels = _padded(source.images[keep]), source.labels[keep]
@@ -190,7 +193,7 @@ class TransformingImages(L.LightningDataModule):
         return loader(self.val_set, self.batch)
 
     def test_dataloader(self) -> DataLoader:
-        return loader(self.test_set(), self.batch)
+        return loader(TensorDataset(*self.test_set()[: self._tested]), self.batch)
 
 
 def _padded(images: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from examples.paper.plan import (
     TRAIN_SIZES,
     mean_and_deviation,
 )
-from examples.paper.runs import CNN_BATCH, FEWEST_STEPS, GROUPS, RATES_TRIED, TARGET_SI, Result
+from examples.paper.runs import CNN_BATCH, CNN_TESTED, FEWEST_STEPS, GROUPS, RATES_TRIED, TARGET_SI, Result
 from examples.paper.study import ACCURACY, HEADINGS, SHARE, SIGMA, WORST, Study
 from lightning_invariance.report.html import Table
 
@@ -73,11 +73,12 @@ def cnn_table(study: Study) -> Table:
             if results:
                 cells = [*_measures(results), *_costs(study, group, model)]
                 rows.append([group, model, *cells, f"{results[0].parameters:,}", str(len(results))])
+    tested = min(CNN_TESTED, study.split[1])
     note = (
-        f"{study.epochs[1]} epochs in batches of {CNN_BATCH}, a one-cycle rate found on validation images, last epoch. "
-        f"CNN IR has ν = {CNN_WEIGHT:g}. CNN pooled is the mean over the orbit; escnn's groups are measured on "
-        f"rotations by 90°. SI and σ_max: the first {study.explained[1]} test images; below 1 for an exactly invariant "
-        f"network where max-pooling has ties. {_exactness(study)}"
+        f"{study.epochs[1]} epochs in batches of {CNN_BATCH}, a one-cycle rate found on validation images, last epoch; "
+        f"the first {tested:,} test images, of SI and σ_max the first {study.explained[1]}. CNN IR has ν = "
+        f"{CNN_WEIGHT:g}. CNN pooled is the mean over the orbit; escnn's groups are measured on rotations by 90°. SI "
+        f"is below 1 for an exactly invariant network where max-pooling has ties. {_exactness(study)}"
     )
     heading = ["group", "model", *HEADINGS.values(), *COSTS.values(), "parameters", "seeds"]
     return Table(heading, rows, f"Convolutional networks, {study.title}", note)
@@ -121,8 +122,8 @@ def few_images_table(study: Study) -> Table:
         if any(each):
             rows.append([model, *(shown(ACCURACY, *_over_seeds(results, ACCURACY)) for results in each)])
     note = (
-        "Accuracy % on all test images, R4: mean ± standard deviation over seeds. With few images there are more "
-        f"epochs: at least {FEWEST_STEPS} steps."
+        f"Accuracy % on the first {min(CNN_TESTED, study.split[1]):,} test images, R4: mean ± standard deviation over "
+        f"seeds. With few images there are more epochs: at least {FEWEST_STEPS} steps."
     )
     heading = ["model", *(f"{size:,} images" for size in (*sizes, study.split[0]))]
     return Table(heading, rows, f"Few images, {study.title}", note)
