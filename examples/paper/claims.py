@@ -31,7 +31,9 @@ def check_claims(experiments: Experiments) -> list[dict[str, str]]:
         ("4. All forms of the regulariser lower σ_max of the Jacobian (each below DA's)", _less_sensitive),
         ("5. Invariance without the loss in accuracy stays open (IR's accuracy below WT's)", _open),
     ):
-        if check is _less_sensitive and not all(experiments.of("R4", model) for model in FIGURE_5):
+        if check is _less_sensitive and not all(experiments.of(group, model) for group in GROUPS for model in FIGURE_5):
+            continue
+        if check is _decays and not all(result.drift for result in experiments.of("R4", "DA")):
             continue
         verdicts, figures = {}, []
         for group in GROUPS:
