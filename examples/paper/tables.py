@@ -136,7 +136,13 @@ def front_table(study: Study) -> Table:
         tried = [("CNN DA", 0.0), *((model, weight) for model, weights in FRONT.items() for weight in weights)]
         tried.append(("CNN IW", 0.0))
         found = {key: results for key in tried if (results := study.experiments.of(group, key[0], key[1]))}
-        best = _front({key: (_val(results, SI), _val(results, ACCURACY)) for key, results in found.items()})
+        best = _front(
+            {
+                key: (_val(results, SI), _val(results, ACCURACY))
+                for key, results in found.items()
+                if METHODS[key[0]].invariant is None
+            }
+        )
         for (model, weight), results in found.items():
             kept = (ACCURACY, WORST, LI, SI, SHARE, SIGMA)
             rows.append(
@@ -151,10 +157,10 @@ def front_table(study: Study) -> Table:
             )
     kept_headings = [HEADINGS[column] for column in (ACCURACY, WORST, LI, SI, SHARE, SIGMA)]
     note = (
-        "The front is chosen on validation images: the settings that no other beats in both accuracy and SI. The "
-        f"numbers are of test images. {_exactness(study)}"
+        "The front is chosen on validation images: the settings of DA and the regularizer that no other of these "
+        f"beats in both accuracy and SI. The numbers are of test images. {_exactness(study)}"
     )
-    heading = ["group", "method", "ν or strength", *kept_headings, "on the front", "seeds"]
+    heading = ["group", "method", "ν or strength", *kept_headings, "on its front", "seeds"]
     return Table(heading, rows, f"The regularizer's options, a convolutional network, {study.title}", note)
 
 
