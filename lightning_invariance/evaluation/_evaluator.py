@@ -451,10 +451,10 @@ class Evaluator:
             single = " or one number a sample" if "single" in measure.unasked else ""
             return _WANTED.get(measure.unasked, f"the outputs are no scores of classes{single}")
         for source in self._feeding[measure.name]:
-            if self._limits[source.name] == 0:
-                return f"`{limit_name(source.name)}` is 0"
             if source.needs_flow and (self.action is None or self.action.flow is None):
                 return "the group has no generator: a Flow has"
+            if self._limits[source.name] == 0:
+                return f"`{limit_name(source.name)}` is 0"
             if self._several and not source.of_several:
                 return "it is one of a single output"
             if not self._stays and not source.of_moving:
