@@ -209,6 +209,9 @@ def _measure_all(
         disable=not progress,
     ):
         batch = data.prepared(batch)
+        if not works[0].samples_measured:
+            for work in works:  # before any of them has worked
+                work.check(batch)
         count = 0
         for work in tqdm(works, desc="Groups", unit="group", leave=False, disable=not progress or len(works) < 2):
             count = work.update(batch)

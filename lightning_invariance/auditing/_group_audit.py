@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import isnan
@@ -169,23 +170,36 @@ class GroupWork:
 
     # While batches go by ----------------------------------------------------------------------------------------------
 
+    def check(self, batch: Any) -> None:
+        """Raises a `ValueError` where the group cannot act on a batch."""
+        with self._in_our_words():
+            _, arguments = self._located.located(batch)
+            if len(arguments.inputs[0]):
+                with errors_of(self.owner):
+                    arguments.acting(self._evaluation.action).verify(arguments.x)
+
     def update(self, batch: Any) -> int:
         """Measures a batch; gives how many samples it has."""
-        try:
+        with self._in_our_words():
             batch, arguments = self._located.located(batch)
             count = len(arguments.inputs[0])
             if count and self._evaluation.samples:
                 self._evaluation.update(batch, arguments)
             elif count:
                 self._begin(batch, arguments)
+        return count
+
+    @contextmanager
+    def _in_our_words(self) -> Iterator[None]:
+        """Other ways in have other arguments, and nobody asked for classes in these words."""
+        try:
+            yield
         except ValueError as error:
-            # Other ways in have other arguments, and nobody asked for classes in these words.
             message = str(error).replace("`network=`", "`module=`")
             if self.free_classes:
                 message = message.replace(" for per_class=True", " in each batch, as in the first one,")
             error.args = (message,)
             raise
-        return count
 
     def _begin(self, batch: Any, arguments: Arguments) -> None:
         """The first batch: values by class and maps are left out where they cannot be had."""

@@ -565,3 +565,21 @@ def test_a_single_loader_in_a_list_is_taken_and_several_are_refused(wrapped: Any
     data.several = True
     with pytest.raises(ValueError, match="to give one DataLoader but got 2 in a list: pass the one that is meant"):
         audit(perceptron(), data, C4(), samples=0, progress=False)
+
+
+def test_a_group_that_cannot_act_is_found_before_another_has_worked() -> None:
+    class Untouched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("work was begun")
+
+    with pytest.raises(ValueError, match="audit of shifts: expected"):
+        audit(Untouched(), BATCHES, {"turns": C4(), "shifts": CyclicTranslations(5)}, progress=False)
+
+
+def test_an_error_names_the_arguments_of_audit() -> None:
+    class Listing(nn.Module):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [x]
+
+    with pytest.raises(ValueError, match="that gives them with `module=`"):
+        audit(Listing(), [X], C4(), progress=False)

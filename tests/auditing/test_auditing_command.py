@@ -30,10 +30,10 @@ Y = torch.arange(16) % 3
 
 
 class Network(L.LightningModule):
-    def __init__(self, width: int = 4) -> None:
+    def __init__(self, width: int = 4, pixels: int = 36) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(36, width), nn.Tanh(), nn.Linear(width, 3))
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(pixels, width), nn.Tanh(), nn.Linear(width, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -147,10 +147,12 @@ def test_a_state_dict_does_as_well(config: Path, trained: tuple[Network, Path]) 
 
 def test_the_configuration_of_the_documentation_runs(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Classifier(Network):
-        pass
+        def __init__(self, width: int) -> None:
+            super().__init__(width, pixels=64)
 
     class Digits(Data):
-        pass
+        def test_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(TensorDataset(torch.randn(16, 1, 8, 8), Y), 8)  # the size of scikit-learn's digits
 
     project = ModuleType("my_project")
     for each in (Classifier, Digits):
