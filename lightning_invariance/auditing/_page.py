@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from lightning_invariance.auditing._findings import SetupReport, Severity
+from lightning_invariance.auditing._findings import Severity
 from lightning_invariance.auditing._group_audit import GroupAudit
 from lightning_invariance.evaluation import MEASURES, KeptSamples, LayerResults, LayerRow
 from lightning_invariance.metrics import Estimate
@@ -98,7 +98,7 @@ def overview_of(audit: Audit) -> Table:
             group.name,
             len(group.action) - 1,
             *(_shown(group.measures.get(name)) for name in shown),
-            _trust(group.setup),
+            _trust(group),
             _breaks_at(group.layers),
         ]
         for group in audit.groups.values()
@@ -390,7 +390,10 @@ def _number(value: Estimate | float) -> str | None:
     return None if isnan(number) else value_with_error(number)
 
 
-def _trust(setup: SetupReport | None) -> str | None:
+def _trust(group: GroupAudit) -> str | None:
+    setup = group.setup
+    if group.not_finite:
+        return "not all samples are finite"
     if setup is None:
         return None
     count = len(setup.problems)

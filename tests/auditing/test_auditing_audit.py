@@ -473,6 +473,7 @@ def test_no_condition_holds_on_a_measure_that_left_samples_out() -> None:
     assert counts["accuracy"] == (10, 0, 0)
     assert counts["worst_case_orbit_accuracy"] == (3, 7, 0)
     assert said in result.to_html()
+    assert "not all samples are finite" in result.to_html()
     measures = json.loads(result.to_json())["groups"][0]["measures"]
     assert (measures["orbit_share"]["samples"], measures["orbit_share"]["not_finite"]) == (3, 7)
     everything = audit(nn.Flatten(), [(x * torch.nan, torch.arange(10))], C4(), samples=0, progress=False)
