@@ -19,7 +19,7 @@ from lightning_invariance.actions import Action, Flow
 from lightning_invariance.actions._flow import as_action
 from lightning_invariance.auditing._conditions import Asked, Condition, read_conditions
 from lightning_invariance.auditing._data import Data, data_of
-from lightning_invariance.auditing._group_audit import BY_ELEMENT, GroupWork
+from lightning_invariance.auditing._group_audit import BY_ELEMENT, GroupAudit, GroupWork
 from lightning_invariance.auditing._interruption import Interruption
 from lightning_invariance.auditing._result import Audit
 from lightning_invariance.evaluation import MEASURES
@@ -53,7 +53,7 @@ def audit(
     For each group: the measures with standard errors, and of each class; the errors over the size of the motion; the
     samples that move the output farthest, with their saliency maps over the orbit; whether the numbers can be trusted
     (`check_setup`) and which layer breaks (`evaluate_layers`). What cannot be computed is left out, and the result
-    says why.
+    says why. Samples with NaN in some pose are in no measure of the group; no condition on such a measure holds.
 
     The network is run in eval mode and is left as it was, random streams too. Ctrl-C stops after the batch, or the
     part, that is being measured, and what was done until then is returned: `Audit.complete` is False then, and no
@@ -71,7 +71,9 @@ def audit(
         measures: names of measures besides those that make sense for outputs and labels anyway; those that conditions
             name are measured too.
         samples: how many samples, from the first, are looked at closer: their saliency maps, the layers, the setup; 0
-            for none of these.
+            for none of these. ``"saliency_invariance_similarity"``, ``"selectivity"``, ``"jacobian_spectral_norm"`` and
+            ``"lie_derivative_error"`` are measured on these samples alone; the page and `GroupAudit.counts` say how
+            many that were.
         output_action: how the output moves when the input does, for all groups, as for `evaluate_invariance`.
         saliency: how to compute saliency maps; ``Gradient(dither=1e-3)`` if None.
         input: where the network's arguments hold the tensor that the group acts on.
@@ -163,11 +165,9 @@ def audit(
         parameters=sum(each.numel() for each in module.parameters() if not nn.parameter.is_lazy(each)),
         data=data.source,
         samples=works[0].samples_measured,
-        looked_at=samples,
+        looked_at=min(samples, works[0].samples_measured),
         groups=found,
-        conditions=tuple(
-            _judged(asked, {name: each.values for name, each in found.items()}, "" if complete else stopped)
-        ),
+        conditions=tuple(_judged(asked, found, "" if complete else stopped)),
         stopped=stopped,
     )
 
@@ -183,6 +183,11 @@ def _groups_of(actions: Any) -> dict[str, Action]:
     wrong = [name for name in actions if not isinstance(name, str) or not name.strip()]
     if wrong:
         raise ValueError(f"Expected `actions` to have names that are texts but got {wrong}.")
+    blank = [name for name in actions if name != " ".join(name.split())]
+    if blank:
+        raise ValueError(
+            f"Expected `actions` to have names without blanks at their ends, and single ones between, but got {blank}."
+        )
     return {name: as_action(action) for name, action in actions.items()}
 
 
@@ -204,10 +209,13 @@ def _measure_all(
         disable=not progress,
     ):
         batch = data.prepared(batch)
+        if not works[0].samples_measured:
+            for work in works:  # before any of them has worked
+                work.check(batch)
         count = 0
         for work in tqdm(works, desc="Groups", unit="group", leave=False, disable=not progress or len(works) < 2):
             count = work.update(batch)
-        if held < samples:
+        if count and held < samples:
             first.append(batch)
             held += count
     return first, not interruption.asked
@@ -235,7 +243,7 @@ def _length(batches: Iterable[Any]) -> int | None:
         return None
 
 
-def _judged(asked: Sequence[Asked], values: Mapping[str, Mapping[str, float]], stopped: str) -> Iterator[Condition]:
+def _judged(asked: Sequence[Asked], found: Mapping[str, GroupAudit], stopped: str) -> Iterator[Condition]:
     for each in asked:
-        for group in each.of(list(values)):
-            yield each.judged(group, values[group], stopped)
+        for group in each.of(list(found)):
+            yield each.judged(group, found[group].values, stopped, found[group].not_finite)

@@ -61,6 +61,8 @@ def check_setup(
       places exactly), and whether the error falls on a size where all can be; another layer that none make so.
       ``layers``: the first layer that does not move as its input does.
     - ``ties``: saliency maps that hang on which of several equal values max-pooling picks.
+    - ``common_part``: outputs ``(B, C)`` that no labels say to be logits of classes, and how much of their change the
+      measures of logits do not see. ``single_output``: one number a sample with labels of two classes.
     - ``finite_outputs``, ``constant_output``, ``collapsed_logits``, ``saturated_softmax``: outputs that fake small
       errors or blow up.
 

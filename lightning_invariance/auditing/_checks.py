@@ -8,9 +8,11 @@ from lightning_invariance.auditing._checks_of_action import changed_labels, laye
 from lightning_invariance.auditing._checks_of_errors import modes, noise_floor, precision, repeats, samples
 from lightning_invariance.auditing._checks_of_outputs import (
     collapsed_logits,
+    common_part,
     constant_output,
     finite_outputs,
     saturated_softmax,
+    single_output,
     ties,
 )
 from lightning_invariance.auditing._findings import Finding, FindingName
@@ -35,4 +37,6 @@ CHECKS: dict[FindingName, Check] = {
     "constant_output": constant_output,
     "collapsed_logits": collapsed_logits,
     "saturated_softmax": saturated_softmax,
+    "common_part": common_part,
+    "single_output": single_output,
 }

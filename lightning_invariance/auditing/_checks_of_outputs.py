@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lightning_invariance.auditing._findings import Finding
@@ -11,12 +12,22 @@ from lightning_invariance.auditing._subject import (
     quiet,
 )
 from lightning_invariance.evaluation._sources import SaliencySource, Samples
-from lightning_invariance.functional import saliency_invariance_similarity
-from lightning_invariance.functional._orbit_values import finite_samples, flat_samples, rounding_variance, spread
+from lightning_invariance.functional import orbit_share, saliency_invariance_similarity
+from lightning_invariance.functional._orbit_values import (
+    finite_samples,
+    flat_samples,
+    is_single,
+    rounding_variance,
+    spread,
+)
 from lightning_invariance.saliency import Gradient, PreparedOtherwise, Saliency, default_saliency, prepared_by
 
 #: How far noise on the input may raise the similarity of maps before ties are to blame.
 _TIES = 0.02
+
+#: An orbit share of the outputs as they are that is above this, and this many times that of logits, is one that was not
+#: seen.
+_SHARE, _TIMES = 0.01, 3.0
 
 
 class _Noisy(PreparedOtherwise):
@@ -154,6 +165,56 @@ def saturated_softmax(subject: Subject) -> Finding:
         "and LI; calibrate the logits with a temperature to compare models by DI."
     )
     return Finding("saturated_softmax", "note", f"{said}.", remedy, measured)
+
+
+def common_part(subject: Subject) -> Finding:
+    """Outputs that may be no logits of classes, of which measures leave out the part that is common to all."""
+    outputs = subject.orbit()
+    logits, orbit_logits = outputs.logits, outputs.orbit_logits
+    if subject.kind(logits) != "classes":
+        raise Skip("the outputs are no (B, C).")
+    if subject.labels.of(logits) is not None:
+        return Finding("common_part", "fine", "Labels say that the outputs are scores of classes.", "", {})
+    if len(logits) < 2:
+        raise Skip("there is one sample.")
+    with quiet():
+        centred = float(orbit_share(logits, orbit_logits))
+        # Each number beside its opposite: nothing is common to all of these, so nothing of them is left out.
+        whole = float(
+            orbit_share(torch.cat([logits, -logits], dim=-1), torch.cat([orbit_logits, -orbit_logits], dim=-1))
+        )
+    measured = {"orbit_share": centred, "orbit_share_with_common_part": whole}
+    said = (
+        f"No labels say that the outputs {tuple(logits.shape)} are logits of classes. They are taken for these: what "
+        f"is added to all {logits.shape[1]} of them alike does not count in 'orbit_share', DI and JS, as softmax does "
+        f"not know it. The orbit share is {centred:.2g}, and {whole:.2g} with that part."
+    )
+    remedy = (
+        "Of embeddings and other numbers read 'relative_logit_invariance_error', which counts all of them; of logits "
+        "give integer labels (`target=` says where)."
+    )
+    unseen = whole > _SHARE and not whole <= _TIMES * centred
+    return Finding("common_part", "problem" if unseen else "note", said, remedy, measured)
+
+
+def single_output(subject: Subject) -> Finding:
+    """One number a sample, which is a regression's, with labels that are a classifier's."""
+    logits = subject.run()
+    if not is_single(logits):
+        return Finding("single_output", "fine", "The outputs are several numbers a sample.", "", {})
+    labels = subject.labels.of(logits)
+    if labels is None:
+        raise Skip("there are no integer labels.")
+    distinct = labels.unique().tolist()
+    measured = {"distinct_labels": float(len(distinct))}
+    said = "There is one output a sample, which is taken for that of a regression"
+    if len(distinct) > 2:
+        return Finding("single_output", "fine", f"{said}.", "", measured)
+    remedy = (
+        "If it is the logit of a binary classifier, say logits=lambda o: torch.cat([torch.zeros_like(o), o], dim=1), "
+        "for outputs (B, 1): accuracies, consistency, DI and JS are measured then."
+    )
+    return Finding("single_output", "note", f"{said}, and the labels are {distinct}.", remedy, measured)
 
 
 def _probabilities(subject: Subject) -> tuple[Tensor, Tensor]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_invariance._requirements import require
 from lightning_invariance.actions import Action, Flow
@@ -53,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path.insert(0, here)  # the user's own modules, as `python -m` finds them
     given = parser.parse_args(None if argv is None else list(argv))
     try:
+        _check_out(given.audit.out, [*(given.audit.config or []), given.audit.ckpt_path])
         # `instantiate_classes` until version 4.49 of jsonargparse.
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
         return _audit(instantiate(given).audit)
@@ -67,7 +70,7 @@ def _refused(error: Exception) -> int:
     """Says what went wrong: in a sentence where it is one of ours, with the lines that led there where it is not."""
     if not isinstance(error, ModuleNotFoundError) and "xpected" not in str(error):
         traceback.print_exception(error)
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {str(error).replace('`module=`', '`model`')}", file=sys.stderr)
     return REFUSED
 
 
@@ -84,10 +87,18 @@ def _parser() -> Any:
     command.add_argument("--out", type=str, default="audit.html", help="the page; the JSON is written beside it")
     command.add_argument("--measures", type=list[str], default=[], help="measures besides those that make sense anyway")
     command.add_argument("--samples", type=int, default=64, help="how many samples are looked at closer")
-    command.add_argument("--output_action", type=Literal["same"] | None, default=None, help="how the output moves")
+    command.add_argument(
+        "--output_action",
+        type=Literal["same"] | Action | dict[str, Literal["same"] | Action | None] | None,
+        default=None,
+        help="how the output moves; of several outputs, by their names",
+    )
     command.add_argument("--saliency", type=Saliency | None, default=None, help="how maps are computed")
     command.add_argument("--input", type=int | str | list[int | str] | None, default=None, help="where the input is")
     command.add_argument("--target", type=int | str | None, default=None, help="where the labels are")
+    command.add_argument(
+        "--logits", type=Callable[[Any], Tensor] | None, default=None, help="a function from the output to its logits"
+    )
     command.add_argument("--per_class", type=bool | list[str] | None, default=None, help="names of classes, or false")
     command.add_argument("--max_batch", type=int | None, default=None, help="the most samples in one forward")
     command.add_argument("--device", type=str, default="auto", help="where the network runs: cpu, cuda, cuda:1, ...")
@@ -98,12 +109,11 @@ def _parser() -> Any:
 
 def _audit(options: Any) -> int:
     page = Path(options.out)
-    if page.suffix != ".html" or not page.parent.is_dir():
-        raise ValueError(
-            f"Expected `out` to be a file in a folder that there is, ending in .html, but got {options.out!r}."
-        )
     if options.ckpt_path is not None:
-        load_weights(options.model, options.ckpt_path)
+        weights = load_weights(options.model, options.ckpt_path)
+    else:
+        weights = "as constructed"
+        print("warning: no `ckpt_path` is given: the weights are audited as the model is constructed.", file=sys.stderr)
     options.model.to(_device(options.device))
     result = audit(
         options.model,
@@ -116,14 +126,34 @@ def _audit(options: Any) -> int:
         saliency=options.saliency,
         input=options.input,
         target=options.target,
+        logits=options.logits,
         per_class=options.per_class,
         max_batch=options.max_batch,
         progress=options.progress,
     )
-    for path in (page.with_suffix(".json"), page):
+    result = replace(result, weights=weights)
+    for path in _outputs(page):
         print(f"{result.save(path)}")
     print(result)
     return _exit_code(result)
+
+
+def _outputs(page: Path) -> tuple[Path, Path]:
+    return page.with_suffix(".json"), page
+
+
+def _check_out(out: str, inputs: Iterable[Any]) -> None:
+    """Raises a `ValueError` where the page or the JSON cannot be written, or would be written over what is read."""
+    page = Path(out)
+    if page.suffix != ".html" or not page.parent.is_dir():
+        raise ValueError(f"Expected `out` to be a file in a folder that there is, ending in .html, but got {out!r}.")
+    read = {Path(str(each)).resolve() for each in inputs if each is not None}
+    for path in _outputs(page):
+        if path.resolve() in read:
+            raise ValueError(f"Expected `out` to leave what is read but {out!r} would write over {str(path)!r}.")
+        target = path if path.exists() else path.parent
+        if path.is_dir() or not os.access(target, os.W_OK):
+            raise ValueError(f"Expected `out` to be a file that can be written but {str(path)!r} cannot be.")
 
 
 def _device(name: str) -> torch.device:

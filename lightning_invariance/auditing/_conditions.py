@@ -40,7 +40,7 @@ class Condition:
         text: the condition, without its group.
         group: the group that it is asked of.
         values: what the measures in it are; NaN for those that are missing.
-        passed: whether it holds. One that rests on NaN does not.
+        passed: whether it holds. One that rests on NaN does not, nor one that samples with NaN were left out of.
         why: why it could not be decided; nothing where it could.
     """
 
@@ -51,7 +51,7 @@ class Condition:
     why: str = ""
 
     def __str__(self) -> str:
-        found = ", ".join(f"{name} = {value:.4g}" for name, value in self.values.items())
+        found = ", ".join(f"{name.replace('/', '.')} = {value:.4g}" for name, value in self.values.items())
         return f"{self.group}: {self.text} {'holds' if self.passed else 'does not hold'} ({self.why or found})"
 
 
@@ -73,26 +73,49 @@ class Asked:
         """The groups that it is asked of."""
         return tuple(groups) if self.group is None else (self.group,)
 
-    def judged(self, group: str, measures: Mapping[str, float], missing: str = "") -> Condition:
+    def judged(
+        self,
+        group: str,
+        measures: Mapping[str, float],
+        missing: str = "",
+        not_finite: Mapping[str, str] | None = None,
+    ) -> Condition:
         """Whether it holds of what was measured.
 
         Args:
             group: the group that was measured.
             measures: its measures.
             missing: why nothing can be decided, if so.
+            not_finite: the measures that left samples out, and how many, in words.
         """
+        dropped = {name: why for name, why in (not_finite or {}).items() if name in self.names}
         values = {name: measures.get(name, nan) for name in self.names}
         undefined = [name for name, value in values.items() if isnan(value)]
         if missing or undefined:
             lacking = [name for name in undefined if name not in measures]
             what = "was not measured" if lacking else "is undefined"
-            why = missing or f"{', '.join(lacking or undefined)} {what}"
+            why = missing or f"{_listed(lacking or undefined)} {what}"
+            if dropped and not missing and not lacking:
+                why += f": {next(iter(dropped.values()))}"
             return Condition(self.text, group, values, False, why)
+        if dropped:
+            whys = dict.fromkeys(dropped.values())
+            told = [f"{_listed([name for name in dropped if dropped[name] == why])}: {why}" for why in whys]
+            return Condition(self.text, group, values, False, "; ".join(told))
         try:
             held = _holds(_parsed(self.text), values)
         except (ZeroDivisionError, OverflowError):
             return Condition(self.text, group, values, False, "it divides by 0, or overflows")
         return Condition(self.text, group, values, held)
+
+
+def _typed(names: Collection[str]) -> list[str]:
+    """Names of measures as they are written in conditions."""
+    return [name.replace("/", ".") for name in names]
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(_typed(names))
 
 
 def read_conditions(conditions: Sequence[str], groups: Sequence[str], measures: Collection[str]) -> tuple[Asked, ...]:
@@ -121,7 +144,7 @@ def _read(given: object, groups: Sequence[str], measures: Collection[str]) -> As
     unknown = [name for name in names if name not in measures]
     if unknown:
         raise ValueError(
-            f"Expected {given!r} in `conditions` to name measures among {list(measures)} but got {unknown}."
+            f"Expected {given!r} in `conditions` to name measures among {_typed(measures)} but got {_typed(unknown)}."
         )
     if not names:
         raise ValueError(f"Expected {given!r} in `conditions` to name a measure but it names none.")

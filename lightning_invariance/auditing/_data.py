@@ -62,11 +62,16 @@ def data_of(given: Any, module: nn.Module, device: torch.device) -> Iterator[Dat
     given.setup(_LOADERS[name])
     try:
         loader = getattr(given, name)()
-        if isinstance(loader, (list, tuple, dict)) or not isinstance(loader, Iterable):
+        if isinstance(loader, (list, tuple, dict)) and len(loader) == 1:
+            (loader,) = loader.values() if isinstance(loader, dict) else loader
+        if isinstance(loader, (list, tuple, dict)):
             raise ValueError(
-                f"Expected `{name}` of {kind} to give one DataLoader but got {type(loader).__name__}: pass the one "
-                "that is meant as `batches`."
+                f"Expected `{name}` of {kind} to give one DataLoader but got {len(loader)} in a "
+                f"{type(loader).__name__}: pass the one that is meant as `batches` in Python, or give a data module "
+                "that has it alone."
             )
+        if not isinstance(loader, Iterable):
+            raise ValueError(f"Expected `{name}` of {kind} to give a DataLoader but got {type(loader).__name__}.")
         yield Data(loader, f"{name} of {kind}", _hooks(given, module, device))
     finally:
         given.teardown(_LOADERS[name])

@@ -25,6 +25,8 @@ FindingName = Literal[
     "constant_output",
     "collapsed_logits",
     "saturated_softmax",
+    "common_part",
+    "single_output",
 ]
 
 #: "fine": as it should be. "note": to be known when numbers are read. "problem": numbers mean something else.

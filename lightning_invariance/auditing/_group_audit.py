@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from math import isnan
 from typing import Any, TypeVar
 
 import torch
@@ -21,9 +23,11 @@ from lightning_invariance.auditing._check_setup import check_setup
 from lightning_invariance.auditing._findings import SetupReport
 from lightning_invariance.evaluation import KeptSamples, LayerResults, Measure
 from lightning_invariance.evaluation._batches import LocatedBatches
-from lightning_invariance.evaluation._group import GroupEvaluation
+from lightning_invariance.evaluation._group import GroupEvaluation, InvarianceResults
 from lightning_invariance.evaluation._layers import LayerEvaluator
 from lightning_invariance.metrics import Estimate, LogitInvarianceError, OrbitAccuracy, PredictionConsistency
+from lightning_invariance.metrics._base import SampleCounts
+from lightning_invariance.metrics._per_class import once_each
 
 _SUFFIX = "_by_element"
 
@@ -70,6 +74,8 @@ class GroupAudit:
         layers: where it breaks: what `evaluate_layers` found on the first samples.
         left_out: what could not be computed (``"classes"``, ``"maps"``, ``"worst"``, ``"setup"``, ``"layers"``,
             ``"measures"``), and why, in a sentence.
+        counts: how many samples each measure rests on, and how many it left out, where it knows. Saliency maps,
+            ``"selectivity"``, ``"jacobian_spectral_norm"`` and ``"lie_derivative_error"`` are of the first few.
     """
 
     name: str
@@ -85,11 +91,21 @@ class GroupAudit:
     setup: SetupReport | None
     layers: LayerResults | None
     left_out: Mapping[str, str]
+    counts: Mapping[str, SampleCounts]
 
     @property
     def values(self) -> dict[str, float]:
         """The measures as numbers."""
         return {name: float(estimate.value) for name, estimate in self.measures.items() if estimate.value.numel() == 1}
+
+    @property
+    def not_finite(self) -> dict[str, str]:
+        """The measures that left samples out as these are not finite in some pose, and how many, in words."""
+        return {
+            name: f"{each.not_finite:,} of {each.total:,} samples have NaN or infinite values and were not measured"
+            for name, each in self.counts.items()
+            if each.not_finite
+        }
 
 
 @dataclass
@@ -154,14 +170,36 @@ class GroupWork:
 
     # While batches go by ----------------------------------------------------------------------------------------------
 
+    def check(self, batch: Any) -> None:
+        """Raises a `ValueError` where the group cannot act on a batch."""
+        with self._in_our_words():
+            _, arguments = self._located.located(batch)
+            if len(arguments.inputs[0]):
+                with errors_of(self.owner):
+                    arguments.acting(self._evaluation.action).verify(arguments.x)
+
     def update(self, batch: Any) -> int:
         """Measures a batch; gives how many samples it has."""
-        batch, arguments = self._located.located(batch)
-        if self._evaluation.samples:
-            self._evaluation.update(batch, arguments)
-        else:
-            self._begin(batch, arguments)
-        return len(arguments.inputs[0])
+        with self._in_our_words():
+            batch, arguments = self._located.located(batch)
+            count = len(arguments.inputs[0])
+            if count and self._evaluation.samples:
+                self._evaluation.update(batch, arguments)
+            elif count:
+                self._begin(batch, arguments)
+        return count
+
+    @contextmanager
+    def _in_our_words(self) -> Iterator[None]:
+        """Other ways in have other arguments, and nobody asked for classes in these words."""
+        try:
+            yield
+        except ValueError as error:
+            message = str(error).replace("`network=`", "`module=`")
+            if self.free_classes:
+                message = message.replace(" for per_class=True", " in each batch, as in the first one,")
+            error.args = (message,)
+            raise
 
     def _begin(self, batch: Any, arguments: Arguments) -> None:
         """The first batch: values by class and maps are left out where they cannot be had."""
@@ -228,19 +266,15 @@ class GroupWork:
         Args:
             stopped: why parts that were not come to are missing, if so.
         """
-        results = self._evaluation.results()
+        with once_each(self.owner):
+            results = self._evaluation.results()
         if stopped:
             for part in ("setup", "layers"):
                 if getattr(self, part) is None:
                     self.left_out.setdefault(part, stopped)
-        without = [name for name in results.found.get("without", "").split(", ") if name and not name.endswith(_SUFFIX)]
-        wanted = {each.name for each in self.options["more"] if not each.name.endswith(_SUFFIX)}
-        without += sorted(name for name in wanted - set(without) if not any(_is(name, each) for each in results))
-        if without:
-            self.left_out["measures"] = (
-                "Not measured, as they need labels, scores of classes, saliency maps or a generator of the group that "
-                f"are not here: {', '.join(without)}."
-            )
+        said = self._not_measured() + _undefined(results)
+        if said:
+            self.left_out["measures"] = " ".join(said)
         return GroupAudit(
             name=self.name,
             action=results.action,
@@ -255,12 +289,34 @@ class GroupWork:
             setup=self.setup,
             layers=self.layers,
             left_out=self.left_out,
+            counts={name: each for name, each in results.counts.items() if not name.endswith(_SUFFIX)},
         )
 
+    def _not_measured(self) -> list[str]:
+        """The measures that are not there, by the reasons."""
+        by_reason: dict[str, list[str]] = {}
+        for name, why in self._evaluation.why_missing.items():
+            if name.endswith(_SUFFIX):
+                continue
+            # The argument has another name here; with maps that cannot be had it is 0 too.
+            for argument in ("saliency_samples", "sensitivity_samples"):
+                why = why.replace(argument, "samples") if not self.samples else why
+            why = "there are no saliency maps" if why == "`saliency_samples` is 0" else why
+            by_reason.setdefault(why, []).append(name.replace("/", "."))
+        return [f"Not measured: {', '.join(names)}, as {why}." for why, names in by_reason.items()]
 
-def _is(name: str, measured: str) -> bool:
-    """Whether a measure is one of that name, of whatever output."""
-    return measured.rpartition("/")[2] == name
+
+def _undefined(results: InvarianceResults) -> list[str]:
+    """The measures that are NaN, by the reasons."""
+    by_reason: dict[str, list[str]] = {}
+    for name, each in results.items():
+        if name.endswith(_SUFFIX) or each.value.numel() != 1 or not isnan(float(each.value)):
+            continue
+        counts = results.counts.get(name)
+        all_of_them = counts is not None and counts.not_finite == counts.total
+        why = ": all samples have NaN or infinite values" if all_of_them else ""
+        by_reason.setdefault(why, []).append(name.replace("/", "."))
+    return [f"Undefined, NaN: {', '.join(names)}{why}." for why, names in by_reason.items()]
 
 
 def reason(error: Exception, owner: str) -> str:

@@ -13,6 +13,7 @@ from lightning_invariance.auditing._findings import SetupReport
 from lightning_invariance.auditing._group_audit import GroupAudit
 from lightning_invariance.evaluation import KeptSamples, LayerResults, LayerRow
 from lightning_invariance.metrics import Estimate
+from lightning_invariance.metrics._base import SampleCounts
 
 if TYPE_CHECKING:
     from lightning_invariance.auditing._result import Audit
@@ -42,6 +43,13 @@ def _or_null(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _ESTIMATE = _record(value=_NUMBER, standard_error=_NUMBER)
+_MEASURE = _record(
+    value=_NUMBER,
+    standard_error=_NUMBER,
+    samples=_or_null(_COUNT),
+    not_finite=_or_null(_COUNT),
+    undefined=_or_null(_COUNT),
+)
 _ESTIMATES = _record(value=_list(_NUMBER), standard_error=_list(_NUMBER))
 _LAYER = _record(
     name=_TEXT,
@@ -68,7 +76,7 @@ _GROUP = _record(
     elements=_list(_TEXT),
     samples=_COUNT,
     found=_map(_TEXT),
-    measures=_map(_ESTIMATE),
+    measures=_map(_MEASURE),
     by_element=_map(_ESTIMATES),
     motion=_or_null(_record(name=_TEXT, unit=_TEXT, values=_list(_NUMBER))),
     per_class=_or_null(_record(classes=_list(_TEXT), measures=_map(_ESTIMATES))),
@@ -98,7 +106,7 @@ SCHEMA: Mapping[str, Any] = {
     "title": "Audit of a network by lightning-invariance",
     **_record(
         schema_version={"const": SCHEMA_VERSION},
-        network=_record(name=_TEXT, parameters=_COUNT),
+        network=_record(name=_TEXT, parameters=_COUNT, weights=_TEXT),
         data=_record(source=_TEXT, samples=_COUNT, looked_at=_COUNT),
         complete={"type": "boolean"},
         stopped=_TEXT,
@@ -114,7 +122,7 @@ def json_of(audit: Audit) -> str:
     """The audit as JSON; numbers that are not finite are null."""
     content = {
         "schema_version": SCHEMA_VERSION,
-        "network": {"name": audit.network, "parameters": audit.parameters},
+        "network": {"name": audit.network, "parameters": audit.parameters, "weights": audit.weights},
         "data": {"source": audit.data, "samples": audit.samples, "looked_at": audit.looked_at},
         "complete": audit.complete,
         "stopped": audit.stopped,
@@ -142,7 +150,7 @@ def _group(group: GroupAudit) -> dict[str, Any]:
         "elements": list(group.action.labels),
         "samples": group.samples,
         "found": dict(group.found),
-        "measures": {name: _estimate(each) for name, each in group.measures.items()},
+        "measures": {name: _estimate(each) | _counts(group.counts.get(name)) for name, each in group.measures.items()},
         "by_element": {name: _estimate(each) for name, each in group.by_element.items()},
         "motion": None
         if motion is None
@@ -213,6 +221,12 @@ def _worst(worst: KeptSamples) -> dict[str, Any]:
 
 def _estimate(estimate: Estimate) -> dict[str, Any]:
     return {"value": _values(estimate.value), "standard_error": _values(estimate.standard_error)}
+
+
+def _counts(counts: SampleCounts | None) -> dict[str, int | None]:
+    """How many samples a measure rests on, and how many it left out; null where it does not know."""
+    measured, not_finite, undefined = (None, None, None) if counts is None else counts
+    return {"samples": measured, "not_finite": not_finite, "undefined": undefined}
 
 
 def _values(values: Tensor) -> Any:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from lightning_invariance.auditing._findings import SetupReport, Severity
+from lightning_invariance.auditing._findings import Severity
 from lightning_invariance.auditing._group_audit import GroupAudit
 from lightning_invariance.evaluation import MEASURES, KeptSamples, LayerResults, LayerRow
 from lightning_invariance.metrics import Estimate
+from lightning_invariance.metrics._base import SampleCounts
 from lightning_invariance.report import plot_layers, plot_per_class, plot_worst, value_with_error
 from lightning_invariance.report._motion import plot_over_motion
 from lightning_invariance.report.html import Block, Items, Section, Table, Text, figure_of, page
@@ -78,9 +79,10 @@ def page_of(audit: Audit) -> str:
     if audit.conditions:
         summary.append(Items([("good" if each.passed else "bad", str(each)) for each in audit.conditions]))
     parameters = f"{audit.parameters:,} parameter{'' if audit.parameters == 1 else 's'}"
-    looked_at = min(audit.looked_at, audit.samples)
-    closer = f" The first {looked_at:,} were looked at closer: saliency maps, layers, setup." if looked_at else ""
+    first = f"The first {audit.looked_at:,} were looked at closer: saliency maps, layers, setup."
+    closer = f" {first}" if audit.looked_at else ""
     summary.append(Text(f"{audit.network}, {parameters}, on {audit.samples:,} samples from {audit.data}.{closer}"))
+    summary.append(Text(f"weights: {audit.weights}"))
     summary.append(overview_of(audit))
     sections = [_group(group) for group in audit.groups.values()]
     return page(f"Audit of {audit.network}", summary, sections, choose="group" if len(sections) > 1 else None)
@@ -96,7 +98,7 @@ def overview_of(audit: Audit) -> Table:
             group.name,
             len(group.action) - 1,
             *(_shown(group.measures.get(name)) for name in shown),
-            _trust(group.setup),
+            _trust(group),
             _breaks_at(group.layers),
         ]
         for group in audit.groups.values()
@@ -148,20 +150,32 @@ def _in_words(group: GroupAudit) -> str:
 
 def _measures(group: GroupAudit) -> Iterator[Block]:
     floors = _floors(group)
-    rows = [
+    lost = group.not_finite
+    if lost:
+        said = [
+            f"{why[:1].upper()}{why[1:]}: {', '.join(_heading(name) for name, each in lost.items() if each == why)}."
+            for why in dict.fromkeys(lost.values())
+        ]
+        yield Items([("bad", each) for each in said])
+    without = any(each.not_finite or each.undefined for each in group.counts.values())
+    rows: list[list[str | float | int | None]] = [
         [
             _heading(name),
             _shown(estimate),
             *([value_with_error(floors[name]) if name in floors else None] if floors else []),
+            *_counted(group.counts.get(name), without),
             _TELLS.get(_measure(name), ""),
             name.replace("/", "."),
         ]
         for name, estimate in group.measures.items()
         if estimate.value.numel() == 1
     ]
-    heading = ["measure", "value", *(["noise floor"] if floors else []), "tells", "in conditions"]
-    note = "The noise floor is what an exactly invariant network gets on these data." if floors else ""
-    yield Table(heading, rows, caption=f"Measures on {group.samples:,} samples", note=note)
+    heading = ["measure", "value", *(["noise floor"] if floors else []), "samples", *(["left out"] if without else [])]
+    note = "The noise floor is what an exactly invariant network gets on these data. " if floors else ""
+    note += "Samples are those that a measure rests on."
+    if without:
+        note += " Left out are those that are NaN or infinite in some pose, and those that it is undefined of."
+    yield Table([*heading, "tells", "in conditions"], rows, caption="Measures", note=note)
     yield from _why(group, "measures", "maps")
 
 
@@ -359,6 +373,13 @@ def _shown(estimate: Estimate | None) -> str | None:
     return value_with_error(float(estimate.value), float(estimate.standard_error))
 
 
+def _counted(counts: SampleCounts | None, with_left_out: bool) -> list[int | None]:
+    """How many samples, and how many are left out."""
+    if counts is None:
+        return [None, None] if with_left_out else [None]
+    return [counts.measured, counts.not_finite + counts.undefined] if with_left_out else [counts.measured]
+
+
 def _rows(estimate: Estimate, places: int | torch.Tensor) -> Estimate:
     """Those of some classes, or elements."""
     return Estimate(estimate.value[places], estimate.standard_error[places])
@@ -369,7 +390,10 @@ def _number(value: Estimate | float) -> str | None:
     return None if isnan(number) else value_with_error(number)
 
 
-def _trust(setup: SetupReport | None) -> str | None:
+def _trust(group: GroupAudit) -> str | None:
+    setup = group.setup
+    if group.not_finite:
+        return "not all samples are finite"
     if setup is None:
         return None
     count = len(setup.problems)

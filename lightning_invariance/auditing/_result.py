@@ -25,10 +25,11 @@ class Audit:
         parameters: how many parameters it has.
         data: where the batches came from, in words.
         samples: how many samples were measured.
-        looked_at: how many of them, at most, were looked at closer: saliency maps, layers, setup.
+        looked_at: how many of them, the first, were to be looked at closer: saliency maps, layers, setup.
         groups: what was found of each group, by name.
         conditions: what was asked, once for each group that it was asked of.
         stopped: why it is not complete, in a sentence; nothing where it is.
+        weights: which weights were audited, in words; of the command, the file with its SHA-256, or "as constructed".
     """
 
     network: str
@@ -39,6 +40,7 @@ class Audit:
     groups: Mapping[str, GroupAudit]
     conditions: tuple[Condition, ...] = ()
     stopped: str = ""
+    weights: str = "as they were given"
 
     @property
     def complete(self) -> bool:
@@ -72,7 +74,7 @@ class Audit:
         """A row for each measure of each group: ``group``, ``measure``, ``value``, ``standard_error``.
 
         Raises:
-            ModuleNotFoundError: if pandas is not installed.
+            ModuleNotFoundError: if pandas is not installed (``pip install pandas``).
         """
         rows: list[dict[str, Any]] = [
             {
@@ -116,7 +118,7 @@ class Audit:
         return table_html(replace(overview_of(self), caption=f"{self.network}: {verdict_of(self)}"))
 
     def __str__(self) -> str:
-        lines = [f"{self.network} on {self.samples} samples: {verdict_of(self)}"]
+        lines = [f"{self.network} (weights: {self.weights}) on {self.samples} samples: {verdict_of(self)}"]
         lines += [f"{'pass' if each.passed else 'FAIL'}  {each}" for each in self.conditions]
         return "\n".join(lines)
 

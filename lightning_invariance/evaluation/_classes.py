@@ -43,6 +43,9 @@ class Classes:
             names = tuple(option)
             if names and all(isinstance(name, str) and name for name in names) and len(set(names)) == len(names):
                 return cls(names, len(names), names)
+            twice = sorted({name for name in names if isinstance(name, str) and names.count(name) > 1})
+            if twice:
+                raise ValueError(f"Expected `per_class` to name each class once but got {twice} several times.")
         raise ValueError(
             "Expected `per_class` to be True (as many classes as there are logits), False, the number of classes or "
             f"their names but got {option!r}."

@@ -32,7 +32,7 @@ from lightning_invariance.evaluation._sources import (
     with_outputs,
 )
 from lightning_invariance.functional._orbit_values import is_single
-from lightning_invariance.metrics._base import Estimate
+from lightning_invariance.metrics._base import Estimate, SampleCounts
 from lightning_invariance.metrics._per_class import once_each
 from lightning_invariance.orbit import doubted, run_network
 from lightning_invariance.saliency import Network, SaliencyLike, as_saliency, default_saliency
@@ -438,6 +438,33 @@ class Evaluator:
             for name in collection.left_out(self._kinds.get(output), given)
         )
 
+    def why_missing(self, x: Tensor, labels: Labels) -> dict[str, str]:
+        """Why measures were not taken, where all that make sense are wanted; for the first batch, measured before."""
+        return {
+            _full(output, name): self._why(output, measure, x, labels.part(output))
+            for output, collection in self.collections.items()
+            for name, measure in collection.missing().items()
+        }
+
+    def _why(self, output: str | None, measure: Measure, x: Tensor, labels: Labels) -> str:
+        if self._kinds.get(output) not in measure.unasked:
+            single = " or one number a sample" if "single" in measure.unasked else ""
+            return _WANTED.get(measure.unasked, f"the outputs are no scores of classes{single}")
+        for source in self._feeding[measure.name]:
+            if source.needs_flow and (self.action is None or self.action.flow is None):
+                return "the group has no generator: a Flow has"
+            if self._limits[source.name] == 0:
+                return f"`{limit_name(source.name)}` is 0"
+            if self._several and not source.of_several:
+                return "it is one of a single output"
+            if not self._stays and not source.of_moving:
+                return "the output moves"
+            if source.needs_floating and not x.is_floating_point():
+                return f"the input is {x.dtype}, no floating point"
+        if "target" in self.collections[output].needed[measure.name] and labels.tensor is None:
+            return f"there are no labels ({labels.place})"
+        return "there is not what it reads, or some places of the output are carried out of the frame"
+
     def saliency_in_words(self) -> str:
         """The saliency map that is used; nothing where none is."""
         source = next((each for each in self._sources if isinstance(each, SaliencySource)), None)
@@ -482,8 +509,18 @@ class Evaluator:
 
     def compute_per_class(self, wanted: Tensor | None = None) -> dict[str, Estimate]:
         """The same of each class, where they were wanted."""
-        with once_each():
+        # What the measure of all samples says of them is not said for each class again.
+        with once_each(unless="held NaN or infinite values|is undefined for |of no samples is undefined"):
             return self._computed(MeasureCollection.compute_per_class, wanted)
+
+    @property
+    def counts(self) -> dict[str, SampleCounts]:
+        """How many samples each measure that was computed rests on, where it knows."""
+        return {
+            _full(output, name): counts
+            for output, collection in self.collections.items()
+            for name, counts in collection.counts.items()
+        }
 
     def class_names(self, computed: Mapping[str, Estimate]) -> tuple[str, ...]:
         """What the classes are called that these values are of."""
@@ -511,6 +548,12 @@ class _Batch:
     packing: Callable[[], Packing | None]
     dealt: Dealt
 
+
+#: What the outputs are not, where a measure is taken of these kinds alone.
+_WANTED: dict[tuple[Kind, ...], str] = {
+    ("pixels",): "the outputs are no scores of classes at each place, with labels of places",
+    ("vectors",): "the outputs are no vectors that `output_action` turns",
+}
 
 #: What sources are for, and the arguments that say for how many samples they are run.
 _CONTENTS = {"saliency": "maps", "perturbations": "perturbations", "jacobian": "Jacobians", "lie": "Lie derivatives"}

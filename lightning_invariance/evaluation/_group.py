@@ -33,7 +33,7 @@ from lightning_invariance.evaluation._evaluator import Dealt, Evaluator, Setting
 from lightning_invariance.evaluation._keep import KeptSamples, WorstSamples
 from lightning_invariance.evaluation._measures import Measure, Measures
 from lightning_invariance.evaluation._network import NetworkOfInput
-from lightning_invariance.metrics._base import Estimate
+from lightning_invariance.metrics._base import Estimate, SampleCounts
 from lightning_invariance.saliency import SaliencyLike
 
 
@@ -50,6 +50,7 @@ class InvarianceResults(dict[str, Estimate]):
         found: what was found in the first batch, in words: ``"input"``, ``"logits"``, ``"labels"``, ``"saliency"``, the
             map that was used where one was, and ``"without"``, the measures that are left out for want of labels,
             classes or maps.
+        counts: how many samples each measure rests on, and how many it left out, where it knows.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class InvarianceResults(dict[str, Estimate]):
         per_class: Mapping[str, Estimate] | None = None,
         classes: Sequence[str] = (),
         kept: KeptSamples | None = None,
+        counts: Mapping[str, SampleCounts] | None = None,
     ) -> None:
         super().__init__(measures)
         self.action = action
@@ -67,6 +69,7 @@ class InvarianceResults(dict[str, Estimate]):
         self.per_class = dict(per_class or {})
         self.classes = tuple(classes)
         self.kept = kept
+        self.counts = dict(counts or {})
 
     def _repr_html_(self) -> str:
         """A table, as notebooks show it."""
@@ -144,6 +147,7 @@ class GroupEvaluation:
         self._module = module_of(network)
         self._function = without_fabric(network)
         self._found: dict[str, str] = {}
+        self.why_missing: dict[str, str] = {}  # by the first batch, of the measures that are not taken
         self._worst: WorstSamples | None = None
         if keep is not None:
             maps = self._evaluator.saliency if saliency_samples else None
@@ -165,6 +169,8 @@ class GroupEvaluation:
             self._update(batch, arguments)
 
     def _update(self, batch: Any, arguments: Arguments) -> None:
+        if not len(arguments.inputs[0]):
+            return
         arguments.check_max_batch(self._max_batch)
         x, evaluator, action = arguments.x, self._evaluator, self.action
         tensors = [*arguments.inputs, *(tensor for _, tensor in arguments.others)]
@@ -203,6 +209,7 @@ class GroupEvaluation:
             said += evaluator.doubts(at, x, outputs, reader.packed(), self._module)
             for message in said:
                 warn(f"{self._owner}: {message}")
+            self.why_missing = evaluator.why_missing(x, labels)
             self._found = {
                 "input": arguments.in_words(),
                 "logits": reader.in_words(outputs),
@@ -223,4 +230,5 @@ class GroupEvaluation:
             raise ValueError("Expected `batches` to hold at least one sample but got none.")
         of_classes = evaluator.compute_per_class()
         names = evaluator.class_names(of_classes)
-        return InvarianceResults(evaluator.compute(), self.action, self._found, of_classes, names, kept)
+        measured = evaluator.compute()
+        return InvarianceResults(measured, self.action, self._found, of_classes, names, kept, evaluator.counts)

@@ -34,7 +34,7 @@ from lightning_invariance.metrics import (
     Selectivity,
     VectorCosineSimilarity,
 )
-from lightning_invariance.metrics._base import InvarianceMetric
+from lightning_invariance.metrics._base import InvarianceMetric, SampleCounts
 
 #: What a network's outputs are: scores of classes ``(B, C)``; such scores at each place ``(B, C, H, W)``; one number a
 #: sample; several numbers ``(B, D)``, or more dimensions of them, that are no classes; vectors ``(B, ..., d)``, whose
@@ -247,6 +247,7 @@ class MeasureCollection:
     ) -> None:
         self.restricted = measures is None
         self._output = output
+        self._more = {each.name for each in more}
         self._demanding = demanding
         if measures is None:
             measures = tuple(name for name, measure in MEASURES.items() if measure.unasked)
@@ -419,6 +420,24 @@ class MeasureCollection:
                 value = metric.compute()
                 results[name] = Estimate(value, torch.full_like(value, torch.nan))
         return results
+
+    @property
+    def counts(self) -> dict[str, SampleCounts]:
+        """How many samples each measure that was computed rests on, where it knows."""
+        counted = {name: self.metrics[name] for name in self.metrics if name in self._updated}
+        return {
+            name: metric.counts
+            for name, metric in counted.items()
+            if isinstance(metric, InvarianceMetric) and metric.counts is not None
+        }
+
+    def missing(self) -> dict[str, Measure]:
+        """The measures that would have been taken of scores of classes, or were asked for besides, and were not."""
+        return {
+            name: measure
+            for name, measure in self._named.items()
+            if name not in self._updated and (name in self._more or "classes" in measure.unasked)
+        }
 
     def to(self, device: torch.device) -> None:
         """Moves the states."""

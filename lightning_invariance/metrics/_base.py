@@ -43,6 +43,25 @@ class Estimate(NamedTuple):
         return estimate_html(self)
 
 
+class SampleCounts(NamedTuple):
+    """How many samples a measure rests on.
+
+    Attributes:
+        measured: those that are in it.
+        not_finite: those left out as something of them, in some pose, is NaN or infinite.
+        undefined: those left out as it is undefined of them: a norm is 0, or nothing is left to compare.
+    """
+
+    measured: int
+    not_finite: int
+    undefined: int
+
+    @property
+    def total(self) -> int:
+        """All that it was given."""
+        return sum(self)
+
+
 def gather_states(state: Tensor, group: Any | None = None) -> list[Tensor]:
     """Gathers a state from all processes; sums of one that has seen no sample yet get the shape of the others."""
     # Values kept sample by sample have one dimension, sums have more.
@@ -83,6 +102,8 @@ class InvarianceMetric(Metric):
         self._state_prefix = "_".join(part for part in (snake, variant, reduction) if part)
         self._motions: int | None = None
         self._in_forward = False
+        self.counts: SampleCounts | None = None
+        """How many samples the last value rests on, over all processes; None before there is one."""
 
     def __getstate__(self) -> dict[str, Any]:
         self._refuse_bootstrap()
@@ -185,6 +206,7 @@ class InvarianceMetric(Metric):
     def _report(self, samples: Tensor, undefined: Tensor, nonfinite: Tensor) -> None:
         """Deals with samples that were left out of the sums."""
         bad, lacking, total = int(nonfinite), int(undefined), int(samples + undefined + nonfinite)
+        self.counts = SampleCounts(int(samples), bad, lacking)
         if bad and self.nan_strategy == "error":
             raise RuntimeError(f"{self._measure}: {bad} of {total} samples held NaN or infinite values.")
         if bad and self.nan_strategy == "warn":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -315,10 +316,16 @@ def _gather_padded(state: Tensor, group: Any | None = None) -> list[Tensor]:
 
 
 @contextmanager
-def once_each() -> Iterator[None]:
-    """What is warned of in the block, said once where several classes say it."""
+def once_each(owner: str = "", unless: str | None = None) -> Iterator[None]:
+    """What is warned of in the block, said once where several classes say it.
+
+    Args:
+        owner: whose it is, which is put in front.
+        unless: a pattern of what is said elsewhere, and is not said here.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
     for message, category in dict.fromkeys((str(each.message), each.category) for each in caught):
-        warn(message, category)
+        if unless is None or not re.search(unless, message):
+            warn(f"{owner}: {message}" if owner else message, category)

@@ -444,3 +444,143 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         audit(perceptron(), twice(), C4(), progress=False)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+# What is not finite, and what a measure rests on -----------------------------------------------------------------
+
+
+class SilentWhenTurned(nn.Module):
+    """Right in the pose of the data; NaN once a bright corner has left its place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = nn.functional.one_hot(x[:, 0, 2, 2].long() % CLASSES, CLASSES).float()
+        return torch.where((x[:, 0, 0, 0] < x[:, 0, 5, 5])[:, None], torch.nan, logits)
+
+
+@pytest.mark.filterwarnings("ignore:audit of")
+def test_no_condition_holds_on_a_measure_that_left_samples_out() -> None:
+    x = torch.zeros(10, 1, 6, 6)
+    x[:, 0, 2, 2] = x[:, 0, 3, 3] = x[:, 0, 2, 3] = x[:, 0, 3, 2] = torch.arange(10) % CLASSES  # stays when turned
+    x[:7, 0, 0, 0] = 5.0  # two corners alike in three samples, in which nothing is NaN
+    conditions = ["worst_case_orbit_accuracy > 0.9 * accuracy", "accuracy > 0.9", "orbit_share < 2 or accuracy > 0"]
+    result = audit(
+        SilentWhenTurned(), [(x, torch.arange(10) % CLASSES)], C4(), conditions=conditions, samples=0, progress=False
+    )
+    assert [each.passed for each in result.conditions] == [False, True, False]
+    said = "7 of 10 samples have NaN or infinite values and were not measured"
+    assert result.conditions[0].why == f"worst_case_orbit_accuracy: {said}"
+    counts = result.groups["C4"].counts
+    assert counts["accuracy"] == (10, 0, 0)
+    assert counts["worst_case_orbit_accuracy"] == (3, 7, 0)
+    assert said in result.to_html()
+    assert "not all samples are finite" in result.to_html()
+    measures = json.loads(result.to_json())["groups"][0]["measures"]
+    assert (measures["orbit_share"]["samples"], measures["orbit_share"]["not_finite"]) == (3, 7)
+    everything = audit(nn.Flatten(), [(x * torch.nan, torch.arange(10))], C4(), samples=0, progress=False)
+    assert "Undefined, NaN:" in everything.groups["C4"].left_out["measures"]
+    assert "all samples have NaN" in everything.groups["C4"].left_out["measures"]
+
+
+def test_warnings_name_the_group_and_are_not_repeated_for_each_class() -> None:
+    x = X.clone()
+    x[1] = torch.nan
+    with pytest.warns(UserWarning, match="held NaN or infinite values") as caught:
+        audit(perceptron(), [(x, Y)], {"turns": C4()}, samples=0, progress=False)
+    said = [str(each.message) for each in caught if "orbit share" in str(each.message).lower()]
+    assert said == ["audit of turns: The orbit share: 1 of 24 samples held NaN or infinite values and are left out."]
+
+
+def test_a_measure_says_on_how_many_samples_it_rests() -> None:
+    result = audit(perceptron(), BATCHES, C4(), measures=["selectivity"], samples=4, progress=False)
+    measures = json.loads(result.to_json())["groups"][0]["measures"]
+    assert {name: measures[name]["samples"] for name in ("orbit_share", "selectivity")} == {
+        "orbit_share": 24,
+        "selectivity": 4,
+    }
+    assert measures["saliency_invariance_similarity"]["samples"] == 4
+    assert audit(perceptron(), BATCHES, C4(), samples=999, progress=False).looked_at == 24
+
+
+def test_each_measure_that_is_left_out_has_its_own_reason() -> None:
+    wanted = ["selectivity", "lie_derivative_error", "orbit_mean_iou"]
+    none = audit(perceptron(), BATCHES, C4(), measures=wanted, samples=0, progress=False)
+    said = none.groups["C4"].left_out["measures"]
+    assert "selectivity, as `samples` is 0." in said
+    assert "Not measured: lie_derivative_error, as the group has no generator" in said
+    assert "Not measured: orbit_mean_iou, as the outputs are no scores of classes at each place" in said
+    labelless = audit(perceptron(), [X], C4(), samples=4, measures=["lie_derivative_error"], progress=False)
+    said = labelless.groups["C4"].left_out["measures"]
+    assert re.search(r"accuracy, .*worst_case_orbit_accuracy, as there are no labels", said)
+    assert "lie_derivative_error, as the group has no generator" in said
+
+
+# Batches and names -----------------------------------------------------------------------------------------------
+
+
+def test_empty_batches_are_passed_over() -> None:
+    empty = (X[:0], Y[:0])
+    network = perceptron()
+    with_empty = audit(network, [empty, *BATCHES, empty], C4(), samples=0, progress=False)
+    without = audit(network, BATCHES, C4(), samples=0, progress=False)
+    assert with_empty.samples == 24
+    assert with_empty.groups["C4"].values == without.groups["C4"].values
+    with pytest.raises(ValueError, match="expected `batches` to hold at least one sample"):
+        audit(network, [empty], C4(), progress=False)
+    kept = evaluate_invariance(network, [*BATCHES, empty], C4(), keep="worst", progress=False).kept
+    assert kept is not None
+
+
+def test_labels_that_are_missing_later_are_told_without_what_nobody_asked_for() -> None:
+    with pytest.raises(ValueError, match="audit of C4: expected one label a sample in each batch, as in the first one"):
+        audit(perceptron(), [BATCHES[0], X[:8]], C4(), samples=0, progress=False)
+
+
+@pytest.mark.parametrize("name", [" turns", "turns ", "quarter\nturns"])
+def test_names_of_groups_have_no_blanks_at_their_ends(name: str) -> None:
+    with pytest.raises(ValueError, match="names without blanks at their ends"):
+        audit(perceptron(), BATCHES, {name: C4()}, progress=False)
+
+
+def test_names_of_outputs_are_written_as_they_are_typed() -> None:
+    moves = {"energy": None, "map": "same"}
+    with pytest.raises(ValueError, match=r"'map.orbit_share'.* but got \['maps.orbit_share'\]"):
+        audit(TwoOutputs(), [X], C4(), conditions=["maps.orbit_share < 1"], output_action=moves, progress=False)
+
+
+def test_a_class_that_is_named_twice_is_refused_as_that() -> None:
+    with pytest.raises(ValueError, match=r"to name each class once but got \['b'\]"):
+        audit(perceptron(), BATCHES, C4(), per_class=["a", "b", "b"], progress=False)
+
+
+@pytest.mark.parametrize("wrapped", [lambda each: [each], lambda each: {"test": each}])
+def test_a_single_loader_in_a_list_is_taken_and_several_are_refused(wrapped: Any) -> None:
+    class Listed(L.LightningDataModule):
+        several = False
+
+        def test_dataloader(self) -> Any:
+            loader = DataLoader(TensorDataset(X, Y), 8)
+            return [loader, loader] if self.several else wrapped(loader)
+
+    data = Listed()
+    assert audit(perceptron(), data, C4(), samples=0, progress=False).samples == 24
+    data.several = True
+    with pytest.raises(ValueError, match="to give one DataLoader but got 2 in a list: pass the one that is meant"):
+        audit(perceptron(), data, C4(), samples=0, progress=False)
+
+
+def test_a_group_that_cannot_act_is_found_before_another_has_worked() -> None:
+    class Untouched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("work was begun")
+
+    with pytest.raises(ValueError, match="audit of shifts: expected"):
+        audit(Untouched(), BATCHES, {"turns": C4(), "shifts": CyclicTranslations(5)}, progress=False)
+
+
+def test_an_error_names_the_arguments_of_audit() -> None:
+    class Listing(nn.Module):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [x]
+
+    with pytest.raises(ValueError, match="that gives them with `module=`"):
+        audit(Listing(), [X], C4(), progress=False)

@@ -595,3 +595,36 @@ def test_the_layer_that_breaks_is_named() -> None:
     assert (finding.severity, "'2', Conv2d" in finding.said) == ("note", True)
     assert finding.measured["orbit_share"] > 1e3 * finding.measured["floor"]
     assert "no layers" in check_setup(lambda x: x.flatten(1)[:, :3], [X], C4()).skipped["layers"]
+
+
+class CommonPart(nn.Module):
+    """Two numbers, both of which the pose moves alike."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pose, content = x[:, 0, :4].mean((1, 2)) - x[:, 0, 5:].mean((1, 2)), x.mean((1, 2, 3))
+        return torch.stack([pose + content, pose - content], dim=1)
+
+
+def test_a_part_that_is_common_to_all_outputs_is_told_where_no_labels_say_that_they_are_logits() -> None:
+    found = check_setup(CommonPart(), [X], C4())["common_part"]
+    assert found.severity == "problem"
+    assert "relative_logit_invariance_error" in found.remedy
+    with torch.no_grad():
+        outputs = torch.stack([CommonPart()(X.rot90(turn, (2, 3))) for turn in range(4)]).double()
+    means = outputs.mean(0)
+    within, between = (outputs - means).square().sum(-1).mean(), (means - means.mean(0)).square().sum(-1).mean()
+    share = float(within / (within + between))
+    assert found.measured["orbit_share_with_common_part"] == pytest.approx(share, rel=1e-4)
+    assert found.measured["orbit_share"] < 1e-6 < share
+    assert severity(check_setup(CommonPart(), [(X, Y % 2)], C4()), "common_part") == "fine"
+    assert severity(check_setup(perceptron(), [X], C4()), "common_part") == "note"
+
+
+def test_one_output_beside_labels_of_two_classes_is_told() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(81, 1))
+    found = check_setup(network, [(X, Y % 2)], C4())["single_output"]
+    assert found.severity == "note"
+    assert "torch.cat([torch.zeros_like(o), o], dim=1)" in found.remedy
+    as_said = check_setup(network, [(X, Y % 2)], C4(), logits=lambda o: torch.cat([torch.zeros_like(o), o], dim=1))
+    assert as_said["single_output"].severity == "fine"
+    assert severity(check_setup(network, [(X, Y.float())], C4()), "single_output") == "skipped"

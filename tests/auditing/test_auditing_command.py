@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -29,10 +30,10 @@ Y = torch.arange(16) % 3
 
 
 class Network(L.LightningModule):
-    def __init__(self, width: int = 4) -> None:
+    def __init__(self, width: int = 4, pixels: int = 36) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(36, width), nn.Tanh(), nn.Linear(width, 3))
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(pixels, width), nn.Tanh(), nn.Linear(width, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -146,10 +147,12 @@ def test_a_state_dict_does_as_well(config: Path, trained: tuple[Network, Path]) 
 
 def test_the_configuration_of_the_documentation_runs(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Classifier(Network):
-        pass
+        def __init__(self, width: int) -> None:
+            super().__init__(width, pixels=64)
 
     class Digits(Data):
-        pass
+        def test_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(TensorDataset(torch.randn(16, 1, 8, 8), Y), 8)  # the size of scikit-learn's digits
 
     project = ModuleType("my_project")
     for each in (Classifier, Digits):
@@ -251,3 +254,111 @@ def test_without_jsonargparse_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     assert run(config) == 2
     assert "pip install 'lightning-invariance[cli]'" in capsys.readouterr().err
+
+
+# Which weights, and which files ----------------------------------------------------------------------------------
+
+
+def test_it_says_which_weights_it_audited(
+    config: Path, trained: tuple[Network, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(config) == 0
+    told = capsys.readouterr()
+    assert "warning: no `ckpt_path` is given" in told.err
+    assert "weights: as constructed" in told.out
+    assert json.loads(Path("audit.json").read_text(encoding="utf-8"))["network"]["weights"] == "as constructed"
+    assert "weights: as constructed" in Path("audit.html").read_text(encoding="utf-8")
+    assert run(config, "--ckpt_path", str(trained[1])) == 0
+    told = capsys.readouterr()
+    assert "warning" not in told.err
+    digest = hashlib.sha256(trained[1].read_bytes()).hexdigest()[:12]
+    assert f"weights: last.ckpt, SHA-256 {digest}" in Path("audit.html").read_text(encoding="utf-8")
+    assert digest in json.loads(Path("audit.json").read_text(encoding="utf-8"))["network"]["weights"]
+
+
+def test_what_is_read_is_not_written_over(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(Network(5).state_dict(), "weights.json")
+    config.rename("settings.html")
+    for read, options in (
+        ("weights.json", ["--ckpt_path", "weights.json", "--out", "weights.html"]),
+        ("settings.html", ["--out", "./settings.html"]),
+    ):
+        before = Path(read).read_bytes()
+        assert run(Path("settings.html"), *options) == 2
+        assert f"would write over '{read}'" in capsys.readouterr().err
+        assert Path(read).read_bytes() == before
+
+
+class Refusing(Network):
+    def __init__(self) -> None:
+        raise AssertionError("work was begun")
+
+
+def test_out_that_cannot_be_written_is_found_before_any_work(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("audit.json").mkdir()
+    assert run(config, "--model", "test_auditing_command.Refusing") == 2
+    told = capsys.readouterr().err
+    assert "'audit.json' cannot be" in told
+    assert "work was begun" not in told
+
+
+# What messages name, the command has -----------------------------------------------------------------------------
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = Network(5).layers
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"scores": self.layers(x), "map": x * 2}
+
+
+def scores_of(output: dict[str, Tensor]) -> Tensor:
+    """As a user may have one."""
+    return output["scores"]
+
+
+def test_logits_are_taken_out_by_a_function_and_outputs_moved_by_their_names(config: Path) -> None:
+    model = ["--model", "test_auditing_command.Several", "--conditions", "[]"]
+    assert run(config, *model, "--logits", "test_auditing_command.scores_of") == 0
+    found = json.loads(Path("audit.json").read_text(encoding="utf-8"))
+    assert "orbit_share" in found["groups"][0]["measures"]
+    assert run(config, *model, "--output_action", "{scores: null, map: same}") == 0
+    measures = json.loads(Path("audit.json").read_text(encoding="utf-8"))["groups"][0]["measures"]
+    assert measures["map/relative_equivariance_error"]["value"] == 0
+    assert "scores/orbit_share" in measures
+
+
+# Checkpoints that are packed otherwise ---------------------------------------------------------------------------
+
+
+def prefixed(prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": value for name, value in Network(5).state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (prefixed("_orig_mod."), "its names hold '_orig_mod.', which torch.compile puts there"),
+        (prefixed("module."), "all names in it begin with 'module.': strip it"),
+        ({"state_dict": prefixed("model.")}, "all names in it begin with 'model.': strip it"),
+        ({"model": Network(5).state_dict(), "epoch": 3}, "the weights are under 'model': save these alone"),
+        (
+            {name.removeprefix("layers."): value for name, value in Network(5).state_dict().items()},
+            "it lacks 'layers.' in front of all names",
+        ),
+    ],
+)
+def test_weights_under_other_names_are_found(tmp_path: Path, content: Any, told: str) -> None:
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=re.escape(told)):
+        load_weights(Network(5), tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"e\x00\x01"])
+def test_a_file_that_is_no_checkpoint_is_told_in_words(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "other.ckpt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"or is no checkpoint \(.+ .+\): if you trust") as refused:
+        load_weights(Network(5), tmp_path / "other.ckpt")
+    assert "\x1b" not in str(refused.value)

@@ -33,6 +33,9 @@ refuse(name, r"`measures` to be among .* but got \['cosine'\]", audited, measure
 refuse_each(name, "`conditions` to hold comparisons of measures.* but got", audited, ["accuracy > 0", 3], "conditions")
 refuse(name, r"in `conditions` to name measures among .* but got \['x'\]", audited, conditions=["x < 1"])
 refuse(name, "in `conditions` to name a group among", audited, conditions=["D4: accuracy < 1"])
-refuse_each(name, r"`per_class` to be True .* but got", audited, [0, "cat", ["a", "a"]], "per_class")
+refuse_each(name, r"`per_class` to be True .* but got", audited, [0, "cat"], "per_class")
+refuse(name, r"`per_class` to name each class once but got \['a'\]", audited, per_class=["a", "a"])
+blank = "`actions` to have names without blanks at their ends, and single ones between, but got"
+refuse_each(name, blank, audited, [{" a": li.C4()}, {"a\nb": li.C4()}], "actions")
 refuse(name, "`target` to be .* but got", audited, target=1.5)
 give(name, lambda r: r.passed and list(r.groups) == ["C4"], audited)

@@ -74,8 +74,9 @@ give(name, is_nan, by_class, BASE[:0], ORBIT[:, :0], target=LABELS[:0], warns=""
 give(name, of_shape(4), by_class, BASE, ORBIT, target=LABELS, num_classes=4, warns="")
 
 name = "evaluate_invariance"
-options = [0, -1, [], "cat", ["a", "a"], [1, 2], 1.5, None]
+options = [0, -1, [], "cat", [1, 2], 1.5, None]
 refuse_each(name, "`per_class` to be True .*, False, the number", evaluated, options, "per_class")
+refuse(name, r"`per_class` to name each class once but got \['a'\]", evaluated, per_class=["a", "a"])
 refuse(name, "one label a sample for per_class=True but there are none", evaluated, per_class=True)
 energies = {"network": lambda x: x.mean(dim=(1, 2, 3)), "batches": [(X, LABELS)], "per_class": True}
 refuse(name, "`per_class` to be the number of classes, or their names", evaluated, **energies)
