@@ -408,6 +408,7 @@ def interrupted_after(count: int) -> Iterator[Any]:
         yield batch
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_what_is_done_and_no_condition_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # pictures cost most
     before = signal.getsignal(signal.SIGINT)
@@ -433,6 +434,7 @@ def test_ctrl_c_leaves_what_is_done_and_no_condition_passes(monkeypatch: pytest.
     assert (content["complete"], content["passed"]) == (False, False)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_ctrl_c_stops_at_once() -> None:
     def twice() -> Iterator[Any]:
         yield BATCHES[0]

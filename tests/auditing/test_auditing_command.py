@@ -240,6 +240,7 @@ def test_the_configuration_can_be_printed(config: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.filterwarnings("ignore:audit. the audit was stopped")
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_leaves_a_report(config: Path) -> None:
     assert run(config, "--data", "test_auditing_command.InterruptedData") == 130
     found = json.loads(Path("audit.json").read_text(encoding="utf-8"))
