@@ -192,6 +192,10 @@ WAYS = {
 }
 
 
+#: On the axis of accuracies.
+ACCURACY_TICKS = (98, 97, 96, 95, 90, 85, 80, 70, 50, 30)
+
+
 def accuracy_against_similarity(study: Study) -> Figure:
     """One panel a group, one colour a way, one area the cost of inference over DA's."""
     figure = Figure(figsize=(5.2 * len(GROUPS), 5.2), layout="constrained")
@@ -214,11 +218,16 @@ def accuracy_against_similarity(study: Study) -> Figure:
                     continue
                 x, y, cost = (np.array(values) for values in zip(*points, strict=True))
                 marker = "s" if convolutional else "o"
+                y = 100 - y
                 axes.scatter(x, y, 60 * cost, color=way.colour, marker=marker, alpha=0.55, linewidths=0)
                 axes.plot(x, y, color=way.colour, linewidth=1, alpha=0.7, marker=marker, markersize=2)
-        axes.set(title=group, xlabel="SI", xlim=(0, 1.05))
+        axes.set(title=group, xlabel="SI", xlim=(0, 1.05), yscale="log")
         axes.grid(alpha=0.3)
-    panels[0].set(ylabel="accuracy %")
+    # Of errors, as one network may be wrong in two of a hundred images and another in seventy; the best are on top.
+    panels[0].set(ylabel="accuracy %", yticks=[100 - tick for tick in ACCURACY_TICKS])
+    panels[0].set_yticklabels([str(tick) for tick in ACCURACY_TICKS])
+    panels[0].minorticks_off()
+    panels[0].invert_yaxis()
     handles = [Line2D([], [], color=way.colour, marker="o", linewidth=1, label=label) for label, way in WAYS.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
