@@ -91,8 +91,8 @@ def run_parts(parts: Sequence[Part], settings: Settings, folder: Path, jobs: int
                     for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                         bar.set_postfix_str(waiting.pop(future))
                         outcome = future.result()
-                        if isinstance(outcome, list):
-                            following = submit(execute, plan.runs_with_weight(outcome[0].run, settings))
+                        if isinstance(outcome, Run):
+                            following = submit(execute, plan.runs_with_weight(outcome, settings))
                             waiting |= following
                             bar.total += len(following)
                         bar.update()

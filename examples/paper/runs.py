@@ -331,14 +331,13 @@ def _store(result: Result, network: torch.nn.Module, folder: Path) -> None:
     unfinished.rename(runs / f"{result.run.name}.json")  # an interrupted run leaves no half of a result
 
 
-def search(run: Run, settings: Settings, folder: Path) -> list[Result]:
-    """Raises the run's weight until the maps on validation images are similar enough; every trial is a run."""
+def search(run: Run, settings: Settings, folder: Path) -> Run:
+    """The run with the weight from which on the maps on validation images are similar enough; every trial is a run."""
     quiet()
-    trials: list[Result] = []
 
     def similarity(weight: float) -> float:
-        trials.append(execute(replace(run, weight=weight), settings, folder))
-        return trials[-1].val["saliency_invariance_similarity"][0]
+        trial = execute(replace(run, weight=weight), settings, folder)
+        return trial.val["saliency_invariance_similarity"][0]
 
     grid = GRIDS.get((settings.dataset, run.group, run.model), GRID)
     found = search_weight(
@@ -348,8 +347,7 @@ def search(run: Run, settings: Settings, folder: Path) -> list[Result]:
         factor=grid.factor,
         max_trials=settings.max_trials or grid.max_trials,
     )
-    trials.sort(key=lambda trial: trial.run.weight != found.weight)  # the one that was found comes first
-    return trials
+    return replace(run, weight=found.weight)
 
 
 def _trainer(callbacks: list[L.Callback], **options: Any) -> L.Trainer:
@@ -358,10 +356,11 @@ def _trainer(callbacks: list[L.Callback], **options: Any) -> L.Trainer:
         accelerator="auto",
         devices=1,
         logger=False,
+        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        **{"enable_checkpointing": False, **options},
+        **options,
     )
 
 
