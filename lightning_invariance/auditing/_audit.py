@@ -129,7 +129,8 @@ def audit(
         "per_class": True if per_class is None else per_class,
         "keep": None if outputs is not None else "worst",
         "n": _WORST,
-        "more": (*(MEASURES[name] for name in more), *BY_ELEMENT),
+        "more": tuple(MEASURES[name] for name in more),
+        "besides": BY_ELEMENT,
     }
     own_device = device_of(module)
     device = own_device or torch.device("cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import isnan
 from typing import Any, TypeVar
@@ -32,25 +32,28 @@ from lightning_invariance.metrics._per_class import once_each
 _SUFFIX = "_by_element"
 
 #: What is measured of each element besides: the errors over the size of the motion.
-BY_ELEMENT = (
-    Measure(
-        f"normalized_logit_invariance_error{_SUFFIX}",
-        partial(LogitInvarianceError, normalize="logits", reduction="element"),
-        "normalized LI",
-    ),
-    Measure(
-        f"prediction_consistency{_SUFFIX}",
-        partial(PredictionConsistency, reduction="element"),
-        "consistency",
-        kinds=("classes", "pixels"),
-    ),
-    Measure(
-        f"orbit_accuracy{_SUFFIX}",
-        partial(OrbitAccuracy, reduction="element"),
-        "accuracy",
-        kinds=("classes", "pixels"),
-    ),
-)
+BY_ELEMENT = {
+    each.name: replace(each, unasked=each.kinds)
+    for each in (
+        Measure(
+            f"normalized_logit_invariance_error{_SUFFIX}",
+            partial(LogitInvarianceError, normalize="logits", reduction="element"),
+            "normalized LI",
+        ),
+        Measure(
+            f"prediction_consistency{_SUFFIX}",
+            partial(PredictionConsistency, reduction="element"),
+            "consistency",
+            kinds=("classes", "pixels"),
+        ),
+        Measure(
+            f"orbit_accuracy{_SUFFIX}",
+            partial(OrbitAccuracy, reduction="element"),
+            "accuracy",
+            kinds=("classes", "pixels"),
+        ),
+    )
+}
 
 Result = TypeVar("Result")
 
@@ -283,7 +286,7 @@ class GroupWork:
             found=results.found,
             by_element={name.removesuffix(_SUFFIX): each for name, each in results.items() if name.endswith(_SUFFIX)},
             motion=self.motion,
-            per_class={name: each for name, each in results.per_class.items() if not name.endswith(_SUFFIX)},
+            per_class=results.per_class,
             classes=results.classes,
             worst=results.kept,
             setup=self.setup,
@@ -296,8 +299,6 @@ class GroupWork:
         """The measures that are not there, by the reasons."""
         by_reason: dict[str, list[str]] = {}
         for name, why in self._evaluation.why_missing.items():
-            if name.endswith(_SUFFIX):
-                continue
             # The argument has another name here; with maps that cannot be had it is 0 too.
             for argument in ("saliency_samples", "sensitivity_samples"):
                 why = why.replace(argument, "samples") if not self.samples else why

@@ -83,9 +83,10 @@ class GroupEvaluation:
 
     Args:
         owner: who asks, for messages.
-        network: as for `evaluate_invariance`, and so are all options but `more`.
+        network: as for `evaluate_invariance`, and so are all options but `more` and `besides`.
         action: the group.
         more: where `measures` is None, others that are taken too if they can be.
+        besides: others that are taken too, by names of their own, and that have no values by class.
 
     Raises:
         ValueError: if an argument is none of what is expected.
@@ -110,6 +111,7 @@ class GroupEvaluation:
         keep: Literal["worst"] | None = None,
         n: int = 16,
         more: Sequence[Measure] = (),
+        besides: Mapping[str, Measure] | None = None,
     ) -> None:
         check_callable("network", network, "a module or a function")
         action = as_action(action)
@@ -136,6 +138,7 @@ class GroupEvaluation:
             per_class=per_class,
             on_orbit=None if keep is None else self._seen.update,
             more=more,
+            besides=besides,
         )
         self.action = action
         self._owner = owner
