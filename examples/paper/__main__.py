@@ -5,9 +5,9 @@
     python -m examples.paper --out paper_results --parts "table 1"       # a part of it
     python -m examples.paper --out paper_quick --quick                   # a smoke run
 
-Every training is a file in the folder, so that a run that was interrupted goes on where it stopped. At the end the
-folder holds `report.html` (tables beside the paper's, figures, the paper's claims), `results.json` with every number,
-and the figures.
+Every training is a file in the folder, so that a run that was interrupted goes on where it stopped; other data or
+settings are refused there. At the end the folder holds `report.html` (tables beside the paper's, figures, the paper's
+claims), `results.json` with every number, and the figures: of what there is, also after a part.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from examples.paper import plan
 from examples.paper.plan import FASHION_PARTS, PARTS, Part
 from examples.paper.report import write_report
-from examples.paper.runs import Run, Settings, execute, search
+from examples.paper.runs import Run, Settings, check_folder, execute, search
 
 
 def main() -> None:
@@ -63,7 +63,10 @@ def main() -> None:
             sizes=(300, 100, 50),
             quick=True,
         )
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    try:
+        check_folder(settings, arguments.out)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
     if arguments.search_rates:
         for run in tqdm(plan.rate_search(settings), desc="Rates", unit="run"):
             accuracy = execute(run, settings, arguments.out).val["accuracy"][0]
@@ -72,7 +75,10 @@ def main() -> None:
     if not arguments.report_only:
         parts = arguments.parts or (PARTS if settings.dataset == "mnist" else FASHION_PARTS)
         run_parts(parts, settings, arguments.out, arguments.jobs)
-    write_report(plan.collected(arguments.out), settings, arguments.out)
+    experiments = plan.collected(arguments.out)
+    if not experiments.results:
+        parser.error(f"Expected {arguments.out} to hold runs but got none: leave out --report-only to train.")
+    write_report(experiments, settings, arguments.out)
     print(f"\nWritten to {arguments.out}: report.html, results.json, figures")
 
 

@@ -34,11 +34,13 @@ Explanation = tuple[str, str]
 
 
 def explain_differences(experiments: Experiments, settings: Settings, folder: Path) -> list[dict[str, str]]:
-    """Rows of difference, experiment and conclusion."""
+    """Rows of difference, experiment and conclusion; of the methods that have runs."""
     rows = []
     for group in GROUPS:
         for model in MODELS:
             results = experiments.of(group, model)
+            if not results:
+                continue
             for column, (paper, deviation) in zip(COLUMNS, TABLE_1[group][model], strict=True):
                 ours, ours_deviation = mean_and_deviation([result.test[column][0] for result in results])
                 bar = hypot(*(0.0 if isnan(d) else d for d in (deviation, ours_deviation)), ROUNDING[column])
@@ -52,7 +54,8 @@ def explain_differences(experiments: Experiments, settings: Settings, folder: Pa
                         "conclusion": explained if experiment else "unexplained",
                     }
                 )
-        rows.append(_drift_row(experiments, settings, folder, group))
+        if all(experiments.of(group, model) for model in MODELS):
+            rows.append(_drift_row(experiments, settings, folder, group))
         if all(experiments.of(group, model) for model in REGULARISERS):
             rows.append(_sensitivity_row(experiments, group))
     return rows

@@ -30,13 +30,15 @@ COLOURS = {"WT": "tab:green", "DA": "tab:orange", "IR": "tab:blue", "IW": "tab:r
 def draw_of_networks(experiments: Experiments, settings: Settings, folder: Path) -> None:
     """Draws the figures that need the trained networks of the folder into it: figures 1 to 3."""
     for group in GROUPS:
+        if not _first_networks(experiments, folder, group):
+            continue
         saliency_over_orbit(experiments, settings, folder, group).savefig(folder / f"saliency_{group}.png", dpi=90)
         embedding(experiments, settings, folder, group).savefig(folder / f"tsne_{group}.png", dpi=90)
 
 
 def draw_of_study(study: Study, folder: Path, prefix: str = "") -> None:
     """Draws the figures that numbers are enough for: figures 4 and 5, and accuracy against SI."""
-    if study.dataset == "mnist":
+    if study.dataset == "mnist" and any(study.experiments.of(group, model) for group in GROUPS for model in COLOURS):
         drift(study.experiments).savefig(folder / f"{prefix}drift.png", dpi=90)
     if all(study.experiments.of(group, model) for group in GROUPS for model in REGULARISERS):
         sensitivity(study.experiments).savefig(folder / f"{prefix}sensitivity.png", dpi=90)
@@ -96,7 +98,9 @@ def embedding(experiments: Experiments, settings: Settings, folder: Path, group:
     orbit = action.orbit(images[:1])[1:, 0]  # the image itself is the first of the others
     networks = _first_networks(experiments, folder, group)
     figure = Figure(figsize=(4 * len(networks), 3.8), layout="constrained")
-    for axes, (model, network) in zip(figure.subplots(1, len(networks)), networks.items(), strict=True):
+    for axes, (model, network) in zip(
+        figure.subplots(1, len(networks), squeeze=False)[0], networks.items(), strict=True
+    ):
         features = penultimate(network, torch.cat([images, orbit]))
         points = TSNE(init="pca", perplexity=min(30, len(features) // 4), random_state=0).fit_transform(features)
         cloud, moved = points[: len(images)], points[len(images) :]

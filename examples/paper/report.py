@@ -55,7 +55,8 @@ def tables_of(studies: Mapping[str, Study]) -> dict[str, Table]:
     """Every table that there are results for, by a name."""
     tables = {}
     for name, study in studies.items():
-        tables[f"claims-{name}"] = _rows_of(check_claims(study.experiments), f"The paper's claims, {study.title}")
+        if claims := check_claims(study.experiments):
+            tables[f"claims-{name}"] = _rows_of(claims, f"The paper's claims, {study.title}")
         tables[f"table-1-{name}"] = table_1(study)
         tables[f"summary-{name}"] = summary_table(study)
         tables[f"cnn-{name}"] = cnn_table(study)
@@ -70,7 +71,7 @@ def tables_of(studies: Mapping[str, Study]) -> dict[str, Table]:
 
 
 def _rows_of(dicts: Sequence[Mapping[str, str]], caption: str) -> Table:
-    heading = list(dicts[0]) if dicts else []
+    heading = list(dicts[0])
     return Table(heading, [[row[name] for name in heading] for row in dicts], caption)
 
 

@@ -104,6 +104,18 @@ class Settings:
         batch, tested = (CNN_BATCH, CNN_TESTED) if convolutional else (BATCH, None)
         return TransformingImages(source, drift, action, self.split, batch, tested)
 
+    def told(self) -> dict[str, Any]:
+        """What the numbers depend on beside the run: data, sizes and epochs."""
+        data = self.data(GROUPS["R4"])
+        return {
+            "data": data.description,
+            "drift": data.drift_description,
+            "training, test and validation images": list(self.split),
+            "epochs of perceptrons": self.epochs,
+            "epochs of convolutional networks": self.cnn_epochs,
+            "images with saliency maps": self.explained_samples,
+        }
+
     def _source(self) -> Source:
         return self._load(self.dataset)
 
@@ -167,6 +179,23 @@ class Result:
     parameters: int
     kept_epoch: int
     seconds: float
+
+
+def check_folder(settings: Settings, folder: Path) -> None:
+    """Notes in a results folder what its runs have in common: two experiments never become one.
+
+    Raises:
+        ValueError: if the folder holds runs of other settings.
+    """
+    path, told = folder / "settings.json", settings.told()
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else told
+    if stored != told:
+        others = "; ".join(
+            f"{name}: {stored.get(name)}, now {told[name]}" for name in told if stored.get(name) != told[name]
+        )
+        raise ValueError(f"Expected {folder} to hold runs of the same settings, but got {others}. Name another --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(told, indent=1), encoding="utf-8")
 
 
 def result_of(run: Run, folder: Path) -> Result | None:

