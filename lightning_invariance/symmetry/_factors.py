@@ -77,12 +77,21 @@ class Channels:
     Args:
         size: how many.
         still: whether they are trivial if nothing else is found: those of constants are.
+
+    Attributes:
+        found: what they were found to be.
+        kernel: the elements that leave them where they are, if nothing else is found; the identity at least.
+        summed: whether they are of a dimension of a weight that an operation sums over.
+        made: whether they are of one that an operation makes its output's channels of.
     """
 
     def __init__(self, size: int, still: bool = False) -> None:
         self.size = size
         self.still = still
         self.found: Dim | None = None
+        self.kernel = frozenset({0})
+        self.summed = False
+        self.made = False
 
     def __repr__(self) -> str:
         return f"Channels({self.size})" if self.found is None else repr(self.found)
@@ -176,8 +185,8 @@ class Solver:
 
     def __init__(self, group: SpatialGroup) -> None:
         self.group = group
-        self.kinds = FieldKinds(group.cayley)
         self.names_dimensions = True  # of places, in words
+        self._kinds: dict[frozenset[int], FieldKinds] = {}
 
     # Equations ------------------------------------------------------------------------------------------------------
 
@@ -363,6 +372,18 @@ class Solver:
 
     # What is found --------------------------------------------------------------------------------------------------
 
+    def kinds_of(self, channels: Channels) -> FieldKinds:
+        """The fields that some channels can be given."""
+        if channels.kernel not in self._kinds:
+            self._kinds[channels.kernel] = FieldKinds(self.group.cayley, channels.kernel)
+        return self._kinds[channels.kernel]
+
+    def stays(self, factor: Factor) -> bool:
+        """Whether no element moves a factor that is trivial or channels."""
+        if isinstance(factor, Channels):
+            return factor.still or len(factor.kernel) == len(self.group)
+        return isinstance(factor, Trivial)
+
     def check_closed(self, dims: Iterable[Dim], what: str) -> None:
         """Raises a `Refusal` where an axis of a grid is there without the one that the group exchanges it with."""
         lacking = self.unpaired(dims)
@@ -423,7 +444,7 @@ class Solver:
                 start += size_of(part)
             return [torch.cat(parts)]
         if isinstance(first, Channels) and not first.still:
-            return [self.kinds.of(first.size).table[element]]
+            return [self.kinds_of(first).of(first.size).table[element]]
         return [torch.arange(first.size, device="cpu")]
 
     def _blocks(self, factors: Sequence[Factor]) -> list[list[int]]:
@@ -466,11 +487,7 @@ class Solver:
 
     def trivial_throughout(self, dims: Dims) -> bool:
         """Whether nothing of a tensor moves."""
-        return all(
-            isinstance(factor, Trivial) or (isinstance(factor, Channels) and factor.still)
-            for dim in dims
-            for factor in resolve(dim)
-        )
+        return all(self.stays(factor) for dim in dims for factor in resolve(dim))
 
     # Words ----------------------------------------------------------------------------------------------------------
 
@@ -479,10 +496,10 @@ class Solver:
         return " × ".join(self._factor_in_words(factor) for factor in resolve(dim)) or "1"
 
     def _factor_in_words(self, factor: Factor) -> str:
-        if isinstance(factor, Trivial) or (isinstance(factor, Channels) and factor.still):
+        if isinstance(factor, Trivial) or self.stays(factor):
             return f"{factor.size} trivial"
         if isinstance(factor, Channels):
-            fields = self.kinds.of(factor.size)
+            fields = self.kinds_of(factor).of(factor.size)
             order = len(self.group)
             counted = [(size, fields.count(size)) for size in sorted(set(fields.sizes), reverse=True)]
             names = {order: "regular", 1: "trivial"}

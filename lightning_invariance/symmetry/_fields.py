@@ -2,7 +2,7 @@ r"""What the channels of a hidden layer are given: regular fields, and quotient 
 
 The regular representation permutes :math:`|G|` channels as the group permutes itself, :math:`(g v)[r] = v[g^{-1} r]`; a
 quotient field permutes the :math:`|G| / |H|` cosets of a subgroup (Weiler and Cesa, 2019). A trivial field is a channel
-that stays.
+that stays. Where elements of a normal subgroup N leave channels where they are, the fields are those of G / N.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Fields:
     """How some channels are shared out.
 
     Attributes:
-        sizes: of each field, in the order of the channels; those of size ``|G|`` are regular, of size 1 trivial.
+        sizes: of each field, in the order of the channels; those of size ``|G / N|`` are regular, of size 1 trivial.
         table: ``(|G|, channels)``: element g moves v to ``v[table[g]]``.
     """
 
@@ -36,12 +36,21 @@ class FieldKinds:
 
     Args:
         cayley: the multiplication table, ``(|G|, |G|)``.
+        kernel: the elements that leave channels where they are: a normal subgroup N.
+
+    Attributes:
+        order: the size of a regular field, ``|G / N|``.
+        representatives: one element of each coset of N, the identity first; as the channels of a regular field.
     """
 
-    def __init__(self, cayley: Tensor) -> None:
-        self._order = len(cayley)
+    def __init__(self, cayley: Tensor, kernel: frozenset[int] = frozenset({0})) -> None:
+        members = torch.tensor(sorted(kernel))
+        representatives, coset = cayley[:, members].amin(dim=1).unique(return_inverse=True)
+        cayley = coset[cayley[representatives][:, representatives]]
         inverse = (cayley == 0).int().argmax(dim=1)
-        self._tables = _quotients(cayley, inverse)
+        self.order = len(representatives)
+        self.representatives: list[int] = representatives.tolist()
+        self._tables = {size: table[coset] for size, table in _quotients(cayley, inverse).items()}
         self._kept: dict[int, Fields] = {}
 
     def of(self, channels: int) -> Fields:

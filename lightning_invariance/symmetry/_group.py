@@ -128,6 +128,21 @@ class SpatialGroup:
         """Where the moved grid reads from, for the grid of the input alone."""
         return list(torch.unravel_index(self.table[element].reshape(self.sizes), self.sizes))
 
+    def keeps(self, element: int, axis: int, size: int, shifts: bool) -> bool:
+        """Whether an element leaves an axis of this size as it is."""
+        assert self.maps is not None
+        one = self.maps[element][axis]
+        shifted = shifts and int(one.shift * size) % size
+        return one.source == axis and not one.flipped and not shifted
+
+    def keeps_listed(self, element: int, axis: int) -> bool:
+        """Whether an element leaves an axis of the grid of the input as it is."""
+        read = self.listed(element)[axis]
+        own = torch.arange(self.sizes[axis], device="cpu").view(
+            [-1 if each == axis else 1 for each in range(self.axes)]
+        )
+        return torch.equal(read, own.expand_as(read))
+
     def same_motion(self, other: SpatialGroup) -> bool:
         """Whether another grid is moved by the same maps."""
         if self.maps is None or other.maps is None:

@@ -17,9 +17,14 @@ if TYPE_CHECKING:
 # Products -------------------------------------------------------------------------------------------------------------
 
 
-def _contract(trace: Trace, left: Dim, right: Dim) -> None:
-    trace.solver.equate(left, right)
-    trace.solver.check_closed([left], "it sums over")
+def _contract(trace: Trace, left: tuple[Tensor, int], right: tuple[Tensor, int]) -> None:
+    """Sums over a dimension of two tensors."""
+    one, other = (trace.of(tensor)[place] for tensor, place in (left, right))
+    trace.solver.equate(one, other)
+    trace.solver.check_closed([one], "it sums over")
+    for (tensor, place), (partner, _) in ((left, right), (right, left)):
+        if trace.is_fixed(tensor) and not trace.is_fixed(partner):
+            trace.note_sum(tensor, place)
 
 
 def _add(trace: Trace, dims: Dims, bias: Tensor) -> None:
@@ -39,7 +44,7 @@ def _(trace: Trace, output: Tensor, **arguments: Any) -> Dims:
     left, right = tensors[-2:]
     bias = tensors[0] if len(tensors) == 3 else None
     a, b = trace.of(left), trace.of(right)
-    _contract(trace, a[-1], b[-2] if len(b) > 1 else b[-1])
+    _contract(trace, (left, -1), (right, -2 if len(b) > 1 else -1))
     for one, other in zip(a[:-2], b[:-2], strict=False):
         trace.solver.equate(one, other)
     dims = (*a[:-1], *b[-1:]) if len(b) > 1 else a[:-1]
@@ -50,8 +55,8 @@ def _(trace: Trace, output: Tensor, **arguments: Any) -> Dims:
 
 @register_rule("aten.linear")
 def _(trace: Trace, output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Dims:
-    given, (out, inner) = trace.of(input), trace.of(weight)
-    _contract(trace, given[-1], inner)
+    given, (out, _) = trace.of(input), trace.of(weight)
+    _contract(trace, (input, -1), (weight, 1))
     dims = (*given[:-1], out)
     if bias is not None:
         _add(trace, dims, bias)
@@ -211,6 +216,8 @@ def _(
     else:
         given, wide = second, first
         sizes = (groups, weight.shape[0] // groups)
+    if trace.is_fixed(weight):
+        trace.note_sum(weight, 0 if transposed else 1)
     if groups == 1:
         trace.solver.equate(depth, given)
         trace.solver.check_closed([depth], "it sums over")

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_invariance._containers import describe_value
 from lightning_invariance.symmetry import _rules
-from lightning_invariance.symmetry._factors import Dim, Dims, Refusal, Solver, channels
+from lightning_invariance.symmetry._factors import Channels, Dim, Dims, Refusal, Solver, channels
 
 
 @dataclass
@@ -124,6 +124,16 @@ class Trace:
     def fix(self, tensors: Sequence[Tensor]) -> None:
         """Notes that tensors do not depend on the input."""
         self._fixed.update(id(tensor) for tensor in tensors)
+
+    def note_sum(self, tensor: Tensor, place: int) -> None:
+        """Notes that an operation sums over a dimension of a weight, and makes its output's channels of the others."""
+        dims = self.of(tensor)
+        for other, dim in enumerate(dims):
+            for factor in dim:
+                if isinstance(factor, Channels) and other == place % len(dims):
+                    factor.summed = True
+                elif isinstance(factor, Channels):
+                    factor.made = True
 
     def is_of_power_iteration(self, name: str, tensors: Sequence[Tensor], output: Tensor) -> bool:
         """Whether an operation is part of spectral normalisation, σ = uᵀ W v with vectors that the network holds.

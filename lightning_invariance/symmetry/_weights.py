@@ -44,6 +44,7 @@ from lightning_invariance.symmetry._factors import (
     trivial,
 )
 from lightning_invariance.symmetry._group import SpatialGroup
+from lightning_invariance.symmetry._poses import find_kernels
 from lightning_invariance.symmetry._projection import Projection, joined
 from lightning_invariance.symmetry._trace import Trace, Watch, Weight, listen_to
 
@@ -256,8 +257,7 @@ class WeightSymmetry:
         order: call it before training.
         """
         for channels, filters in self._hidden():
-            fields = self._solver.kinds.of(channels.size)
-            order = self._matched(filters, fields.count(len(self._solver.group)))
+            order = self._matched(filters, channels)
             holding = [weight for weight in self._weights if _holds(weight.dims, channels)]
             before = sum(map(self._apart, holding))
             self._rearrange(holding, channels, order)
@@ -284,7 +284,9 @@ class WeightSymmetry:
         makers: dict[int, tuple[Channels, Weight]] = {}
         for weight in self._weights:
             rows = resolve(weight.dims[0]) if weight.tensor.ndim > 1 else ()
-            if len(rows) != 1 or not isinstance(rows[0], Channels) or rows[0].still or _holds(weight.dims[1:], rows[0]):
+            if len(rows) != 1 or not isinstance(rows[0], Channels) or self._solver.stays(rows[0]):
+                continue
+            if _holds(weight.dims[1:], rows[0]):
                 continue
             known = makers.setdefault(id(rows[0]), (rows[0], weight))
             norms = known[1].tensor.numel() == known[1].tensor.shape[0]
@@ -292,13 +294,14 @@ class WeightSymmetry:
                 makers[id(rows[0])] = (rows[0], weight)
         yield from makers.values()
 
-    def _matched(self, filters: Weight, fields: int) -> Tensor:
+    def _matched(self, filters: Weight, channels: Channels) -> Tensor:
         """The order of the rows of a weight: fields of the strongest row left and those nearest to it, moved."""
         rows = filters.tensor.detach().flatten(1).double().cpu()
-        moves = [self._solver.table(filters.dims[1:], element) for element in range(len(self._solver.group))]
+        kinds = self._solver.kinds_of(channels)
+        moves = [self._solver.table(filters.dims[1:], element) for element in kinds.representatives]
         left = rows.norm(dim=1).argsort(descending=True).tolist()
         order: list[int] = []
-        for _ in range(fields):
+        for _ in range(kinds.of(channels.size).count(kinds.order)):
             seed = left.pop(0)
             order.append(seed)
             for move in moves[1:]:
@@ -376,14 +379,14 @@ class WeightSymmetry:
 
     def fields_in_words(self) -> str:
         """How hidden channels are shared out."""
-        sizes = {
-            each.size
+        found = {
+            (each.size, self._solver.in_words((each,)))
             for weight in self._weights
             for dim in weight.dims
             for each in resolve(dim)
             if isinstance(each, Channels)
         }
-        return ", ".join(f"{size} channels are {self._solver.in_words((Channels(size),))}" for size in sorted(sizes))
+        return ", ".join(f"{size} channels are {words}" for size, words in sorted(found))
 
     _input_spec: InputSpec = None
 
@@ -430,12 +433,14 @@ class WeightSymmetry:
 
     def _few(self) -> list[str]:
         """Hidden channels that have few fields, and outputs that have fewer to be made of than there are of them."""
-        order = len(self._solver.group)
         said: dict[int, str] = {}
         for weight in self._weights:
             factors = [resolve(dim) for dim in weight.dims]
             for factor in (each for dim in factors for each in dim):
-                if isinstance(factor, Channels) and not factor.still and factor.size < 2 * order:
+                if not isinstance(factor, Channels) or self._solver.stays(factor):
+                    continue
+                order = self._solver.kinds_of(factor).order
+                if factor.size < 2 * order:
                     said.setdefault(
                         id(factor),
                         f"{factor.size} channels of {weight.name!r} are {self._solver.in_words((factor,))}, as many "
@@ -447,10 +452,12 @@ class WeightSymmetry:
                     f"{weight.name!r} has no fields but trivial ones: it is the same in all poses, and what it makes "
                     "is one feature where it could be several",
                 )
-            if len(factors) >= 2 and not any(factors[2:]) and all(isinstance(each, Channels) for each in factors[1]):
+            columns = [each for each in factors[1] if isinstance(each, Channels)] if len(factors) >= 2 else []
+            if columns and len(columns) == len(factors[1]) and not any(factors[2:]):
                 outputs = [each.size for each in factors[0] if isinstance(each, Trivial)]
                 width = weight.tensor.shape[1]
-                if outputs and 1 < width // order < outputs[0]:
+                order = max(self._solver.kinds_of(each).order for each in columns)
+                if outputs and order > 1 and 1 < width // order < outputs[0]:
                     said.setdefault(
                         id(weight),
                         f"{outputs[0]} outputs of {weight.name!r} are made of {width // order} fields: its input "
@@ -641,7 +648,7 @@ def _key(dims: Dims) -> Any:
 
     def of(factor: Any) -> Any:
         if isinstance(factor, Channels):
-            return ("channels", factor.size, factor.still)
+            return ("channels", factor.size, factor.still, factor.kernel)
         if isinstance(factor, Joined):
             return ("joined", *(_key((part,)) for part in factor.parts))
         return factor
@@ -920,6 +927,7 @@ def trace_of(
                 start.restore()
             _follow(trace, network, call, reader)
             solve_output(trace, motion, solver.group.action, call.inputs[0])
+    find_kernels([weight.dims for weight in trace.weights.values()], solver.group)
     buffers = dict(network.named_buffers())
     for weight in trace.weights.values():
         if weight.is_statistic:  # what was seen is a copy

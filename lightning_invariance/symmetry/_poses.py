@@ -1,0 +1,81 @@
+r"""Which elements leave hidden channels where they are: those that nothing in the weights before them tells apart.
+
+A weight makes channels from all else that it has: its kernel's places, the channels that it sums over. In a regular
+field, the filters of a field are one filter, moved. An element n that leaves all else where it is moves no filter, and
+the channels r and n r of a field would be copies of each other: shifts do so to convolutions. The elements that do so
+to every weight that makes some channels are a normal subgroup N, and the channels are given fields of G / N, which are
+as good and :math:`|N|` times as many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from lightning_invariance.symmetry._factors import Channels, Dim, Dims, Factor, Joined, Listed, Places, resolve
+from lightning_invariance.symmetry._group import SpatialGroup
+
+
+def find_kernels(weights: Sequence[Dims], group: SpatialGroup) -> None:
+    """Notes with all channels of some weights which elements leave them where they are.
+
+    The largest such subgroups are found: at first all elements do, and each round takes those away that a weight tells
+    apart by what was found in the round before.
+
+    Args:
+        weights: how each of them moves.
+        group: the group.
+    """
+    makers = [made for dims in weights for made in _makers(dims)]
+    everything = frozenset(range(len(group)))
+    for channels, _ in makers:
+        channels.kernel = everything
+    changed = True
+    while changed:
+        changed = False
+        for channels, beside in makers:
+            kernel = channels.kernel.intersection(*(_kernel(factor, group) for factor in beside))
+            changed = changed or kernel != channels.kernel
+            channels.kernel = kernel
+
+
+def _makers(dims: Dims) -> Iterator[tuple[Channels, list[Factor]]]:
+    """The channels that a weight has a part in making, with the factors beside them."""
+    for place, dim in enumerate(dims):
+        if _is_summed(dim):
+            continue
+        others = [factor for other, each in enumerate(dims) if other != place for factor in resolve(each)]
+        for channels, beside in _beside(dim):
+            yield channels, [*beside, *others]
+
+
+def _is_summed(dim: Dim) -> bool:
+    """Whether operations only sum over a dimension."""
+    return bool(dim) and all(isinstance(each, Channels) and each.summed and not each.made for each in dim)
+
+
+def _beside(dim: Iterable[Factor]) -> Iterator[tuple[Channels, list[Factor]]]:
+    """The channels in a dimension, each with the factors that it is a product with."""
+    factors = resolve(dim)
+    for place, factor in enumerate(factors):
+        rest = [*factors[:place], *factors[place + 1 :]]
+        if isinstance(factor, Channels):
+            yield factor, rest
+        elif isinstance(factor, Joined):
+            for part in factor.parts:
+                for channels, beside in _beside(part):
+                    yield channels, [*rest, *beside]
+
+
+def _kernel(factor: Factor, group: SpatialGroup) -> frozenset[int]:
+    """The elements that leave a factor where it is."""
+    elements = range(len(group))
+    if isinstance(factor, Channels) and not factor.still:
+        return factor.kernel
+    if isinstance(factor, Joined):
+        parts = (_kernel(each, group) for part in factor.parts for each in resolve(part))
+        return frozenset(elements).intersection(*parts)
+    if isinstance(factor, Places):
+        return frozenset(each for each in elements if group.keeps(each, factor.axis, factor.size, factor.shifts))
+    if isinstance(factor, Listed):
+        return frozenset(each for each in elements if factor.group.keeps_listed(each, factor.axis))
+    return frozenset(elements)
