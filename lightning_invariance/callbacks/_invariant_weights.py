@@ -57,8 +57,9 @@ _DRIFT = 1e-3
 class InvariantWeights(NetworkCallback):
     r"""Keeps the weights of an ordinary network invariant to a group, so that the network is exactly invariant.
 
-    Hidden channels are given the regular representation; then the group acts on every weight such that
-    :math:`f_{gw}(gx) = f_w(x)`, and weights that stay, :math:`w = P w` with the mean over the group
+    Hidden channels are given the regular representation, or stay where nothing tells poses apart, as under shifts. Then
+    the group acts on every weight such that :math:`f_{gw}(gx) = f_w(x)`, and weights that stay, :math:`w = P w` with
+    the mean over the group
 
     .. math::
         P w = \frac{1}{|G|} \sum_{g \in G} g w,
@@ -350,8 +351,11 @@ class InvariantWeights(NetworkCallback):
             for outline in self._outlines if symmetry.unused else []:  # of a training that is resumed
                 with suppress(ValueError, RuntimeError):
                     symmetry = symmetry.extended(call_from(outline, self.action, calls[0].inputs[0].device))
-        if symmetry.is_identity:
-            raise ValueError(f"Expected {self._network_in_words(module)} to have weights that {self.action!r} moves.")
+        if symmetry.is_identity and not symmetry.unused:
+            raise ValueError(
+                f"Expected {self._network_in_words(module)} to have weights that {self.action!r} moves but it does "
+                "what is asked whatever they are: leave InvariantWeights out."
+            )
         _refuse_frozen(symmetry)
         self._later = LaterCalls(symmetry, calls, partial(self._arguments, network), _refuse_frozen, self._warn_of)
         self._norms = [each for each in network.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]

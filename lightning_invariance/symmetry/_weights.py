@@ -682,6 +682,9 @@ def symmetrize(
     .. math::
         (gK)[o, r; i, s] = \mathrm{rot}_g\, K[o, g^{-1} r; i, g^{-1} s].
 
+    Channels that nothing tells apart over poses need none: under shifts, which move no kernel, they are trivial, and
+    what is tied is layers that read off places.
+
     The network is not changed, until `WeightSymmetry.project_` is called. What is found is verified on the example:
     with invariant weights, :math:`f(gx) = f(x)` in double precision.
 

@@ -13,7 +13,7 @@ from typing import Any
 import invariant_weights_worker
 import pytest
 import torch
-from helpers import Batches, loader, made, trainer_for
+from helpers import CLASSES, Batches, loader, made, trainer_for
 from invariant_weights_by_hand import (
     LAYOUTS,
     SIDE,
@@ -540,6 +540,15 @@ class FrozenInDisorder(Trained):
         self.model[3].requires_grad_(False)
 
 
+class InvariantAlready(Trained):
+    """Sees one place at a time, and takes the mean over them."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        layers = [nn.Conv2d(1, 8, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, CLASSES)]
+        self.model = nn.Sequential(*layers)
+
+
 class CallsItsNetwork(Trained):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return F.cross_entropy(self.model(batch[0]), batch[1])
@@ -547,6 +556,7 @@ class CallsItsNetwork(Trained):
 
 REFUSED: dict[str, tuple[type[Trained], list[InvariantWeights], dict[str, Any], str]] = {
     "frozen": (FrozenInDisorder, [keeping()], {}, r"frozen parameters .* but 'model\.3\.weight', 'model\.3\.bias' are"),
+    "nothing to do": (InvariantAlready, [keeping()], {}, "whatever they are: leave InvariantWeights out"),
     "no call": (CallsItsNetwork, [keeping()], {}, r"saw no such call: name .* `network=` \(such as 'model'\)"),
     "no end": (Trained, [keeping("merge")], {"max_epochs": -1}, "how many steps .* but it has no end"),
     "two of one network": (

@@ -180,6 +180,87 @@ def test_kernels_move_as_the_equation_says() -> None:
     assert torch.allclose(network[4].weight, head.view(2, 3, 4).mean(2).repeat_interleave(4, 1), atol=1e-7)
 
 
+def shifted_reader() -> nn.Sequential:
+    """Reads its outputs off each of 4×4 places."""
+    first, second = (nn.Conv2d(*pair, 3, padding=1, padding_mode="circular") for pair in ((1, 8), (8, 12)))
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(12 * 16, 2))
+
+
+def test_shifts_leave_convolutions_and_what_they_make_as_they_are() -> None:
+    # A convolution commutes with shifts whatever its kernel is: what has to change is the layer that reads off places.
+    network, x = shifted_reader(), noise(3, 1, 8, 8)
+    kept = {key: value.clone() for key, value in network.state_dict().items()}
+    symmetry = symmetrize(network, CyclicTranslations(4), x)
+    symmetry.project_()
+    for key in ("0.weight", "0.bias", "2.weight", "2.bias"):
+        assert torch.equal(network.state_dict()[key], kept[key])
+    means = kept["6.weight"].view(2, 12, 4, 4).mean(3, keepdim=True).expand(2, 12, 4, 4)
+    torch.testing.assert_close(network[6].weight.view(2, 12, 4, 4), means)
+    assert error(network, x, lambda y: y.roll(2, -1)) < 1e-12
+    assert error(network, x, lambda y: y.roll(2, -2)) > 1e-3
+    assert symmetry.fields_in_words() == "8 channels are 8 trivial, 12 channels are 12 trivial"
+
+
+def test_of_shifts_and_flips_channels_need_the_poses_that_flips_make() -> None:
+    network, x = shifted_reader(), noise(3, 1, 8, 8)
+    kernel = network[2].weight.detach().clone()
+    symmetrize(network, CyclicTranslations(4) * HorizontalFlip(), x).project_()
+    # Fields of two: K[2o + r, 2i + s] and, flipped, K[2o + 1 - r, 2i + 1 - s] are one.
+    for o, r, i, s in product(range(6), range(2), range(4), range(2)):
+        mean = (kernel[2 * o + r, 2 * i + s] + kernel[2 * o + 1 - r, 2 * i + 1 - s].flip(-1)) / 2
+        torch.testing.assert_close(network[2].weight[2 * o + r, 2 * i + s], mean)
+    assert error(network, x, lambda y: y.flip(-1).roll(4, -1)) < 1e-12
+
+
+def test_points_that_are_exchanged_share_their_layers_as_they_are() -> None:
+    network = nn.Sequential(nn.Conv1d(5, 16, 1), nn.ReLU(), nn.Conv1d(16, 7, 1), nn.Flatten(), nn.Linear(42, 3))
+    symmetry = symmetrize(network, C3, noise(2, 5, 6))
+    free = {row.weight: row.free for row in symmetry.report().rows}
+    assert free["0.weight"] == free["2.weight"] == 1.0
+    assert free["4.weight"] == pytest.approx(1 / 3)
+
+
+class Positioned(nn.Module):
+    """A learned number for each place and channel, or none."""
+
+    def __init__(self, learned: bool) -> None:
+        super().__init__()
+        self.patches, self.head = nn.Conv2d(1, 16, 2, 2), nn.Linear(16, 2)
+        self.positions = nn.Parameter(noise(16, 4, 4)) if learned else 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.patches(x) + self.positions).relu().mean((2, 3)))
+
+
+class Mirrored(nn.Module):
+    """An autoencoder whose second layer is its first one, turned over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias, self.head = nn.Parameter(noise(16, 64)), nn.Parameter(noise(16)), nn.Linear(64, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.linear(x.flatten(1), self.weight, self.bias).relu()
+        return self.head(F.linear(hidden, self.weight.t()))
+
+
+@pytest.mark.parametrize(
+    ("make", "action", "said"),
+    [
+        # Learned positions tell shifts apart, and so does a layer that reads off places.
+        (lambda: Positioned(learned=True), CyclicTranslations(4), "16 channels are 4 regular"),
+        (lambda: Positioned(learned=False), CyclicTranslations(4), "16 channels are 16 trivial"),
+        (Mirrored, C4(), "16 channels are 4 regular"),
+    ],
+)
+def test_channels_have_poses_where_something_tells_these_apart(make: Any, action: Action, said: str) -> None:
+    network, x = made(make), noise(3, 1, 8, 8)
+    symmetry = symmetrize(network, action, x)
+    symmetry.project_()
+    assert symmetry.fields_in_words() == said
+    assert error(network, x, quarter if action == C4() else lambda y: y.roll(2, -1)) < 1e-12
+
+
 def test_gradients_become_those_of_the_mean_over_the_orbit() -> None:
     network, x = made(Residual).double(), noise(4, 3, 16, 16).double()
     y = torch.tensor([0, 1, 2, 3])
@@ -219,12 +300,15 @@ def test_merging_goes_a_part_of_the_way() -> None:
     assert symmetry.asymmetry() == pytest.approx(rest / (1 - before**2 + rest**2) ** 0.5, rel=1e-4)
 
 
-def test_channels_of_a_trained_network_are_paired() -> None:
+@pytest.mark.parametrize("action", [C4(), CyclicTranslations(4) * HorizontalFlip()], ids=["turns", "shifts and flips"])
+def test_channels_of_a_trained_network_are_paired(action: Action) -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 3, padding=1), nn.ReLU())
+    padding_mode = "zeros" if action == C4() else "circular"
+    convolutions = (nn.Conv2d(*pair, 3, padding=1, padding_mode=padding_mode) for pair in ((1, 16), (16, 8)))
+    network = nn.Sequential(next(convolutions), nn.ReLU(), next(convolutions), nn.ReLU())
     network = nn.Sequential(*network, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
     x = noise(3, 1, 8, 8)
-    symmetry = symmetrize(network, C4(), x)
+    symmetry = symmetrize(network, action, x)
     symmetry.project_(keep_norms=True)
     order, later = torch.randperm(16), torch.randperm(8)
     with torch.no_grad():  # the same function, its channels in disorder
