@@ -11,7 +11,16 @@ from typing import Literal
 from examples.paper.data import PAPER_SIZES
 from examples.paper.methods import METHODS, REGULARISED
 from examples.paper.paper_numbers import SI
-from examples.paper.runs import GROUPS, RATES_TRIED, TARGET_SI, Result, Run, Settings, read_result
+from examples.paper.runs import (
+    GROUPS,
+    PERCEPTRON_RATES_TRIED,
+    RATES_TRIED,
+    TARGET_SI,
+    Result,
+    Run,
+    Settings,
+    read_result,
+)
 
 TABLE_1 = ("WT", "DA", "IR")
 FIGURE_5 = ("DA", "IR KL", "IR normalised L2", "IR")
@@ -108,9 +117,14 @@ def runs_with_weight(found: Run, settings: Settings) -> list[Run]:
 
 
 def rate_search(settings: Settings) -> list[Run]:
-    """What `CNN_RATES` were chosen by: validation images alone."""
+    """What `CNN_RATES` and `ANNEALED_RATE` were chosen by: validation images alone."""
     models = ("CNN DA", "CNN pooled", "escnn C4", "CNN IW", "CNN IW project")
-    return [Run("R4", model, 0, settings.cnn_epochs, rate=rate) for model in models for rate in RATES_TRIED]
+    convolutional = [Run("R4", model, 0, settings.cnn_epochs, rate=rate) for model in models for rate in RATES_TRIED]
+    return convolutional + [
+        Run("R4", model, 0, settings.epochs, rate=rate)
+        for model in ("DA annealed", "IW")
+        for rate in PERCEPTRON_RATES_TRIED
+    ]
 
 
 @dataclass

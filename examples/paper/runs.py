@@ -40,9 +40,10 @@ CNN_TESTED = 10_000
 #: (R4, MNIST, seed 0), by ``--search-rates``. Every other method has that of DA.
 CNN_RATES = {"CNN DA": 3e-2, "CNN IW": 1e-1, "CNN IW project": 3e-2, "CNN pooled": 3e-2}
 STEERABLE_RATE = 1e-1
-#: Of annealed perceptrons; taken without a search.
+#: Of annealed perceptrons: the best of `PERCEPTRON_RATES_TRIED` for invariant weights, in the same search.
 ANNEALED_RATE = 3e-3
 RATES_TRIED = (3e-3, 1e-2, 3e-2, 1e-1)
+PERCEPTRON_RATES_TRIED = (1e-3, 3e-3, 1e-2)
 #: Where few images train a convolutional network, there are so many epochs that it takes at least so many steps.
 FEWEST_STEPS = 800
 

@@ -19,7 +19,7 @@ from examples.paper.plan import (
     TRAIN_SIZES,
     mean_and_deviation,
 )
-from examples.paper.runs import CNN_BATCH, CNN_TESTED, FEWEST_STEPS, GROUPS, RATES_TRIED, TARGET_SI, Result
+from examples.paper.runs import CNN_BATCH, CNN_TESTED, FEWEST_STEPS, GROUPS, TARGET_SI, Result
 from examples.paper.study import ACCURACY, HEADINGS, SHARE, SIGMA, WORST, Study
 from lightning_invariance.report.html import Table
 
@@ -165,19 +165,20 @@ def front_table(study: Study) -> Table:
 
 
 def rates_table(study: Study) -> Table:
-    """The learning rates that were tried for the convolutional networks."""
+    """The learning rates that were tried for the methods whose rate is annealed."""
     found = {
         (result.run.model, result.run.rate): result.val[ACCURACY][0]
         for result in study.experiments.results
         if result.run.rate is not None
     }
+    rates = sorted({rate for _, rate in found})
     rows = []
     for model in dict.fromkeys(model for model, _ in found):
-        tried = {rate: found[model, rate] for rate in RATES_TRIED if (model, rate) in found}
+        tried = {rate: found[model, rate] for rate in rates if (model, rate) in found}
         best = max(tried, key=lambda rate: tried[rate])
-        cells = (shown(ACCURACY, tried[rate]) if rate in tried else "–" for rate in RATES_TRIED)
+        cells = (shown(ACCURACY, tried[rate]) if rate in tried else "–" for rate in rates)
         rows.append([model, *cells, f"{best:g}"])
-    heading = ["model", *(f"rate {rate:g}" for rate in RATES_TRIED), "best"]
+    heading = ["model", *(f"rate {rate:g}" for rate in rates), "best"]
     return Table(heading, rows, f"Learning rates, {study.title}", "Accuracy % on validation images, R4, one seed.")
 
 
