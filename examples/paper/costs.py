@@ -12,7 +12,7 @@ from examples.paper.data import BATCH
 from examples.paper.methods import METHODS, build, callbacks_of
 from examples.paper.models import Classifier
 from examples.paper.plan import CNN_TABLE
-from examples.paper.runs import CNN_BATCH, GROUPS, Settings, quiet
+from examples.paper.runs import CNN_BATCH, GROUPS, Settings, quiet, write_whole
 from lightning_invariance import compare
 
 #: The first of each is the one whose times the others' are set against.
@@ -25,7 +25,7 @@ def costs(settings: Settings, folder: Path) -> Costs:
     path = folder / "costs.json"
     if not path.exists():
         quiet()
-        path.write_text(json.dumps({group: _of(group, settings) for group in GROUPS}, indent=1), encoding="utf-8")
+        write_whole(path, json.dumps({group: _of(group, settings) for group in GROUPS}, indent=1))
     found: Costs = json.loads(path.read_text(encoding="utf-8"))
     return found
 

@@ -189,14 +189,17 @@ def check_folder(settings: Settings, folder: Path) -> None:
         ValueError: if the folder holds runs of other settings.
     """
     path, told = folder / "settings.json", settings.told()
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else told
+    if not path.exists():
+        if any((folder / "runs").glob("*.json")):
+            raise ValueError(f"Expected {path} to say what the runs beside it are of, but there is none.")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(told, indent=1))
+    stored = json.loads(path.read_text(encoding="utf-8"))
     if stored != told:
         others = "; ".join(
             f"{name}: {stored.get(name)}, now {told[name]}" for name in told if stored.get(name) != told[name]
         )
         raise ValueError(f"Expected {folder} to hold runs of the same settings, but got {others}. Name another --out.")
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(told, indent=1), encoding="utf-8")
 
 
 def result_of(run: Run, folder: Path) -> Result | None:
@@ -356,9 +359,14 @@ def _store(result: Result, network: torch.nn.Module, folder: Path) -> None:
     runs = folder / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     torch.save(network.state_dict(), runs / f"{result.run.name}.pt")
-    unfinished = runs / f"{result.run.name}.json.part"
-    unfinished.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
-    unfinished.rename(runs / f"{result.run.name}.json")  # an interrupted run leaves no half of a result
+    write_whole(runs / f"{result.run.name}.json", json.dumps(asdict(result), indent=1))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that an interruption leaves no half of."""
+    unfinished = path.with_name(f"{path.name}.part")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.rename(path)
 
 
 def search(run: Run, settings: Settings, folder: Path) -> Run:

@@ -83,6 +83,7 @@ class Channels:
         kernel: the elements that leave them where they are, if nothing else is found; the identity at least.
         summed: whether they are of a dimension of a weight that an operation sums over.
         made: whether they are of one that an operation makes its output's channels of.
+        inherited: whether they are the part of these that an operation has from its input: the groups of a convolution.
     """
 
     def __init__(self, size: int, still: bool = False) -> None:
@@ -92,6 +93,7 @@ class Channels:
         self.kernel = frozenset({0})
         self.summed = False
         self.made = False
+        self.inherited = False
 
     def __repr__(self) -> str:
         return f"Channels({self.size})" if self.found is None else repr(self.found)

@@ -55,6 +55,9 @@ class SpatialGroup:
             )
         self.cayley = cayley
         self.maps = _affine_maps(self.table, self.sizes)
+        if self.maps is None:
+            self.dims, self.sizes, self.table = _without_axes_that_stay(self.dims, self.sizes, self.table)
+            self.maps = _affine_maps(self.table, self.sizes)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -194,6 +197,27 @@ def _place_table(action: Action, x: Tensor, dims: tuple[int, ...], sizes: tuple[
             )
         rows.append(whole_numbers.flatten().long())
     return torch.stack(rows)
+
+
+def _without_axes_that_stay(
+    dims: tuple[int, ...], sizes: tuple[int, ...], table: Tensor
+) -> tuple[tuple[int, ...], tuple[int, ...], Tensor]:
+    """The dimensions, their sizes and the permutations, without axes along which nothing moves or differs.
+
+    Points that are exchanged with all that they have are an axis of points; what they have is none of the grid's.
+    """
+    for axis in reversed(range(len(sizes))):
+        others = [each for each in range(len(sizes)) if each != axis]
+        read = torch.unravel_index(table.reshape(-1, *sizes), sizes)
+        own = torch.arange(sizes[axis], device="cpu").view([-1 if each == axis else 1 for each in range(len(sizes))])
+        moves = not torch.equal(read[axis], own.expand_as(read[axis]))
+        if moves or any(not torch.equal(read[each], read[each].roll(1, 1 + axis)) for each in others) or not others:
+            continue
+        rest = tuple(sizes[each] for each in others)
+        places = (read[each].select(1 + axis, 0).flatten(1) for each in others)
+        table = torch.stack([place * prod(rest[order + 1 :]) for order, place in enumerate(places)]).sum(dim=0)
+        dims, sizes = tuple(dims[each] for each in others), rest
+    return dims, sizes, table
 
 
 def _affine_maps(table: Tensor, sizes: tuple[int, ...]) -> tuple[tuple[AxisMap, ...], ...] | None:

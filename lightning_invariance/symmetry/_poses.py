@@ -44,8 +44,10 @@ def _makers(dims: Dims) -> Iterator[tuple[Channels, list[Factor]]]:
         if _is_summed(dim):
             continue
         others = [factor for other, each in enumerate(dims) if other != place for factor in resolve(each)]
+        inherited = {id(factor) for factor in _inherited(dim)}
         for channels, beside in _beside(dim):
-            yield channels, [*beside, *others]
+            if id(channels) not in inherited:
+                yield channels, [*beside, *others]
 
 
 def _is_summed(dim: Dim) -> bool:
@@ -53,11 +55,22 @@ def _is_summed(dim: Dim) -> bool:
     return bool(dim) and all(isinstance(each, Channels) and each.summed and not each.made for each in dim)
 
 
+def _inherited(dim: Iterable[Factor]) -> Iterator[Factor]:
+    """The channels in a dimension that an operation has from its input."""
+    for factor in dim:
+        if isinstance(factor, Channels) and factor.found is not None:
+            yield from resolve(factor.found) if factor.inherited else _inherited(factor.found)
+        elif isinstance(factor, Channels) and factor.inherited:
+            yield factor
+
+
 def _beside(dim: Iterable[Factor]) -> Iterator[tuple[Channels, list[Factor]]]:
-    """The channels in a dimension, each with the factors that it is a product with."""
+    """The channels in a dimension, each with the factors that it is a product with and that are no channels."""
     factors = resolve(dim)
     for place, factor in enumerate(factors):
-        rest = [*factors[:place], *factors[place + 1 :]]
+        rest: list[Factor] = [
+            each for other, each in enumerate(factors) if other != place and not isinstance(each, Channels)
+        ]
         if isinstance(factor, Channels):
             yield factor, rest
         elif isinstance(factor, Joined):

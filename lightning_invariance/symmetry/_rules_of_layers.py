@@ -114,7 +114,11 @@ def slide(
         if grid:
             take_for_grid(trace, dim, place)
         factor = only_factor(trace, dim, "it slides")
-        if isinstance(factor, Places):
+        if isinstance(factor, Places) and (k, p, d) == (factor.size, 0, 1) and not any(factor.wrapped):
+            # It takes all places at once, as a linear layer does: each of them moves.
+            out.append(())
+            window.append(() if k == 1 else (Places(factor.axis, k, factor.shifts),))
+        elif isinstance(factor, Places):
             _check_slide(trace, factor, size, (k, s, p, d), f"{what} with {k} wide windows, stride {s}, padding {p}")
             _check_alike(trace, options, factor.axis, (k, s, p, d if k > 1 else 1))
             out.append(() if size == 1 else (Places(factor.axis, size, factor.shifts),))
@@ -239,7 +243,12 @@ def _grouped(
     if transposed:
         return (*which, *wide)
     trace.solver.equate(inner, given)
+    first_use = all(isinstance(factor, Channels) and factor.found is None for factor in wide)
     also, outer = trace.solver.view((wide,), (groups, each))
+    if first_use and each >= len(trace.group):  # there is room for the poses of each group's filters
+        for factor in also:
+            if isinstance(factor, Channels):
+                factor.inherited = True
     trace.solver.equate(which, also)
     return (*which, *outer)
 
@@ -329,14 +338,17 @@ def _(trace: Trace, output: Any, self: Tensor, **_: Any) -> Any:
     dims = list(trace.of(self))
     for place in range(2, len(dims)):
         size, new = self.shape[place], first.shape[place]
+        if new == 1:
+            dims[place] = ()
+            continue
         factor = only_factor(trace, dims[place], "it pools")
         if not isinstance(factor, Places) or new == size:
             dims[place] = dims[place] if new == size else trivial(new)
             continue
-        shifted = new > 1 and factor.shifts and trace.group.shifts(factor.axis)
+        shifted = factor.shifts and trace.group.shifts(factor.axis)
         if shifted and (size % new or not trace.group.fits(factor.axis, new)):
             raise Refusal(f"{size} places pooled to {new} are not shifted as a whole")
-        dims[place] = () if new == 1 else (Places(factor.axis, new, factor.shifts),)
+        dims[place] = (Places(factor.axis, new, factor.shifts),)
     found = tuple(dims)
     return found if isinstance(output, Tensor) else [found, None]
 

@@ -41,11 +41,13 @@ from lightning_invariance.symmetry._factors import (
     Solver,
     Trivial,
     resolve,
+    size_of,
     trivial,
 )
 from lightning_invariance.symmetry._group import SpatialGroup
 from lightning_invariance.symmetry._poses import find_kernels
 from lightning_invariance.symmetry._projection import Projection, joined
+from lightning_invariance.symmetry._spectral import renew, spectral_norms
 from lightning_invariance.symmetry._trace import Trace, Watch, Weight, listen_to
 
 #: How many places larger and smaller inputs are tried where a layer does not fit.
@@ -56,6 +58,9 @@ _ROUNDING = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 2e-1}
 
 #: How many samples the network is run on to be understood and checked.
 _SAMPLES = 4
+
+#: From which asymmetry on spectral normalisations are brought up to projected weights.
+_A_JUMP = 1e-3
 
 #: How many calls are kept besides the first one, to check the network by.
 _CALLS = 8
@@ -200,6 +205,8 @@ class WeightSymmetry:
                 numbers is smaller than they are, so that a network is to be started so.
             among: the parameters that are meant; all if None.
         """
+        norms = list(spectral_norms(self.network))
+        jumps = bool(norms) and self.asymmetry() > _A_JUMP
         for weight in self._among(among):
             projection = self._of(weight)
             if projection.is_identity:
@@ -210,6 +217,8 @@ class WeightSymmetry:
                 after = weight.tensor.detach().norm()
                 if 0 < after < before:
                     weight.tensor.detach().mul_(before / after)
+        if jumps:
+            renew(norms)
 
     @torch.no_grad()
     def project_gradients_(self, among: Iterable[nn.Parameter] | None = None) -> None:
@@ -255,7 +264,30 @@ class WeightSymmetry:
         :math:`w_r \approx g_r w_e`. Before a merge of a network that is trained already: two channels that have learned
         the same thing in two poses are then drawn together, and not two by chance. Optimiser states are not put in
         order: call it before training.
+
+        Warns:
+            UserWarning: if the network would do something else, as a mask, or the vectors of spectral normalisation,
+                tell its channels apart: all stay where they are.
         """
+        kept = [weight.tensor.detach().clone() for weight in self._weights]
+        present = next((each for each in self.parameters()), torch.empty(0))
+        calls = [
+            _in_precision(call, present.dtype).mapped(lambda each: each.to(present.device)) for call in self._calls
+        ]
+        before = [self._run(call, call.x, {}) for call in calls]
+        self._match()
+        for call, own in zip(calls, before, strict=True):
+            apart = float((self._run(call, call.x, {}) - own).double().abs().max())
+            if apart > max(1e-9, _ROUNDING.get(own.dtype, 0.0)) * float(own.double().abs().max()):
+                for weight, tensor in zip(self._weights, kept, strict=True):
+                    weight.tensor.detach().copy_(tensor)
+                warn(
+                    f"The channels of {type(self.network).__name__} cannot be paired, as something besides parameters "
+                    "(a mask, the vectors of spectral normalisation) tells them apart: they stay in their order."
+                )
+                return
+
+    def _match(self) -> None:
         for channels, filters in self._hidden():
             order = self._matched(filters, channels)
             holding = [weight for weight in self._weights if _holds(weight.dims, channels)]
@@ -436,15 +468,16 @@ class WeightSymmetry:
         said: dict[int, str] = {}
         for weight in self._weights:
             factors = [resolve(dim) for dim in weight.dims]
-            for factor in (each for dim in factors for each in dim):
-                if not isinstance(factor, Channels) or self._solver.stays(factor):
-                    continue
-                order = self._solver.kinds_of(factor).order
-                if factor.size < 2 * order:
+            for dim in factors:
+                channels = tuple(each for each in dim if isinstance(each, (Channels, Trivial)))
+                moved = [each for each in channels if isinstance(each, Channels) and not self._solver.stays(each)]
+                order = max((self._solver.kinds_of(each).order for each in moved), default=0)
+                size = size_of(channels)
+                if moved and size < 2 * order:
                     said.setdefault(
-                        id(factor),
-                        f"{factor.size} channels of {weight.name!r} are {self._solver.in_words((factor,))}, as many "
-                        f"features as {-(-factor.size // order)} channels have in {order} poses",
+                        id(moved[0]),
+                        f"{size} channels of {weight.name!r} are {self._solver.in_words(channels)}, as many features "
+                        f"as {-(-size // order)} channels have in {order} poses",
                     )
             if weight.tensor.ndim >= 2 and not weight.is_statistic and self._is_alike_in_all_poses(factors):
                 said.setdefault(

@@ -167,7 +167,8 @@ def test_quick_run_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         for model in models:
             for path in (tmp_path / "runs").glob(f"*-{model.replace(' ', '_')}-w*"):
                 shutil.copy(path, part / "runs")
-        shutil.copy(tmp_path / "costs.json", part)
+        for name in ("costs.json", "settings.json"):
+            shutil.copy(tmp_path / name, part)
         report_only = ["--quick", "--report-only", "--mnist-folder", str(tmp_path), "--out", str(part)]
         monkeypatch.setattr(sys, "argv", ["examples.paper", *report_only])
         paper.main()
@@ -194,6 +195,11 @@ def test_a_folder_holds_the_runs_of_one_experiment(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=told):
             check_folder(other, out)
     check_folder(settings, out)
+    (out / "runs").mkdir()
+    (out / "runs" / "R4-DA-w0-e300-s0.json").write_text("{}")
+    (out / "settings.json").unlink()
+    with pytest.raises(ValueError, match="what the runs beside it are of"):
+        check_folder(settings, out)
 
 
 def made(model: str, seed: int, accuracy: float, si: float = 0.5, **run: Any) -> Result:

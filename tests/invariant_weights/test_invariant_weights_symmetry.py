@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from itertools import product
+from itertools import permutations, product
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from invariant_weights_networks import (
 )
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from lightning_invariance import (
     C4,
@@ -218,6 +219,99 @@ def test_points_that_are_exchanged_share_their_layers_as_they_are() -> None:
     free = {row.weight: row.free for row in symmetry.report().rows}
     assert free["0.weight"] == free["2.weight"] == 1.0
     assert free["4.weight"] == pytest.approx(1 / 3)
+
+
+S4 = [list(each) for each in permutations(range(4))]
+
+
+def exchanged(x: Tensor) -> Tensor:
+    return x[:, [2, 0, 3, 1]]
+
+
+@pytest.mark.parametrize(
+    ("layers", "sizes"),
+    [
+        ([nn.Linear(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)], (4, 2)),
+        ([nn.Unflatten(1, (1, 4)), nn.Conv2d(1, 8, (1, 3)), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)], (4, 6)),
+    ],
+    ids=["points", "sensors"],
+)
+def test_an_axis_along_which_nothing_moves_is_none_of_the_grid(layers: list[nn.Module], sizes: tuple[int, int]) -> None:
+    # Points with all that they have, sensors with their whole signals: in tables of both axes.
+    places = torch.arange(sizes[0] * sizes[1]).view(sizes)
+    network, x = nn.Sequential(*layers), noise(3, *sizes)
+    symmetry = symmetrize(network, PermutationAction(torch.stack([places[each] for each in S4])), x)
+    symmetry.project_()
+    assert error(network, x, exchanged) < 1e-12
+    free = [row.free for row in symmetry.report().rows if row.weight.endswith("weight")]
+    assert free == pytest.approx([1.0, 1 / 4])  # of the last one, a number for each place is free
+
+
+def test_an_axis_along_which_the_exchange_differs_is_one_of_the_grid() -> None:
+    # The first feature of two points is exchanged, the second one is not.
+    action = PermutationAction([[0, 1, 2, 3], [2, 1, 0, 3]])
+    network, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), noise(3, 4)
+    symmetrize(network, action, x).project_()
+    assert error(network, x, lambda y: y[:, [2, 1, 0, 3]]) < 1e-12
+
+
+def test_layers_that_take_all_places_at_once() -> None:
+    network, x = nn.Sequential(nn.Conv1d(3, 8, 1), nn.AdaptiveMaxPool1d(1), nn.Flatten()), noise(3, 3, 4)
+    symmetrize(network, PermutationAction(S4), x).project_()
+    assert error(network, x, lambda y: y[..., [2, 0, 3, 1]]) < 1e-12
+    # A kernel over all sensors, which are shifted, is a linear layer.
+    network, x = nn.Sequential(nn.Conv2d(1, 12, (6, 1)), nn.ReLU(), nn.Flatten(), nn.Linear(60, 2)), noise(3, 1, 6, 5)
+    kernel = network[0].weight.detach().clone()
+    symmetrize(network, CyclicTranslations(6, dim=-2), x).project_()
+    assert error(network, x, lambda y: y.roll(2, -2)) < 1e-12
+    rolled = [kernel[:6].roll((shift, shift), dims=(0, 2)) for shift in range(6)]
+    torch.testing.assert_close(network[0].weight[:6].float(), torch.stack(rolled).mean(0))
+
+
+@pytest.mark.parametrize(("width", "said"), [(64, "16 trivial × 1 regular"), (32, "4 regular × 1 quotient of 2")])
+def test_groups_of_a_convolution_have_no_poses_where_there_is_room_inside(width: int, said: str) -> None:
+    layers = [nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, width, 3, padding=1, groups=16), nn.ReLU()]
+    network, x = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 4)), noise(3, 3, 8, 8)
+    symmetry = symmetrize(network, C4(), x)
+    symmetry.project_()
+    rows = {row.weight: row for row in symmetry.report().rows}
+    assert rows["2.weight"].representation[0] == said
+    assert rows["0.weight"].free == (1.0 if width == 64 else 0.25)
+    assert error(network, x, quarter) < 1e-12
+
+
+class Masked(nn.Module):
+    """Half of the channels have a layer of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(*pair, 3, padding=1) for pair in ((3, 16), (16, 16)))
+        self.head = nn.Linear(16, 4)
+        self.register_buffer("mask", (torch.arange(16) < 8).float()[:, None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.head((x + self.mask * self.second(x)).relu().mean((2, 3)))
+
+
+def test_channels_that_a_mask_tells_apart_are_not_paired() -> None:
+    network, x = made(Masked), noise(3, 3, 8, 8)
+    symmetry = symmetrize(network, C4(), x)
+    kept = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.warns(UserWarning, match="cannot be paired, as something besides parameters"):
+        symmetry.match_()
+    assert all(torch.equal(kept[key], value) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("normalised", [parametrizations.spectral_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.* is deprecated")
+def test_spectral_norms_are_those_of_projected_weights(normalised: Any) -> None:
+    network = made(lambda: nn.Sequential(nn.Flatten(), normalised(nn.Linear(64, 16)), nn.ReLU(), nn.Linear(16, 2)))
+    x = noise(3, 1, 8, 8)
+    symmetrize(network, C4(), x).project_(keep_norms=True)
+    network(x)
+    assert float(torch.linalg.matrix_norm(network[1].weight.detach(), 2)) == pytest.approx(1, abs=0.01)
+    assert not any(module.training for module in network.modules())
 
 
 class Positioned(nn.Module):
