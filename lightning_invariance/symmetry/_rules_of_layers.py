@@ -177,9 +177,11 @@ def _check_slide(trace: Trace, places: Places, size: int, window: tuple[int, int
                 of_size=True,
             )
     if group.flips(places.axis) and left_over:
-        works = [each for each in range(places.size - s + 1, places.size + s) if (each + 2 * p - reach) % s == 0]
+        around = sum(places.wrapped)
+        near = range(places.size - s + 1, places.size + s)
+        works = [each - around for each in near if (each + 2 * p - reach) % s == 0]
         raise Refusal(
-            f"{what}, does not cover its {places.size} places evenly: {abs(left_over)} at one end "
+            f"{what}, does not cover its {places.size - around} places evenly: {abs(left_over)} at one end "
             f"{'are left out' if left_over > 0 else 'are missing'}, which are others when the grid is turned. "
             f"{' or '.join(str(each) for each in works if each > 0)} places would do, or another padding",
             of_size=True,

@@ -204,7 +204,11 @@ class WeightSymmetry:
             keep_norms: whether each parameter is scaled to the norm that it had: a mean over the group of random
                 numbers is smaller than they are, so that a network is to be started so.
             among: the parameters that are meant; all if None.
+
+        Warns:
+            UserWarning: if the mean of a parameter, whose norm is to be kept, is 0.
         """
+        gone = []
         norms = list(spectral_norms(self.network))
         jumps = bool(norms) and self.asymmetry() > _A_JUMP
         for weight in self._among(among):
@@ -215,8 +219,12 @@ class WeightSymmetry:
             projection.mean_(weight.tensor.detach())
             if before is not None:
                 after = weight.tensor.detach().norm()
-                if 0 < after < before:
+                if after < 1e-6 * before:
+                    gone.append(weight.name)
+                elif after < before:
                     weight.tensor.detach().mul_(before / after)
+        if gone:
+            warn(f"Nothing of {in_list(gone)} is left, as its mean over {self.action!r} is 0: start it otherwise.")
         if jumps:
             renew(norms)
 

@@ -314,6 +314,16 @@ def test_spectral_norms_are_those_of_projected_weights(normalised: Any) -> None:
     assert not any(module.training for module in network.modules())
 
 
+def test_a_filter_whose_mean_over_the_group_is_zero_is_warned_of() -> None:
+    layers = [nn.Conv2d(1, 1, 3, padding=1, bias=False), nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 2)]
+    network = nn.Sequential(*layers)
+    with torch.no_grad():  # Sobel's, for edges in one direction
+        network[0].weight.copy_(torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]])[None, None])
+    symmetry = symmetrize(network, C4(), noise(2, 1, 8, 8))
+    with pytest.warns(UserWarning, match=r"Nothing of '0.weight' is left"):
+        symmetry.project_(keep_norms=True)
+
+
 class Positioned(nn.Module):
     """A learned number for each place and channel, or none."""
 
