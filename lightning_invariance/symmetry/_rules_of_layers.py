@@ -114,10 +114,12 @@ def slide(
         if grid:
             take_for_grid(trace, dim, place)
         factor = only_factor(trace, dim, "it slides")
-        if isinstance(factor, Places) and (k, p, d) == (factor.size, 0, 1) and not any(factor.wrapped):
-            # It takes all places at once, as a linear layer does: each of them moves.
+        shifted = isinstance(factor, Places) and factor.shifts and trace.group.shifts(factor.axis)
+        if isinstance(factor, Places) and shifted and (k, p, d) == (factor.size, 0, 1) and not any(factor.wrapped):
+            # It takes all places at once, as a linear layer does, whose weights move with the places.
+            _check_alike(trace, options, factor.axis, (k, s, p, d))
             out.append(())
-            window.append(() if k == 1 else (Places(factor.axis, k, factor.shifts),))
+            window.append((Places(factor.axis, k, True),))
         elif isinstance(factor, Places):
             _check_slide(trace, factor, size, (k, s, p, d), f"{what} with {k} wide windows, stride {s}, padding {p}")
             _check_alike(trace, options, factor.axis, (k, s, p, d if k > 1 else 1))
