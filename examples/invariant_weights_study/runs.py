@@ -32,7 +32,7 @@ from examples.invariant_weights_study.timing import times_of
 from examples.invariant_weights_study.training import Keeper, make_trainer
 from examples.paper.data import loader
 from examples.paper.models import Classifier
-from examples.paper.runs import quiet
+from examples.paper.runs import quiet, write_whole
 from lightning_invariance import Action, Gradient, PaperSaliency, evaluate_invariance, symmetrize
 from lightning_invariance.baselines import OrbitPooled
 
@@ -216,6 +216,4 @@ def _store(result: Result, network: nn.Module, keeper: Keeper, settings: Setting
         best_epoch = 1 + max(range(len(result.val)), key=lambda epoch: (result.val[epoch], epoch))
         kept = {"last": network.state_dict(), "best": keeper.best, "best_epoch": best_epoch}
         torch.save(kept, weights_of(result.run, settings))
-    unfinished = runs / f"{result.run.name}.json.part"
-    unfinished.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
-    unfinished.rename(runs / f"{result.run.name}.json")  # an interrupted run leaves no half of a result
+    write_whole(runs / f"{result.run.name}.json", json.dumps(asdict(result), indent=1))

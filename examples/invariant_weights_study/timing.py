@@ -17,7 +17,7 @@ from examples.invariant_weights_study.settings import BATCH, GROUPS, MAIN, Setti
 from examples.invariant_weights_study.training import make_trainer
 from examples.paper.data import loader
 from examples.paper.models import Classifier
-from examples.paper.runs import quiet
+from examples.paper.runs import quiet, write_whole
 
 PAIR_METHODS = ("DA", "project", "project + DA", "merge")
 MAIN_METHODS = (*PAIR_METHODS, "IR, ν = 1", "pooled", "escnn, as many parameters", "escnn, as many channels")
@@ -32,7 +32,7 @@ def times_of(network: str, group: str, settings: Settings) -> Times:
     if not path.exists():
         quiet()
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_measured(network, group, settings), indent=1), encoding="utf-8")
+        write_whole(path, json.dumps(_measured(network, group, settings), indent=1))
     times: Times = json.loads(path.read_text(encoding="utf-8"))
     return times
 

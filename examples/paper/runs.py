@@ -96,21 +96,14 @@ class Settings:
 
     def data(self, action: Action, convolutional: bool = False) -> TransformingImages:
         """The data set, and the one that it drifts towards: the other of the two, or photographs."""
-        source = self._source()
-        try:
-            drift = self._load({"mnist": "fashion", "fashion": "mnist"}[self.dataset])
-        except FileNotFoundError:
-            patches = photographs(len(source.images))
-            drift = Source(patches, torch.zeros(len(patches)), "patches of scikit-learn's photographs")
         batch, tested = (CNN_BATCH, CNN_TESTED) if convolutional else (BATCH, None)
-        return TransformingImages(source, drift, action, self.split, batch, tested)
+        return TransformingImages(self._source(), self._drift_source(), action, self.split, batch, tested)
 
     def told(self) -> dict[str, Any]:
         """What the numbers depend on beside the run: data, sizes and epochs."""
-        data = self.data(GROUPS["R4"])
         return {
-            "data": data.description,
-            "drift": data.drift_description,
+            "data": self._source().description,
+            "drift": self._drift_source().description,
             "training, test and validation images": list(self.split),
             "epochs of perceptrons": self.epochs,
             "epochs of convolutional networks": self.cnn_epochs,
@@ -119,6 +112,13 @@ class Settings:
 
     def _source(self) -> Source:
         return self._load(self.dataset)
+
+    def _drift_source(self) -> Source:
+        try:
+            return self._load({"mnist": "fashion", "fashion": "mnist"}[self.dataset])
+        except FileNotFoundError:
+            patches = photographs(len(self._source().images))
+            return Source(patches, torch.zeros(len(patches)), "patches of scikit-learn's photographs")
 
     def _load(self, dataset: str) -> Source:
         folders = {"mnist": self.mnist_folder, "fashion": self.fashion_folder}

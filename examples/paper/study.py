@@ -15,7 +15,7 @@ from examples.paper.data import PAPER_SIZES
 from examples.paper.differences import explain_differences
 from examples.paper.paper_numbers import DI, LI, SI
 from examples.paper.plan import Experiments
-from examples.paper.runs import GROUPS, Result, Run, Settings
+from examples.paper.runs import Result, Run, Settings
 
 ACCURACY, WORST, SHARE, SIGMA = "accuracy", "worst_case_orbit_accuracy", "orbit_share", "jacobian_spectral_norm"
 #: The measures that are kept, with the headings of tables.
@@ -76,13 +76,13 @@ def study_of(experiments: Experiments, settings: Settings, folder: Path) -> Stud
 
 
 def _about(settings: Settings) -> dict[str, str]:
-    data = settings.data(GROUPS["R4"])
+    told = settings.told()
     train, test, val = settings.split
     return {
-        "data": data.description,
+        "data": told["data"],
         "sizes": f"{train:,} training, {test:,} test, {val:,} validation images"
         + (" (the paper's)" if settings.split == PAPER_SIZES else " (the paper: 10,000, 50,000 and 2,000)"),
-        "drift": data.drift_description,
+        "drift": told["drift"],
         "versions": ", ".join(f"{package} {version(package)}" for package in PACKAGES),
         "python": f"{platform.python_version()} on {platform.machine()}",
     }

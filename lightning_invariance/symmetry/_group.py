@@ -140,11 +140,7 @@ class SpatialGroup:
 
     def keeps_listed(self, element: int, axis: int) -> bool:
         """Whether an element leaves an axis of the grid of the input as it is."""
-        read = self.listed(element)[axis]
-        own = torch.arange(self.sizes[axis], device="cpu").view(
-            [-1 if each == axis else 1 for each in range(self.axes)]
-        )
-        return torch.equal(read, own.expand_as(read))
+        return _is_own(self.listed(element)[axis], axis, self.sizes)
 
     def same_motion(self, other: SpatialGroup) -> bool:
         """Whether another grid is moved by the same maps."""
@@ -209,8 +205,7 @@ def _without_axes_that_stay(
     for axis in reversed(range(len(sizes))):
         others = [each for each in range(len(sizes)) if each != axis]
         read = torch.unravel_index(table.reshape(-1, *sizes), sizes)
-        own = torch.arange(sizes[axis], device="cpu").view([-1 if each == axis else 1 for each in range(len(sizes))])
-        moves = not torch.equal(read[axis], own.expand_as(read[axis]))
+        moves = not _is_own(read[axis], axis, sizes)
         if moves or any(not torch.equal(read[each], read[each].roll(1, 1 + axis)) for each in others) or not others:
             continue
         rest = tuple(sizes[each] for each in others)
@@ -218,6 +213,12 @@ def _without_axes_that_stay(
         table = torch.stack([place * prod(rest[order + 1 :]) for order, place in enumerate(places)]).sum(dim=0)
         dims, sizes = tuple(dims[each] for each in others), rest
     return dims, sizes, table
+
+
+def _is_own(read: Tensor, axis: int, sizes: tuple[int, ...]) -> bool:
+    """Whether the places of an axis, shape ``(..., *sizes)``, are read from where they are."""
+    own = torch.arange(sizes[axis], device="cpu").view([-1 if each == axis else 1 for each in range(len(sizes))])
+    return torch.equal(read, own.expand_as(read))
 
 
 def _affine_maps(table: Tensor, sizes: tuple[int, ...]) -> tuple[tuple[AxisMap, ...], ...] | None:

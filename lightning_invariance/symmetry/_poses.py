@@ -25,15 +25,22 @@ def find_kernels(weights: Sequence[Dims], group: SpatialGroup) -> None:
         weights: how each of them moves.
         group: the group.
     """
-    makers = [made for dims in weights for made in _makers(dims)]
     everything = frozenset(range(len(group)))
-    for channels, _ in makers:
+    kept: dict[Factor, frozenset[int]] = {}
+    makers = []
+    for channels, beside in (made for dims in weights for made in _makers(dims)):
         channels.kernel = everything
+        leaves = list(_leaves(beside))
+        others = [each for each in leaves if isinstance(each, Channels) and not each.still]
+        for each in leaves:
+            if isinstance(each, (Places, Listed)) and each not in kept:
+                kept[each] = _kept(each, group)
+        makers.append((channels, everything.intersection(*(kept[each] for each in leaves if each in kept)), others))
     changed = True
     while changed:
         changed = False
-        for channels, beside in makers:
-            kernel = channels.kernel.intersection(*(_kernel(factor, group) for factor in beside))
+        for channels, at_most, others in makers:
+            kernel = (channels.kernel & at_most).intersection(*(each.kernel for each in others))
             changed = changed or kernel != channels.kernel
             channels.kernel = kernel
 
@@ -79,16 +86,17 @@ def _beside(dim: Iterable[Factor]) -> Iterator[tuple[Channels, list[Factor]]]:
                     yield channels, [*rest, *beside]
 
 
-def _kernel(factor: Factor, group: SpatialGroup) -> frozenset[int]:
-    """The elements that leave a factor where it is."""
-    elements = range(len(group))
-    if isinstance(factor, Channels) and not factor.still:
-        return factor.kernel
-    if isinstance(factor, Joined):
-        parts = (_kernel(each, group) for part in factor.parts for each in resolve(part))
-        return frozenset(elements).intersection(*parts)
-    if isinstance(factor, Places):
-        return frozenset(each for each in elements if group.keeps(each, factor.axis, factor.size, factor.shifts))
+def _leaves(factors: Iterable[Factor]) -> Iterator[Factor]:
+    """The factors, with those of dimensions that are joined in their place."""
+    for factor in factors:
+        if isinstance(factor, Joined):
+            yield from (leaf for part in factor.parts for leaf in _leaves(resolve(part)))
+        else:
+            yield factor
+
+
+def _kept(factor: Places | Listed, group: SpatialGroup) -> frozenset[int]:
+    """The elements that leave an axis where it is."""
     if isinstance(factor, Listed):
-        return frozenset(each for each in elements if factor.group.keeps_listed(each, factor.axis))
-    return frozenset(elements)
+        return frozenset(each for each in range(len(group)) if factor.group.keeps_listed(each, factor.axis))
+    return frozenset(each for each in range(len(group)) if group.keeps(each, factor.axis, factor.size, factor.shifts))
